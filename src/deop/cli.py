@@ -1,0 +1,106 @@
+"""The command line: one command a pipeline stage, each told what to do by a job file of the planner."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
+
+from deop.errors import DeopError, explain
+from deop.plan import marker
+from deop.settings import Job
+
+STAGES = {
+    "prepare_data": "Make a dataset: images, label maps, class list, splits.",
+    "pretrain_clip": "Pre-train the mini CLIP on generated scenes and captions.",
+    "learn_prompts": "Learn text prompts offline (section 3.2).",
+    "train_proposals": "Train the class-agnostic mask proposal network (section 3.1).",
+    "train_segmentation": "Train a segmentation network end to end (section 4).",
+    "evaluate": "Measure a segmentation network on a validation set.",
+    "table": "Write a table from evaluations.",
+}
+# Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+
+class OneLineErrors(TyperGroup):
+    """A :class:`DeopError` is one line on standard error and exit status 1; any other error keeps its traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except DeopError as error:
+            typer.echo(f"deop: {error}", err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Open-vocabulary segmentation with a decoupled one-pass network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def read_job(path: Path, stage: str) -> Job:
+    """The job in ``path``.
+
+    Raises:
+        DeopError: a file that is missing, is not a job, or is a job of another stage.
+    """
+    try:
+        job = Job.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise DeopError(f"job file {path} is not there; Snakemake writes it when it plans (try: snakemake -n)") from None
+    except OSError as error:
+        raise DeopError(f"job file {path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        raise DeopError(f"invalid job file {explain(error, Job, str(path))}") from None
+    if job.stage != stage:
+        raise DeopError(f"job file {path} is for stage {job.stage!r}, not {stage!r}")
+    return job
+
+
+def wait_for_others(job_file: TextIO) -> bool:
+    """Keep other processes from running this job until this one ends; whether one had to be waited for.
+
+    Left behind by a Snakemake that was killed, or started by a second one, two processes would work in one folder.
+    The system gives the lock back however the process ends. Only the first process of a launch takes it.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return False
+    try:
+        fcntl.flock(job_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        typer.echo(f"deop: another process is at {job_file.name}; waiting for it to end", err=True)
+        fcntl.flock(job_file, fcntl.LOCK_EX)
+        return True
+
+
+def _add_command(stage: str, description: str) -> None:
+    def command(
+        job: Annotated[Path, typer.Argument(help="job file that the workflow's planner wrote")],
+        threads: Annotated[int, typer.Option(min=1, help="CPU threads to compute with")] = 1,
+    ) -> None:
+        for variable in THREAD_VARIABLES:
+            os.environ[variable] = str(threads)
+        order = read_job(job, stage)
+        with job.open() as job_file:
+            if wait_for_others(job_file) and Path(marker(order)).exists():
+                return
+            importlib.import_module(f"deop.stages.{stage}").run(order)
+
+    app.command(name=stage.replace("_", "-"), help=description)(command)
+
+
+for _stage, _description in STAGES.items():
+    _add_command(_stage, _description)

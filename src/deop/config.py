@@ -1,0 +1,262 @@
+"""The configuration files, read and checked as a whole before any job starts.
+
+The models here and in :mod:`deop.settings` are the only description of what the files may say: the planner, the
+stages and the error messages all use them.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from deop.errors import ConfigError, unknown, validated
+from deop.settings import (
+    Clip,
+    EmojiScenes,
+    Evaluation,
+    Network,
+    Positive,
+    PretrainClip,
+    Proposals,
+    Segmentation,
+    Settings,
+    TextPrompts,
+    Vocabulary,
+)
+
+SOURCE = "config"
+SECTIONS: dict[str, type[Settings]] = {
+    "prompts": TextPrompts,
+    "proposals": Proposals,
+    "segmentation": Segmentation,
+    "evaluation": Evaluation,
+}
+
+
+class Dataset(EmojiScenes):
+    """A dataset of the profile. ``stands_for`` is the dataset of the paper whose place it takes in the tables."""
+
+    stands_for: str | None = None
+
+
+class ClipSection(Clip):
+    """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``."""
+
+    retrain: bool = False
+
+
+class StageResources(Settings):
+    """What Snakemake sets aside for one job: CPU threads, memory (MB), GPUs, wall time (minutes)."""
+
+    threads: Positive = 1
+    mem_mb: Positive = 1000
+    gpus: Annotated[int, Field(ge=0)] = 0
+    runtime: Positive = 60
+
+
+class Resources(Settings):
+    """Resources by stage."""
+
+    prepare_data: StageResources = StageResources()
+    pretrain_clip: StageResources = StageResources()
+    learn_prompts: StageResources = StageResources()
+    train_proposals: StageResources = StageResources()
+    train_segmentation: StageResources = StageResources()
+    evaluate: StageResources = StageResources()
+    table: StageResources = StageResources()
+
+
+class MainFile(Settings):
+    """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
+
+    Sections stay dictionaries here: they are validated as the settings of their stage once they are complete, that
+    is with a vocabulary filled in (``datasets``), with ``clip.model`` (``pretrain_clip``), or with the values of
+    ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
+    """
+
+    profile: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    datasets: dict[str, dict]
+    clip: ClipSection
+    pretrain_clip: dict
+    prompts: dict
+    proposals: dict
+    segmentation: dict
+    evaluation: dict
+    accelerate: str
+    resources: Resources = Resources()
+
+
+class ExperimentsFile(Settings):
+    """``config/experiments.yaml``: networks by name."""
+
+    experiments: dict[str, Network]
+
+
+class TableRow(Settings):
+    """A row: what it is called (as in the paper, where it has one) and the experiment it shows."""
+
+    label: str
+    experiment: str
+
+
+class TableLayout(Settings):
+    """One table: its rows, and its columns (datasets, by their names in the paper, times metrics).
+
+    ``reported`` is the number of the paper's table whose values are shown beside the measured ones.
+    """
+
+    caption: str
+    reported: int | None = None
+    rows: Annotated[tuple[TableRow, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    metrics: Annotated[tuple[Literal["pAcc", "mIoU", "hIoU", "seen", "unseen"], ...], Field(min_length=1)]
+
+
+class TablesFile(Settings):
+    """``config/tables.yaml``. ``paper_datasets`` maps the paper's datasets to the titles that tables show."""
+
+    paper_datasets: dict[str, str]
+    tables: dict[str, TableLayout]
+
+
+class Configuration:
+    """Everything under ``config/``, checked.
+
+    Args:
+        values: the merged configuration (profile over ``config/config.yaml``).
+        root: the folder that holds ``config/``.
+
+    Raises:
+        ConfigError: the first thing that cannot be run.
+    """
+
+    def __init__(self, values: dict[str, Any], root: Path) -> None:
+        self._root = root
+        self.main = validated(MainFile, values, SOURCE)
+        self._check_profile()
+        self.datasets = {name: self._dataset(name) for name in self.main.datasets}
+        self.pretrain_clip = self._read_pretrain_clip()
+        self.stages = {section: self._by_dataset(section) for section in SECTIONS}
+        self.experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
+        tables = self._read(TablesFile, "tables.yaml")
+        self.paper_datasets, self.tables = tables.paper_datasets, tables.tables
+        self.stand_ins = self._read_stand_ins()
+        for name, table in self.tables.items():
+            self._check_table(name, table)
+        self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
+
+    def clip(self) -> Clip:
+        """The CLIP that stages load. One that is trained here reaches them as an input, not as ``pretrained``."""
+        values = self.main.clip.model_dump(exclude={"retrain"})
+        return Clip(**values | ({"pretrained": None} if self.main.clip.retrain else {}))
+
+    def reported(self, table: str) -> dict[str, dict[str, float]]:
+        """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
+        number, place = self.tables[table].reported, f"{SOURCE}/reported.csv"
+        if number is None:
+            return {}
+        with (self._root / place).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        tables = sorted({line["table"] for line in lines})
+        if str(number) not in tables:
+            raise unknown(f"{SOURCE}/tables.yaml: tables.{table}.reported", "table of the paper", number, tables)
+        values: dict[str, dict[str, float]] = {}
+        for line in lines:
+            if line["table"] == str(number):
+                values.setdefault(line["row"], {})[line["column"]] = float(line["value"])
+        return values
+
+    def _check_profile(self) -> None:
+        profiles = set()
+        for path in sorted((self._root / SOURCE).glob("*.yaml")):
+            profiles.add(_load(path, f"{SOURCE}/{path.name}").get("profile"))
+        if self.main.profile not in profiles:
+            raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
+
+    def _dataset(self, name: str) -> Dataset:
+        values, at = self.main.datasets[name], ("datasets", name)
+        vocabulary = values.get("vocabulary")
+        if isinstance(vocabulary, str):
+            path = self._named_file(f"{'.'.join(at)}.vocabulary", vocabulary, "vocabularies")
+            values = values | {"vocabulary": validated(Vocabulary, _load(self._root / path, path), path)}
+        return validated(Dataset, values, SOURCE, at)
+
+    def _read_pretrain_clip(self) -> PretrainClip:
+        if "model" in self.main.pretrain_clip:
+            raise ConfigError(f"{SOURCE}: pretrain_clip: unknown key 'model'; the model is clip.model")
+        values = self.main.pretrain_clip | {"model": self.main.clip.model}
+        return validated(PretrainClip, values, SOURCE, ("pretrain_clip",))
+
+    def _by_dataset(self, section: str) -> dict[str, Settings]:
+        """The settings of one stage for each dataset."""
+        defaults = dict(getattr(self.main, section))
+        overrides = defaults.pop("per_dataset", {})
+        for name in overrides:
+            if name not in self.datasets:
+                raise unknown(f"{SOURCE}: {section}.per_dataset", "dataset", name, self.datasets)
+        return {
+            name: validated(SECTIONS[section], _merged(defaults, overrides.get(name, {})), SOURCE, (section,))
+            for name in self.datasets
+        }
+
+    def _read_stand_ins(self) -> dict[str, str]:
+        """The profile's dataset for each of the paper's that it has one for."""
+        stand_ins: dict[str, str] = {}
+        for name, dataset in self.datasets.items():
+            paper, place = dataset.stands_for, f"{SOURCE}: datasets.{name}.stands_for"
+            if paper is None:
+                continue
+            if paper not in self.paper_datasets:
+                raise unknown(place, "dataset of the paper", paper, self.paper_datasets)
+            if paper in stand_ins:
+                raise ConfigError(f"{place}: {paper!r} already has a stand-in, {stand_ins[paper]!r}")
+            stand_ins[paper] = name
+        return stand_ins
+
+    def _check_table(self, name: str, table: TableLayout) -> None:
+        place = f"{SOURCE}/tables.yaml: tables.{name}"
+        for paper in table.datasets:
+            if paper not in self.stand_ins:
+                raise unknown(f"{place}.datasets", "dataset", paper, self.stand_ins)
+        for row in table.rows:
+            if row.experiment not in self.experiments:
+                raise unknown(f"{place}.rows", "experiment", row.experiment, self.experiments)
+        self.reported(name)
+
+    def _named_file(self, key: str, name: str, folder: str) -> str:
+        """The path of ``config/<folder>/<name>.yaml``, from the root."""
+        valid = sorted(path.stem for path in (self._root / SOURCE / folder).glob("*.yaml"))
+        if name not in valid:
+            raise unknown(f"{SOURCE}: {key}", f"file in {SOURCE}/{folder}", name, valid)
+        return f"{SOURCE}/{folder}/{name}.yaml"
+
+    def _read(self, model: type[Settings], name: str) -> Any:
+        source = f"{SOURCE}/{name}"
+        return validated(model, _load(self._root / source, source), source)
+
+
+def _load(path: Path, source: str) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{source} is not there") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: a mapping is needed (got {values!r})")
+    return values
+
+
+def _merged(values: dict, changes: dict) -> dict:
+    """``values`` with ``changes`` put over them, mappings inside mappings too."""
+    nested = {
+        key: _merged(values[key], change)
+        for key, change in changes.items()
+        if isinstance(change, dict) and isinstance(values.get(key), dict)
+    }
+    return values | changes | nested

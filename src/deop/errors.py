@@ -1,0 +1,67 @@
+"""Problems that a user can put right: shown as one line, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DeopError(Exception):
+    """Base of all errors that are about what the user asked for, not about the code."""
+
+
+class ConfigError(DeopError):
+    """A configuration that cannot be run. The message names the file or key, the value and what is valid."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"config error: {message}")
+
+
+def unknown(where: str, kind: str, value: object, valid: Iterable[object]) -> ConfigError:
+    """The error for a name that is not one of ``valid``."""
+    return ConfigError(f"{where}: unknown {kind} {value!r}; valid: {', '.join(map(str, valid)) or 'none'}")
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str, at: tuple[str, ...] = ()) -> str:
+    """The first problem of a failed validation of ``model``, as a sentence that names key, value and valid choices.
+
+    Args:
+        source: the file (or whole configuration) that the values came from.
+        at: the keys that lead to them in ``source``.
+    """
+    problem = error.errors(include_url=False)[0]
+    path = (*at, *map(str, problem["loc"]))
+    key, parent = (f"{source}: {'.'.join(part)}".removesuffix(": ") for part in (path, path[:-1]))
+    if problem["type"] == "extra_forbidden":
+        return f"{parent}: unknown key {path[-1]!r}; valid: {', '.join(_fields(model, problem['loc'][:-1]))}"
+    if problem["type"] == "missing":
+        return f"{parent}: missing key {path[-1]!r}"
+    if problem["type"] == "literal_error":
+        return f"{key}: unknown value {problem['input']!r}; valid: {problem['ctx']['expected']}"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+
+
+def validated(model: type[Model], values: Any, source: str, at: tuple[str, ...] = ()) -> Model:
+    """``values``, found in ``source`` under the keys ``at``, as an instance of ``model``.
+
+    Raises:
+        ConfigError: values that ``model`` refuses.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, source, at)) from None
+
+
+def _fields(annotation: Any, path: Iterable[int | str]) -> list[str]:
+    """The field names of the model that sits at ``path`` below ``annotation`` (a model, or a container of models)."""
+    for part in path:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            annotation = [argument for argument in get_args(annotation) if argument is not Ellipsis][-1]
+    return sorted(annotation.model_fields)

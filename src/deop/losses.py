@@ -1,0 +1,146 @@
+"""Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2, "Training of baseline+").
+
+Everything is computed in float32 whatever the autocast precision: sums over a whole mask and the small numbers
+that the focal factor makes are out of half precision's reach.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def focal_terms(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Sigmoid focal loss of every element, once as if its target were 1 and once as if it were 0.
+
+    ``alpha (1 - s)^gamma (-log s)`` and ``(1 - alpha) s^gamma (-log(1 - s))`` with ``s = sigmoid(logits)``.
+    Both are wanted at once because a hard target picks one of the two: so pairwise matching costs are matrix
+    products, and a one-hot target costs one lookup a pixel rather than a pass over all classes.
+
+    Args:
+        logits: any shape.
+        alpha: weight of the positive elements, in [0, 1]; the negative ones weigh ``1 - alpha``.
+        gamma: focusing exponent, at least 0.
+
+    Returns:
+        (positive, negative), each of the shape of ``logits``.
+    """
+    return alpha * _focal(-logits, gamma), (1 - alpha) * _focal(logits, gamma)
+
+
+def _focal(wrong: Tensor, gamma: float) -> Tensor:
+    """Unweighted focal loss of logits that ought to be low: ``s^gamma * -log(1 - s)``."""
+    return wrong.sigmoid().pow(gamma) * F.softplus(wrong)
+
+
+def sigmoid_focal(
+    logits: Tensor, targets: Tensor, valid: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Mean sigmoid focal loss over the valid pixels of each mask.
+
+    Args:
+        logits: (M, P) mask logits, M masks of P pixels.
+        targets: (M, P) target masks, 0 or 1.
+        valid: (M, P), 1 where the pixel counts, 0 where it takes no part.
+
+    Returns:
+        (M,) one loss a mask; 0 for a mask without a valid pixel.
+    """
+    positive, negative = focal_terms(logits.float(), alpha, gamma)
+    loss = torch.lerp(negative, positive, targets.float()) * valid
+    return loss.sum(-1) / valid.sum(-1).clamp(min=1)
+
+
+def dice(intersection: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
+    """Dice loss from sums over pixels, smoothed by one pixel: ``1 - (2 i + 1) / (p + t + 1)``.
+
+    Args:
+        intersection: any shape, sum over pixels of prediction times target.
+        prediction: sum of the prediction, broadcastable against ``intersection``.
+        target: sum of the target, likewise.
+    """
+    return 1 - (2 * intersection + 1) / (prediction + target + 1)
+
+
+def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels sampled at another resolution (the nearest pixel to each new pixel's centre).
+
+    Args:
+        labels: (B, H, W) class indices.
+        size: the new (h, w) in pixels.
+
+    Returns:
+        (B, h, w) of the same type.
+    """
+    if labels.shape[-2:] == torch.Size(size):
+        return labels
+    rows, columns = (
+        ((torch.arange(new, device=labels.device) + 0.5) * (old / new)).long()
+        for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[:, rows[:, None], columns]
+
+
+def segmentation_loss(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore: int = 255,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    focal_weight: float = 2.0,
+    dice_weight: float = 0.8,
+) -> dict[str, Tensor]:
+    """Focal and dice loss of the per-pixel class scores against the one-hot seen classes.
+
+    ``p_c = sum_n softmax(class_logits_n)_c * sigmoid(mask_n)`` for the C classes ("no object" takes its share of
+    the softmax and is then dropped), score ``sigmoid(3 p - 3)``. Focal is the mean over labelled pixels and
+    classes; dice takes all pixels and classes of one image together and is the mean over the images that have a
+    labelled pixel.
+
+    The loss is taken at the resolution of ``labels``; masks of another size are brought there bilinearly (as
+    logits). Give labels sampled with :func:`labels_at` for a cheaper loss on a coarser grid.
+
+    Args:
+        class_logits: (B, N, C+1), the last column "no object".
+        mask_logits: (B, N, h, w) of the N proposals.
+        labels: (B, H, W) class indices in [0, C), or ``ignore`` for pixels that take no part.
+
+    Returns:
+        ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum.
+
+    Raises:
+        ValueError: a label is neither a class nor ``ignore``.
+    """
+    classes = class_logits.shape[-1] - 1
+    valid = labels != ignore
+    strays = labels[valid & ((labels < 0) | (labels >= classes))]
+    if strays.numel():
+        stray = strays[0].item()
+        raise ValueError(f"label {stray} is neither a class (0 to {classes - 1}) nor ignore ({ignore})")
+    with torch.autocast(labels.device.type, enabled=False):
+        mask_logits = mask_logits.float()
+        if mask_logits.shape[-2:] != labels.shape[-2:]:
+            mask_logits = F.interpolate(mask_logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+        masks = mask_logits.sigmoid().flatten(2) * valid.flatten(1)[:, None]
+        probabilities = class_logits.float().softmax(-1)[..., :-1]
+        logits = 3 * torch.bmm(probabilities.transpose(1, 2), masks) - 3  # (B, C, pixels)
+
+        index = labels.masked_fill(~valid, 0).flatten(1)[:, None]
+        weight = valid.flatten(1).float()
+        score = logits.sigmoid()
+        # One-hot targets: every element counts as negative, then the true class of each pixel is put right.
+        negative = (1 - focal_alpha) * score.pow(focal_gamma) * F.softplus(logits)
+        right, wrong = focal_terms(logits.gather(1, index).squeeze(1), focal_alpha, focal_gamma)
+        focal = ((negative.sum(1) - wrong + right) * weight).sum()
+        focal = focal / (weight.sum() * classes).clamp(min=1)
+
+        labelled = weight.sum(1)
+        per_image = dice(
+            (score.gather(1, index).squeeze(1) * weight).sum(1), (score.sum(1) * weight).sum(1), labelled
+        )
+        has_labels = (labelled > 0).float()
+        mean_dice = (per_image * has_labels).sum() / has_labels.sum().clamp(min=1)
+    return {"focal": focal_weight * focal, "dice": dice_weight * mean_dice}

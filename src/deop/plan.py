@@ -1,0 +1,244 @@
+"""From configuration to jobs: what has to be computed for the tables, each piece once, named by what made it.
+
+A table asks for evaluations (experiment x dataset x seed), an evaluation for a trained segmentation network, that
+one for text prompts and proposals, and so on down to the data. Every such job has a key: a hash of its stage, its
+settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by that key, so an
+output that is there is the right one, whenever and in whatever order it was made, and two experiments that ask for
+the same thing share it. Names (of experiments, of rows) never enter the key of anything but a table.
+
+This module decides; it computes nothing and imports nothing heavy, because the Snakefile builds a plan each time
+it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deop.config import SOURCE, Configuration
+from deop.errors import ConfigError, unknown
+from deop.settings import Job, Settings
+
+JOBS = Path(".deop/jobs")
+SUPERSEDED = Path(".deop/superseded")
+WEIGHTS = Path(__file__).parent / "weights"
+Inputs = dict[str, "Job | str"]
+
+
+class Plan:
+    """All jobs behind the tables of one configuration.
+
+    Args:
+        config: the merged configuration (profile over defaults).
+        root: the folder that holds ``config/`` and receives the outputs.
+
+    Attributes:
+        jobs: every job by (stage, key), inputs before what needs them.
+        tables: the table jobs by table name.
+        resources: what each stage asks of Snakemake.
+        launch: the command that runs ``deop`` under Accelerate, with the configured launch file.
+
+    Raises:
+        ConfigError: the first thing in the configuration that cannot be run.
+    """
+
+    def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
+        self._root, self._config = root, Configuration(config, root)
+        self._by_output: dict[str, Job] = {}
+        self.jobs: dict[tuple[str, str], Job] = {}
+        self.tables = {name: self._table(name) for name in self._config.tables}
+        self.resources = self._config.main.resources
+        self.launch = f"accelerate launch --config_file {self._config.launch_file} -m deop"
+
+    def outputs(self, stage: str) -> list[str]:
+        """The files that say that all jobs of ``stage`` are done."""
+        return [marker(job) for job in self.jobs.values() if job.stage == stage]
+
+    def inputs(self, stage: str) -> Callable[[Any], list[str]]:
+        """A Snakemake input function: the files that the job of ``stage`` with these wildcards reads."""
+        return lambda wildcards: self._files(self._job(stage, wildcards))
+
+    def job_file(self, stage: str) -> Callable[[Any], str]:
+        """A Snakemake params function: where the job of ``stage`` with these wildcards is written down."""
+        return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
+
+    def table_inputs(self, wildcards: Any) -> list[str]:
+        """A Snakemake input function: the evaluations in the table ``wildcards.table``.
+
+        A table keeps its name when its content changes, so its key is not in its file names but in its JSON. While
+        the two differ, a file that does not exist is among the inputs, and making it makes Snakemake write the table
+        again. Nothing else is compared (no dates, no records of earlier runs), so a table that came out of a cache
+        or from another clone is taken for what it is.
+        """
+        job = self._job("table", wildcards)
+        try:
+            current = json.loads((self._root / job.output).read_text())["key"] == job.key
+        except (OSError, ValueError, KeyError):
+            current = False
+        return self._files(job) + ([] if current else [str(SUPERSEDED / f"{wildcards.table}-{job.key}")])
+
+    def write_jobs(self) -> None:
+        """Write each job to its file, unless it is there."""
+        for job in self.jobs.values():
+            path, text = self._root / _job_file(job), job.model_dump_json(indent=1) + "\n"
+            if not path.exists() or path.read_text() != text:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # Another Snakemake may be reading: rename, so that it finds the old text or the new, never a part.
+                partial = path.with_suffix(f".{os.getpid()}.partial")
+                partial.write_text(text)
+                partial.rename(path)
+
+    # The jobs, from the data up.
+
+    def _data(self, dataset: str) -> Job:
+        values = self._config.datasets[dataset]
+        settings = {"dataset": values.model_dump(mode="json", exclude={"stands_for"})}
+        return self._add("prepare_data", f"data/{dataset}", settings, {}, seed=values.seed)
+
+    def _clip(self) -> Inputs:
+        clip = self._config.main.clip
+        if clip.retrain:
+            # One CLIP for all seeds of what comes after, as the paper has one.
+            settings = {"pretrain_clip": _dump(self._config.pretrain_clip)}
+            return {"clip": self._add("pretrain_clip", f"checkpoints/clip/{clip.model}", settings, {})}
+        return {"clip": _bundled_sha256(clip.model)} if clip.pretrained == "bundled" else {}
+
+    def _prompts(self, dataset: str, seed: int) -> Job:
+        settings = self._settings(dataset, "clip", "prompts")
+        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
+        return self._add("learn_prompts", f"checkpoints/prompts/{dataset}", settings, inputs, seed=seed)
+
+    def _proposals(self, dataset: str, seed: int) -> Job:
+        settings = self._settings(dataset, "proposals")
+        inputs: Inputs = {"data": self._data(dataset)}
+        return self._add("train_proposals", f"checkpoints/proposals/{dataset}", settings, inputs, seed=seed)
+
+    def _evaluation(self, experiment: str, dataset: str, seed: int) -> Job:
+        network = self._config.experiments[experiment]
+        settings = {"network": _dump(network), **self._settings(dataset, "clip", "prompts", "proposals")}
+        inputs: Inputs = {
+            "data": self._data(dataset),
+            **self._clip(),
+            "prompts": self._prompts(dataset, seed),
+            "proposals": self._proposals(dataset, seed),
+        }
+        if network.trained:
+            training = settings | self._settings(dataset, "segmentation")
+            output = f"checkpoints/segmentation/{dataset}"
+            trained = self._add("train_segmentation", output, training, inputs, seed=seed)
+            inputs = {**inputs, "segmentation": trained}
+        settings |= self._settings(dataset, "evaluation")
+        return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+
+    def _table(self, name: str) -> Job:
+        config, layout = self._config, self._config.tables[name]
+        datasets = {paper: config.stand_ins[paper] for paper in layout.datasets}
+        inputs: Inputs = {
+            f"{row.experiment}/{dataset}/{seed}": self._evaluation(row.experiment, dataset, seed)
+            for row in layout.rows
+            for dataset in datasets.values()
+            for seed in config.main.seeds
+        }
+        reported = config.reported(name)
+        table = {
+            "caption": layout.caption,
+            "profile": config.main.profile,
+            "seeds": list(config.main.seeds),
+            "datasets": [
+                {
+                    "name": dataset,
+                    "kind": config.datasets[dataset].kind,
+                    "paper": paper,
+                    "paper_title": config.paper_datasets[paper],
+                    "miou": config.stages["evaluation"][dataset].miou,
+                }
+                for paper, dataset in datasets.items()
+            ],
+            "metrics": list(layout.metrics),
+            "rows": [{**_dump(row), "reported": reported.get(row.label, {})} for row in layout.rows],
+            "artifacts": self._upstream(inputs),
+        }
+        return self._add("table", f"results/{name}.json", {"table": table}, inputs)
+
+    def _add(
+        self,
+        stage: str,
+        output: str,
+        settings: dict[str, dict],
+        inputs: Inputs,
+        *,
+        seed: int = 0,
+    ) -> Job:
+        """The job of this content, new or known. An input given as text enters the key and has no path."""
+        content = {
+            "stage": stage,
+            "settings": settings,
+            # An evaluation draws no random numbers; its seed says which networks it measures, as its inputs do.
+            "seed": 0 if stage == "evaluate" else seed,
+            "inputs": {role: job.key if isinstance(job, Job) else job for role, job in inputs.items()},
+        }
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        if (stage, key) not in self.jobs:
+            output += {"evaluate": f"-{key}.json", "table": ""}.get(stage, f"-{key}")
+            paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
+            job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=settings)
+            self.jobs[stage, key] = self._by_output[output] = job
+        return self.jobs[stage, key]
+
+    def _settings(self, dataset: str, *sections: str) -> dict[str, dict]:
+        values = {"clip": self._config.clip()}
+        values |= {section: by_dataset[dataset] for section, by_dataset in self._config.stages.items()}
+        return {section: _dump(values[section]) for section in sections}
+
+    def _job(self, stage: str, wildcards: Any) -> Job:
+        if stage == "table":
+            return self.tables[wildcards.table]
+        if (stage, wildcards.key) not in self.jobs:
+            raise unknown(stage, "key", wildcards.key, [key for other, key in self.jobs if other == stage])
+        return self.jobs[stage, wildcards.key]
+
+    def _files(self, job: Job) -> list[str]:
+        return sorted({marker(self._by_output[path]) for path in job.inputs.values()})
+
+    def _upstream(self, inputs: Inputs) -> list[str]:
+        """The outputs of all jobs that ``inputs`` came from, their own among them."""
+        found: dict[str, None] = {}
+        waiting = [job.output for job in inputs.values() if isinstance(job, Job)]
+        while waiting:
+            output = waiting.pop()
+            if output not in found:
+                found[output] = None
+                waiting.extend(self._by_output[output].inputs.values())
+        return sorted(found)
+
+
+def marker(job: Job) -> str:
+    """The file that says that a job is done. Stages rename a finished folder into place: one file stands for all."""
+    if job.stage in ("evaluate", "table"):
+        return job.output
+    return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
+
+
+def _job_file(job: Job) -> Path:
+    return JOBS / f"{job.stage}-{job.key}.json"
+
+
+def _dump(settings: Settings) -> dict[str, Any]:
+    return settings.model_dump(mode="json")
+
+
+def _bundled_sha256(model: str) -> str:
+    """The checksum of the weights that the package ships for ``model``: part of every key that rests on them."""
+    path = WEIGHTS / f"{model}.json"
+    try:
+        return json.loads(path.read_text())["sha256"]
+    except FileNotFoundError:
+        bundled = sorted(other.stem for other in WEIGHTS.glob("*.json"))
+        raise ConfigError(
+            f"{SOURCE}: clip.pretrained: no weights are bundled for model {model!r} (bundled: "
+            f"{', '.join(bundled) or 'none'}); clip.retrain: true trains them"
+        ) from None

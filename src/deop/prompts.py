@@ -1,0 +1,77 @@
+"""Prompt learning around a frozen CLIP (section 3.2): text prefixes and element-wise visual prompts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deop.clip import DenseCLIP, resize_grid
+
+
+class TextPrompt(nn.Module):
+    """A learned prefix before every class name, shared by all classes, and the embedding of "no object".
+
+    A prompt is ``[start] context_1 ... context_n name tokens . [end]``. The prefix is learned offline, on
+    crops, and goes on learning end to end in Baseline+ and DeOP. Classes are names: any vocabulary fits.
+    ``no_object`` (D,), not normalised, is one more classifier row of the segmentation stage.
+
+    Args:
+        n_prefix: number of learned prefix tokens, 0 for none.
+        text_width: width of the text encoder's tokens (``DenseCLIP.text_width``).
+        embed_dim: width D of CLIP's joint space.
+        init_std: standard deviation of the normal initialisation.
+    """
+
+    def __init__(self, n_prefix: int, text_width: int, embed_dim: int, *, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.context = nn.Parameter(torch.randn(n_prefix, text_width) * init_std)
+        self.no_object = nn.Parameter(torch.randn(embed_dim) * init_std)
+
+    @property
+    def n_prefix(self) -> int:
+        return self.context.shape[0]
+
+    def forward(self, clip: DenseCLIP, names: list[str]) -> Tensor:
+        """Class embeddings (T, D) of T names, L2-normalised; differentiable in ``context``.
+
+        Raises:
+            ValueError: a name that, with the prefix, does not fit the text encoder's context.
+        """
+        tokens = clip.tokenize([f"{name}." for name in names])
+        eot = clip.end_of_text(tokens) + self.n_prefix
+        if self.n_prefix and int(eot.max()) >= clip.context_length:
+            longest = names[int(eot.argmax())]
+            raise ValueError(
+                f"class name {longest!r} with {self.n_prefix} prefix tokens does not fit the "
+                f"text encoder's context of {clip.context_length} tokens"
+            )
+        embedded = clip.token_embeddings(tokens)
+        start, rest = embedded[:, :1], embedded[:, 1 : clip.context_length - self.n_prefix]
+        prompts = torch.cat([start, self.context.expand(len(names), -1, -1), rest], dim=1)
+        return F.normalize(clip.encode_text_embeddings(prompts, eot), dim=-1)
+
+
+class VisualPrompts(nn.Module):
+    """Learned maps added element by element to the tokens that enter each of the first ``depth`` blocks.
+
+    Layer 0 is the tower's input, where the map stands beside the positional embedding; layers 1 to depth-1
+    are the inputs of those blocks. All maps start at zero: the untrained model equals plain CLIP.
+
+    Args:
+        width: width of the visual tokens (``DenseCLIP.width``).
+        depth: number of maps.
+        grid: side of the square grid, in patches, that the maps are stored on.
+    """
+
+    def __init__(self, width: int, *, depth: int = 6, grid: int = 24) -> None:
+        super().__init__()
+        self.width = width
+        self.depth = depth
+        self.class_token = nn.Parameter(torch.zeros(depth, width))
+        self.patches = nn.Parameter(torch.zeros(depth, width, grid, grid))
+
+    def forward(self, layer: int, grid: tuple[int, int]) -> Tensor:
+        """The map of one layer, bicubically interpolated to an h x w patch ``grid``: (1 + h*w, width)."""
+        patches = resize_grid(self.patches[layer], grid).flatten(1).T
+        return torch.cat([self.class_token[layer, None], patches])

@@ -1,0 +1,202 @@
+"""Class-agnostic mask proposals: MaskFormer without its class head (section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from transformers import MaskFormerConfig
+from transformers.models.maskformer.configuration_maskformer import MaskFormerDetrConfig
+from transformers.models.maskformer.modeling_maskformer import (
+    MaskformerMLPPredictionHead,
+    MaskFormerPixelDecoder,
+    MaskFormerTransformerModule,
+)
+
+from deop.losses import dice, focal_terms, labels_at, sigmoid_focal
+
+GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
+
+
+class ProposalNetwork(nn.Module):
+    """A timm backbone, MaskFormer's pixel and transformer decoders and its mask embedding; no class is predicted.
+
+    Args:
+        backbone: timm model name, one that supports ``features_only``.
+        backbone_args: further arguments of ``timm.create_model``, e.g. ``{"channels": [32, 64, 96, 128]}``.
+        pretrained_backbone: start from timm's pretrained weights.
+        out_indices: backbone stages used, finest first; the first sets the resolution of the masks, the last feeds
+            the transformer decoder.
+        queries: number N of proposals.
+        decoder_layers: transformer decoder layers; each is supervised.
+        width: channels of pixel and transformer decoders, a multiple of 32 and of ``heads``.
+        ffn_width: hidden width of the decoder layers' feed-forward networks.
+        heads: attention heads of the decoder layers.
+        dropout: dropout in attention, feed-forward networks and residuals of the decoder layers.
+        focal_weight: weight of the focal mask loss, in the loss and in the matching cost.
+        dice_weight: weight of the dice loss, likewise.
+
+    Raises:
+        ValueError: unknown ``backbone`` or a ``width`` that does not divide.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        backbone_args: dict[str, Any],
+        pretrained_backbone: bool,
+        out_indices: Sequence[int],
+        queries: int,
+        decoder_layers: int,
+        width: int,
+        ffn_width: int,
+        heads: int,
+        dropout: float = 0.0,
+        focal_weight: float = 20.0,
+        dice_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if width % GROUP_NORM_GROUPS or width % heads:
+            raise ValueError(f"width {width} must be a multiple of {GROUP_NORM_GROUPS} and of heads ({heads})")
+        if not timm.is_model(backbone):
+            close = get_close_matches(backbone, timm.list_models(), n=5)
+            raise ValueError(f"backbone {backbone!r} is no timm model; close names: {', '.join(close) or 'none'}")
+        self.focal_weight = focal_weight
+        self.dice_weight = dice_weight
+        self.backbone = timm.create_model(
+            backbone, pretrained=pretrained_backbone, features_only=True, out_indices=out_indices, **backbone_args
+        )
+        *lateral, deepest = self.backbone.feature_info.channels()
+        self.pixel_decoder = MaskFormerPixelDecoder(
+            in_features=deepest, lateral_widths=lateral, feature_size=width, mask_feature_size=width
+        )
+        config = MaskFormerConfig(
+            decoder_config=MaskFormerDetrConfig(
+                num_queries=queries,
+                decoder_layers=decoder_layers,
+                d_model=width,
+                decoder_ffn_dim=ffn_width,
+                decoder_attention_heads=heads,
+                dropout=dropout,
+                attention_dropout=dropout,
+                activation_dropout=dropout,
+                auxiliary_loss=True,  # keeps the states of every layer, for deep supervision
+            )
+        )
+        self.transformer = MaskFormerTransformerModule(in_features=deepest, config=config)
+        self.mask_embedding = MaskformerMLPPredictionHead(width, width, width)
+        for module in (self.transformer.decoder, self.mask_embedding):
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Mask logits of every decoder layer.
+
+        Args:
+            images: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of the
+            first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
+        """
+        features = self.backbone(images)
+        pixels = self.pixel_decoder(features).last_hidden_state
+        states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
+        embeddings = self.mask_embedding(states)
+        return [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
+
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
+        """Focal and dice loss of the matched masks, summed over the decoder layers.
+
+        Each class present in an image is one ground-truth mask; :func:`match` pairs the masks of an image with
+        proposals, separately for every layer. Losses are taken at the resolution of the masks. Pixels labelled
+        ``ignore`` take no part, neither in the losses nor in the matching.
+
+        Args:
+            outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
+            labels: (B, H, W) class indices, or ``ignore``.
+            ignore: the label of pixels that belong to no known segment.
+
+        Returns:
+            ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the mean
+            over all ground-truth masks of the batch, so 0 for a batch without any.
+        """
+        with torch.autocast(labels.device.type, enabled=False):
+            logits = torch.stack([output.float().flatten(2) for output in outputs])  # (layers, B, N, pixels)
+            targets, valid, counts = ground_truth_masks(labels_at(labels, outputs[0].shape[-2:]), ignore)
+            layer, image, query, segment = match(
+                logits.detach(), targets, valid, counts, self.focal_weight, self.dice_weight
+            )
+            matched, target, kept = logits[layer, image, query], targets[image, segment], valid[image]
+            focal = sigmoid_focal(matched, target, kept)
+            probability = matched.sigmoid() * kept
+            overlap = dice((probability * target).sum(-1), probability.sum(-1), target.sum(-1))
+            masks = max(sum(counts), 1)
+            return {"focal": self.focal_weight * focal.sum() / masks, "dice": self.dice_weight * overlap.sum() / masks}
+
+
+def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, list[int]]:
+    """One binary mask for every class present in an image.
+
+    Args:
+        labels: (B, h, w) class indices, or ``ignore``.
+        ignore: the label of pixels that belong to no segment.
+
+    Returns:
+        targets (B, K, pixels) in {0, 1}, K the largest number of classes in one image, missing masks all 0;
+        valid (B, pixels), 1 for pixels that count; the number of masks of each image.
+    """
+    labels = labels.flatten(1)
+    present = [image.unique() for image in labels]
+    present = [classes[classes != ignore] for classes in present]
+    # Padding with ``ignore`` names no class: those masks come out empty below.
+    ids = nn.utils.rnn.pad_sequence(present, batch_first=True, padding_value=ignore)
+    valid = labels != ignore
+    targets = (labels[:, None] == ids[:, :, None]) & valid[:, None]
+    return targets.float(), valid.float(), [len(classes) for classes in present]
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor, targets: Tensor, valid: Tensor, counts: Sequence[int], focal_weight: float, dice_weight: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cheapest one-to-one assignment of proposals to ground-truth masks, for every decoder layer and image.
+
+    The cost of a pair is the loss it would have, weighted focal plus weighted dice; there is no class cost.
+
+    Args:
+        logits: (layers, B, N, pixels) mask logits, float32.
+        targets: (B, K, pixels) ground-truth masks, 0 outside the valid pixels.
+        valid: (B, pixels).
+        counts: B numbers of ground-truth masks; with more masks than proposals the dearest masks stay unmatched.
+        focal_weight: weight of the focal cost.
+        dice_weight: weight of the dice cost.
+
+    Returns:
+        Four (M,) index tensors: layer, image, query and ground-truth mask of each of the M pairs.
+    """
+    transposed = targets.transpose(1, 2)
+    pixels = valid.sum(-1).clamp(min=1)[:, None, None]
+    costs = []
+    for layer in logits:
+        positive, negative = focal_terms(layer)
+        all_negative = torch.bmm(negative, valid[..., None])
+        focal = (torch.bmm(positive - negative, transposed) + all_negative) / pixels
+        probability = layer.sigmoid()
+        overlap = dice(
+            torch.bmm(probability, transposed), torch.bmm(probability, valid[..., None]), targets.sum(-1)[:, None]
+        )
+        costs.append(focal_weight * focal + dice_weight * overlap)
+    pairs = []
+    for layer_index, cost in enumerate(torch.stack(costs).cpu().numpy()):
+        for image, count in enumerate(counts):
+            queries, segments = linear_sum_assignment(cost[image, :, :count])
+            pairs += [(layer_index, image, query, segment) for query, segment in zip(queries, segments, strict=True)]
+    return torch.tensor(pairs, dtype=torch.long, device=logits.device).reshape(-1, 4).unbind(1)

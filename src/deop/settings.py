@@ -1,0 +1,203 @@
+"""What each pipeline stage may be told: one strict model a stage, shared by the planner, the stages and the command line.
+
+A stage is a function of its settings and of the artifacts of earlier stages. The settings of an artifact name
+those artifacts by their keys, so that one hash identifies everything that went into it (see :mod:`deop.plan`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, values never change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Vocabulary(Settings):
+    """A class list in label order. ``things`` come first, then ``stuff``; ``unseen`` is a subset of both together."""
+
+    things: tuple[str, ...]
+    stuff: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.things + self.stuff
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Vocabulary:
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"class names appear twice: {', '.join(repeated)}")
+        unknown = sorted(set(self.unseen) - set(self.names))
+        if unknown:
+            raise ValueError(f"unseen classes that are not in things or stuff: {', '.join(unknown)}")
+        return self
+
+
+class EmojiScenes(Settings):
+    """A generated dataset (README, "EmojiScenes"). Sizes count scenes, ``image_size`` is in pixels."""
+
+    kind: Literal["emoji_scenes"] = "emoji_scenes"
+    style: Literal["twemoji", "openmoji"]
+    vocabulary: Vocabulary
+    train: Annotated[int, Field(ge=0)]
+    val: Positive
+    image_size: Positive = 96
+    objects: tuple[Positive, Positive] = (2, 4)
+    object_size: tuple[Fraction, Fraction] = (0.3, 0.6)
+    label_stuff: bool = True
+    seed: int = 0
+
+
+class Clip(Settings):
+    """Which CLIP, from where, and how its input is normalised."""
+
+    model: str
+    pretrained: str | None = "bundled"
+    normalisation: Literal["clip", "imagenet"] = "clip"
+
+
+class PretrainClip(Settings):
+    """Contrastive pre-training of the mini CLIP on generated scenes and captions."""
+
+    model: str
+    image_size: Positive = 64
+    images: Positive
+    batch_size: Positive = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup_images: int = 20_000
+    patch_dropout: Fraction = 0.5
+    objects: tuple[Positive, Positive] = (1, 3)
+
+
+class TextPrompts(Settings):
+    """Offline text prompt learning (section 3.2; SimBaseline's recipe)."""
+
+    prefix_tokens: Annotated[int, Field(ge=0)] = 16
+    init_std: float = 0.02
+    logit_scale: float = 100.0
+    iterations: Annotated[int, Field(ge=0)]
+    batch_size: Positive = 32
+    lr: float = 0.02
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    warmup: int = 100
+    samples_per_class: Positive = 32
+    crop_size: Positive = 224
+
+
+class Augmentation(Settings):
+    """Training augmentation: short side drawn from ``scale`` times ``crop``, random crop, flip, colour jitter."""
+
+    crop: Positive
+    scale: tuple[float, float] = (0.5, 1.5)
+    flip: Fraction = 0.5
+    colour_jitter: bool = True
+
+
+class Proposals(Settings):
+    """The class-agnostic MaskFormer and its schedule (section 3.1)."""
+
+    backbone: str
+    backbone_args: dict = {}
+    pretrained_backbone: bool
+    out_indices: tuple[int, ...] = (1, 2, 3, 4)
+    queries: Positive = 100
+    decoder_layers: Positive = 6
+    width: Positive = 256
+    ffn_width: Positive = 2048
+    heads: Positive = 8
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iterations: Annotated[int, Field(ge=0)]
+    batch_size: Positive = 32
+    lr: float = 1e-4
+    backbone_lr_factor: float = 0.1
+    weight_decay: float = 1e-4
+    clip_grad_norm: float = 0.01
+    warmup: int = 0
+    augmentation: Augmentation
+
+
+class SeveranceSettings(Settings):
+    """Patch severance (section 4.1). ``alpha`` maps a layer, counted from the end (-1 is the last), to its alpha."""
+
+    kind: Literal["none", "gps"] = "none"
+    alpha: dict[int, Fraction] = {}
+
+
+class AnchorSettings(Settings):
+    """Classification anchor learning (section 4.2); ``kind: none`` is mask pooling."""
+
+    kind: Literal["none", "query"] = "none"
+    layers: Annotated[int, Field(ge=0)] = 1
+    heads: Positive = 8
+    ffn_width: Positive = 1024
+    dropout: Fraction = 0.1
+
+
+class Network(Settings):
+    """One system of the tables: which of DeOP's parts are on."""
+
+    method: Literal["deop"] = "deop"
+    visual_prompts: bool = False
+    text_prompts: Literal["offline", "online"] = "offline"
+    severance: SeveranceSettings = SeveranceSettings()
+    anchors: AnchorSettings = AnchorSettings()
+    visual_prompt_grid: Positive = 24
+    renormalise_pooled: bool = False
+    logit_scale: float = 100.0
+
+    @property
+    def trained(self) -> bool:
+        """Whether the network has anything to learn end to end (the baseline has not)."""
+        return self.visual_prompts or self.text_prompts == "online" or self.anchors.kind != "none"
+
+
+class Segmentation(Settings):
+    """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4)."""
+
+    focal_weight: float = 2.0
+    focal_alpha: Fraction = 0.25
+    focal_gamma: float = 2.0
+    dice_weight: float = 0.8
+    iterations: Annotated[int, Field(ge=0)]
+    batch_size: Positive = 32
+    lr: float = 2e-4
+    weight_decay: float = 1e-4
+    clip_grad_norm: float = 0.01
+    warmup: int = 0
+    augmentation: Augmentation
+
+
+class Evaluation(Settings):
+    """Testing on a validation set: whole images, short side resized to ``short_side`` pixels for CLIP."""
+
+    short_side: Positive = 512
+    batch_size: Positive = 1
+    miou: Literal["occurring", "ground_truth"] = "occurring"
+
+
+class Job(Settings):
+    """One unit of work: a stage, its settings, where its inputs lie and where its output goes.
+
+    ``key`` is the hash of everything that determines the output; ``inputs`` maps a role (``data``, ``clip``,
+    ``prompts``, ``proposals``, ``segmentation``) to the path of that artifact; ``settings`` maps a section name
+    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above.
+    """
+
+    stage: str
+    key: str
+    seed: int = 0
+    output: str
+    inputs: dict[str, str] = {}
+    settings: dict[str, dict] = {}

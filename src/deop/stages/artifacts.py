@@ -1,0 +1,106 @@
+"""Artifacts: folders that appear whole or not at all, each with a ``provenance.json`` that says how it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deop import __version__
+from deop.settings import Job
+
+PROVENANCE = "provenance.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as :func:`write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command prints about the code that runs, or None outside a checkout."""
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe(job: Job, **more: Any) -> dict[str, Any]:
+    """The provenance of a job's output: what ran, on what, from which commit."""
+    import torch
+
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "stage": job.stage,
+        "config_hash": job.key,
+        "seed": job.seed,
+        "version": __version__,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "settings": job.settings,
+        **more,
+    }
+
+
+class Workspace:
+    """The unfinished form of an artifact: ``<output>.partial``, which a killed run leaves and the next one takes up.
+
+    ``path`` is where the files of the artifact are written; ``state`` holds what is needed to resume and is
+    removed before the artifact is published.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.path = output.with_name(output.name + ".partial")
+        self.state = self.path / "state"
+        self._clock = self.path / "seconds"
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Wall time spent on this artifact, earlier, interrupted runs included."""
+        before = float(self._clock.read_text()) if self._clock.exists() else 0.0
+        return before + time.monotonic() - self._started
+
+    def tick(self) -> None:
+        """Remembers the wall time so far; called at every checkpoint."""
+        spent = self.seconds()
+        self._started = time.monotonic()
+        write_text(self._clock, f"{spent:.3f}")
+
+
+@contextlib.contextmanager
+def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
+    """Makes ``job.output``: yields a workspace and, if the block ends well, publishes it under its final name."""
+    import shutil
+
+    workspace = Workspace(Path(job.output))
+    workspace.state.mkdir(parents=True, exist_ok=True)
+    yield workspace
+    write_json(
+        workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more)
+    )
+    shutil.rmtree(workspace.state)
+    workspace._clock.unlink(missing_ok=True)
+    if workspace.output.exists():
+        shutil.rmtree(workspace.output)
+    os.replace(workspace.path, workspace.output)

@@ -1,0 +1,160 @@
+"""The training loop that every trained stage shares, on Hugging Face Accelerate.
+
+The batch of a step is a pure function of the seed and the step number, and the random state of a step is seeded by
+both, so a run that was killed and resumed computes just what an uninterrupted one computes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from deop.stages.artifacts import Workspace
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def make_accelerator(logging_dir: Path | None = None) -> Accelerator:
+    """An Accelerator as its config file or environment says, in full precision where the CPU lacks bf16 arithmetic."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "bf16" and not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        precision = "no"
+    return Accelerator(
+        mixed_precision=precision,
+        log_with="tensorboard" if logging_dir else None,
+        project_dir=str(logging_dir) if logging_dir else None,
+    )
+
+
+def poly(iterations: int, warmup: int = 0, power: float = 0.9) -> Callable[[int], float]:
+    """Linear warm-up, then polynomial decay to zero: a factor of the learning rate by step."""
+    return lambda step: min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / max(1, iterations)) ** power
+
+
+def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
+    """Linear warm-up, then half a cosine to zero: a factor of the learning rate by step."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(1, iterations - warmup)
+        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, progress)))))
+
+    return factor
+
+
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
+    learned = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    owners = {name.rpartition(".")[0] for name in learned}
+    for name, value in module.named_buffers():
+        if name.rpartition(".")[0] in owners:
+            learned[name] = value
+    return {name: value.detach() for name, value in learned.items()}
+
+
+def fit(
+    module: nn.Module,
+    batches: Dataset,
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    iterations: int,
+    seed: int,
+    workspace: Workspace,
+    accelerator: Accelerator,
+    description: str,
+    clip_grad_norm: float | None = None,
+    checkpoint_seconds: float = 30.0,
+    workers: int = 0,
+) -> None:
+    """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
+
+    Args:
+        module: called with a batch, returns named losses, of which the sum is minimised.
+        batches: map from a step number to a batch of ``batch_size`` samples.
+        schedule: factor of the learning rate by step.
+        checkpoint_seconds: how much work a kill may cost at most.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the checkpoint before it is kept.
+    """
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    plain = module
+    module, optimizer = accelerator.prepare(module, optimizer)
+    checkpoint = workspace.state / CHECKPOINT
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        plain.load_state_dict(state["module"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        first = state["step"]
+        accelerator.print(f"{description}: resuming at step {first} of {iterations}")
+    accelerator.init_trackers(description.replace(" ", "_"))
+    loader = DataLoader(batches, batch_size=None, sampler=range(first, iterations), num_workers=workers)
+    progress = tqdm(
+        loader,
+        desc=description,
+        initial=first,
+        total=iterations,
+        mininterval=1.0 if sys.stderr.isatty() else 15.0,
+        disable=not accelerator.is_local_main_process,
+    )
+    saved = time.monotonic()
+    module.train()
+    for step, batch in enumerate(progress, start=first):
+        set_seed(hash((seed, step)) % 2**31)
+        with accelerator.autocast():
+            losses = module(_to(batch, accelerator.device))
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            raise FloatingPointError(f"{description}: loss is not finite at step {step} ({values})")
+        accelerator.backward(total)
+        if clip_grad_norm:
+            accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if step % 10 == 0:
+            values = {name: value.item() for name, value in losses.items()}
+            progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+            accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
+        if time.monotonic() - saved > checkpoint_seconds and accelerator.is_main_process:
+            _save(checkpoint, plain, optimizer, scheduler, step + 1)
+            workspace.tick()
+            saved = time.monotonic()
+    accelerator.end_training()
+
+
+def _save(path: Path, module: nn.Module, optimizer, scheduler, step: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "module": learned_state(module),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "step": step,
+        },
+        temporary,
+    )
+    os.replace(temporary, path)
+
+
+def _to(batch, device: torch.device):
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: _to(value, device) for key, value in batch.items()}
+    return batch

@@ -1,0 +1,87 @@
+"""Stage ``pretrain_clip``: the mini CLIP, trained contrastively on captioned scenes (mini profile only).
+
+It plays the part of web-scale pre-training: names and pictures of every concept in both artists' styles, image-level
+supervision alone, no masks and no validation scene.
+"""
+
+from __future__ import annotations
+
+import math
+
+import open_clip
+import torch
+from open_clip.loss import ClipLoss
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import deop.clip  # noqa: F401  (registers this package's model configs with open_clip)
+from deop.data.captioned import CaptionedScenes
+from deop.settings import Job, PretrainClip
+from deop.stages.artifacts import artifact
+from deop.stages.loop import cosine, fit, make_accelerator
+
+
+_MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
+
+
+class ContrastiveStep(nn.Module):
+    """A CLIP and its contrastive loss on a batch of :class:`CaptionedScenes`."""
+
+    def __init__(self, model: nn.Module, tokenize) -> None:
+        super().__init__()
+        self.model, self.tokenize, self.loss = model, tokenize, ClipLoss()
+        mean, std = model.visual.image_mean, model.visual.image_std
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: dict) -> dict[str, Tensor]:
+        images = (batch["image"] - self.mean) / self.std
+        tokens = self.tokenize(batch["caption"]).to(images.device)
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
+        image, text, scale = self.model(images, tokens)
+        return {"contrastive": self.loss(image.float(), text.float(), scale.float())}
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only: not on biases, norms, embeddings of positions or the logit scale."""
+    matrices = [value for value in model.parameters() if value.ndim >= 2]
+    vectors = [value for value in model.parameters() if value.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def run(job: Job) -> None:
+    """Trains the model of ``job.settings["pretrain_clip"]`` and writes ``model.safetensors`` (fp16)."""
+    settings = PretrainClip.model_validate(job.settings["pretrain_clip"])
+    torch.manual_seed(job.seed)
+    model = open_clip.create_model(settings.model, force_patch_dropout=settings.patch_dropout)
+    tokenizer = open_clip.get_tokenizer(settings.model)
+    steps = settings.images // settings.batch_size
+    scenes = CaptionedScenes(
+        image_size=settings.image_size,
+        batch_size=settings.batch_size,
+        objects=settings.objects,
+        steps=steps,
+        seed=job.seed,
+    )
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), eps=1e-6
+    )
+    with artifact(job, images_seen=steps * settings.batch_size, steps=steps) as workspace:
+        accelerator = make_accelerator(workspace.path / "tensorboard")
+        fit(
+            ContrastiveStep(model, tokenizer),
+            scenes,
+            optimizer=optimizer,
+            schedule=cosine(steps, settings.warmup_images // settings.batch_size),
+            iterations=steps,
+            seed=job.seed,
+            workspace=workspace,
+            accelerator=accelerator,
+            description="pretrain_clip",
+            clip_grad_norm=1.0,
+            checkpoint_seconds=120,
+            workers=1,
+        )
+        weights = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+        save_file(weights, workspace.path / "model.safetensors")

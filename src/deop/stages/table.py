@@ -1,0 +1,216 @@
+"""Stage ``table``: evaluations side by side, as CSV, Markdown, LaTeX and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from deop.errors import DeopError, validated
+from deop.settings import Job, Settings
+from deop.stages.artifacts import PROVENANCE, write_json, write_text
+
+KINDS = {"emoji_scenes": "generated EmojiScenes scenes"}
+MIOU = {
+    "occurring": "classes that occur in the ground truth or in the prediction",
+    "ground_truth": "classes that occur in the ground truth",
+}
+COMMIT_LENGTH = 12
+
+
+class TableDataset(Settings):
+    """A group of columns: the dataset measured on, and the paper's dataset in whose place it stands."""
+
+    name: str
+    kind: str
+    paper: str
+    paper_title: str
+    miou: str
+
+
+class TableRow(Settings):
+    """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages."""
+
+    label: str
+    experiment: str
+    reported: dict[str, float]
+
+
+class TableSettings(Settings):
+    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time."""
+
+    caption: str
+    profile: str
+    seeds: tuple[int, ...]
+    datasets: tuple[TableDataset, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[TableRow, ...]
+    artifacts: tuple[str, ...]
+
+
+def run(job: Job) -> None:
+    """Write ``job.output`` (JSON, last) and, beside it, the same table with suffixes .csv, .md and .tex.
+
+    The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with ``metrics``
+    (fractions in [0, 1]) and ``provenance``.
+
+    Raises:
+        DeopError: an evaluation that lacks a metric of the table.
+    """
+    table = validated(TableSettings, job.settings["table"], "table job", ("settings", "table"))
+    evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
+    scores = measured(table, evaluations, job.inputs)
+    origin = _origin(table, evaluations)
+    output = Path(job.output)
+    write_text(output.with_suffix(".csv"), to_csv(table, scores, origin))
+    write_text(output.with_suffix(".md"), to_markdown(output.stem, table, scores, origin))
+    write_text(output.with_suffix(".tex"), to_latex(output.stem, table, scores, origin))
+    # The workflow takes a table for up to date when this file holds its key.
+    write_json(output, {"key": job.key, **origin, "methods": _nested(table, scores)})
+
+
+def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
+    """Percentages by row label, and by (dataset, metric, "mean" or "std"); the deviation is NaN for one seed."""
+    values = []
+    for row in table.rows:
+        for dataset in table.datasets:
+            for seed in table.seeds:
+                role = f"{row.experiment}/{dataset.name}/{seed}"
+                metrics = evaluations[role]["metrics"]
+                for metric in table.metrics:
+                    if metric not in metrics:
+                        valid = ", ".join(metrics)
+                        raise DeopError(f"{paths[role]} has no metric {metric!r}; it has: {valid}")
+                    values.append((row.label, dataset.name, metric, metrics[metric]))
+    frame = pd.DataFrame(values, columns=["method", "dataset", "metric", "value"])
+    frame["value"] = 100 * frame["value"].astype(float)
+    summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
+    return summary.unstack(["dataset", "metric"]).reorder_levels([1, 2, 0], axis=1).loc[[r.label for r in table.rows]]
+
+
+def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
+    """One line a method, percentages with one decimal; columns ``.std`` only where there are several seeds."""
+    columns = {}
+    for dataset in table.datasets:
+        for metric in table.metrics:
+            columns[f"{dataset.name}.{metric}"] = scores[dataset.name, metric, "mean"]
+            if len(table.seeds) > 1:
+                columns[f"{dataset.name}.{metric}.std"] = scores[dataset.name, metric, "std"]
+    frame = pd.DataFrame(columns).rename_axis("method")
+    return frame.assign(
+        **{column: origin[column] for column in ("profile", "seeds", "commit", "version")}
+    ).to_csv(float_format="%.1f", lineterminator="\n")
+
+
+def to_markdown(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
+    """The table with the paper's values in rows of their own, and notes that tell the two apart."""
+    frame = _with_reported(table, scores, emphasis="*")
+    frame.columns = [" ".join(column).strip() for column in frame.columns]
+    body = frame.to_markdown(index=False, disable_numparse=True, stralign="left")
+    return f"# {name}: {table.caption}\n\n{body}\n\n" + "\n\n".join(_notes(table, origin)) + "\n"
+
+
+def to_latex(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
+    """The same table for LaTeX with booktabs."""
+    frame = _with_reported(table, scores)
+    caption = " ".join((f"{table.caption}.", *_notes(table, origin))).replace("*", "").replace("`", "")
+    return frame.to_latex(
+        index=False,
+        escape=True,
+        multicolumn_format="c",
+        column_format="ll" + "r" * (frame.shape[1] - 2),
+        caption=caption.replace("_", r"\_").replace("%", r"\%"),
+        label=f"tab:{name}",
+    )
+
+
+def _with_reported(table: TableSettings, scores: pd.DataFrame, emphasis: str = "") -> pd.DataFrame:
+    """Text cells: for each method a row of measured values and, where the paper has any, a row of its own."""
+    lines = []
+    for row in table.rows:
+        line = {("", "method"): row.label, ("", "values"): "measured"}
+        paper = {("", "method"): row.label, ("", "values"): f"{emphasis}paper{emphasis}"}
+        for dataset in table.datasets:
+            for metric in table.metrics:
+                column = (dataset.name, metric)
+                mean, deviation = (scores[(*column, statistic)][row.label] for statistic in ("mean", "std"))
+                line[column] = _number(mean, deviation if len(table.seeds) > 1 else None)
+                reported = row.reported.get(f"{dataset.paper}.{metric}")
+                paper[column] = "–" if reported is None else f"{emphasis}{_number(reported)}{emphasis}"
+        lines += [line, paper] if row.reported else [line]
+    frame = pd.DataFrame(lines)
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
+    return frame
+
+
+def _number(value: float, deviation: float | None = None) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{value:.1f}" if deviation is None else f"{value:.1f} ± {deviation:.1f}"
+
+
+def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
+    names = _list([dataset.name for dataset in table.datasets])
+    kinds = _list(list(dict.fromkeys(KINDS.get(dataset.kind, dataset.kind) for dataset in table.datasets)))
+    seeds = _list([str(seed) for seed in table.seeds])
+    spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
+    conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
+    places = _list([f"{dataset.paper_title} (where {dataset.name} stands)" for dataset in table.datasets])
+    notes = [
+        f"Values in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
+        f"IoU is averaged over {_list(conventions)}.",
+        f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
+    ]
+    if any(row.reported for row in table.rows):
+        note = f"Rows *paper*: as the paper reports them, on {places}; not measured here, and on other images."
+        notes.insert(1, note)
+    return notes
+
+
+def _list(words: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def _origin(table: TableSettings, evaluations: dict[str, dict]) -> dict[str, Any]:
+    """Which code made the table, from what, in how long."""
+    provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
+    commits = {
+        (provenance["commit"] or "unknown")[:COMMIT_LENGTH] + ("-dirty" if provenance["dirty"] else "")
+        for provenance in provenances
+    }
+    times = [_wall_time(Path(path)) for path in table.artifacts]
+    known = [seconds for seconds in times if seconds is not None]
+    jobs = f"{len(times)} jobs" if len(known) == len(times) else f"{len(known)} of {len(times)} jobs"
+    return {
+        "profile": table.profile,
+        "seeds": " ".join(map(str, table.seeds)),
+        "commit": " ".join(sorted(commits)),
+        "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
+        "wall_time": f"{timedelta(seconds=round(sum(known)))} (h:mm:ss), the sum over {jobs}",
+    }
+
+
+def _wall_time(path: Path) -> float | None:
+    """Seconds that an artifact took; None if only what was made from it is still there."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text())["provenance"]["wall_time_s"] if path.exists() else None
+    provenance = path / PROVENANCE
+    return json.loads(provenance.read_text())["wall_time_s"] if provenance.exists() else None
+
+
+def _nested(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
+    """Mean values as fractions by method, dataset and metric, as ``dvc metrics`` reads them."""
+    return {
+        row.label: {
+            dataset.name: {
+                metric: round(float(scores[dataset.name, metric, "mean"][row.label]) / 100, 4)
+                for metric in table.metrics
+            }
+            for dataset in table.datasets
+        }
+        for row in table.rows
+    }
