@@ -1,4 +1,4 @@
-"""One embedding a proposal from patch features and masks: mask pooling, classification anchors (section 4.2)."""
+"""One embedding a proposal: mask pooling and classification anchor learning (sections 3.1 and 4.2)."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class QueryHeatmapDecoder(nn.Module):
     """Query-based classification anchor heatmap decoder (section 4.2.1, figure 4 right).
 
     ``layers`` post-norm transformer decoder layers update N anchor queries from the patch features, then a
-    heatmap output layer compares the queries with the patches (Eq. 3) and the features are pooled by the heatmaps
-    (section 4.2.2). The features are the values unprojected, so the embeddings stay in CLIP's joint space: head i
-    pools the i-th of ``heads`` equal slices of the D channels with its own heatmap.
+    heatmap output layer compares the queries with the patches (Eq. 3) and the features are pooled by the
+    heatmaps (section 4.2.2). The features are the values unprojected, so the embeddings stay in CLIP's joint
+    space: head i pools the i-th of ``heads`` equal slices of the D channels with its own heatmap.
 
     Args:
         width: D, channels of the patch features (CLIP's joint embedding).

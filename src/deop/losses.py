@@ -1,7 +1,7 @@
-"""Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2, "Training of baseline+").
+"""Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2).
 
-Everything is computed in float32 whatever the autocast precision: sums over a whole mask and the small numbers
-that the focal factor makes are out of half precision's reach.
+Everything is computed in float32 whatever the autocast precision: sums over a whole mask and the small
+numbers that the focal factor makes are out of half precision's reach.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def labels_at(labels: Tensor, size: tuple[int, int]) -> Tensor:
         return labels
     rows, columns = (
         ((torch.arange(new, device=labels.device) + 0.5) * (old / new)).long()
-        for new, old in zip(size, labels.shape[-2:], strict=True)
+        for new, old in zip(size, labels.shape[-2:])
     )
     return labels[:, rows[:, None], columns]
 
@@ -95,10 +95,10 @@ def segmentation_loss(
 ) -> dict[str, Tensor]:
     """Focal and dice loss of the per-pixel class scores against the one-hot seen classes.
 
-    ``p_c = sum_n softmax(class_logits_n)_c * sigmoid(mask_n)`` for the C classes ("no object" takes its share of
-    the softmax and is then dropped), score ``sigmoid(3 p - 3)``. Focal is the mean over labelled pixels and
-    classes; dice takes all pixels and classes of one image together and is the mean over the images that have a
-    labelled pixel.
+    ``p_c = sum_n softmax(class_logits_n)_c * sigmoid(mask_n)`` for the C classes ("no object" takes its share
+    of the softmax and is then dropped), score ``sigmoid(3 p - 3)``. Focal is the mean over labelled pixels
+    and classes; dice takes all pixels and classes of one image together and is the mean over the images that
+    have a labelled pixel.
 
     The loss is taken at the resolution of ``labels``; masks of another size are brought there bilinearly (as
     logits). Give labels sampled with :func:`labels_at` for a cheaper loss on a coarser grid.

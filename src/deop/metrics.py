@@ -44,7 +44,7 @@ class SegmentationMetrics:
         unseen: label indices of the unseen classes.
         ignore: label of pixels that do not count.
         convention: which classes an mIoU averages over: those ``occurring`` in the ground truth or in the
-            prediction (SimBaseline's), or in the ``ground_truth`` alone (later toolkits'; higher on long lists).
+            prediction (SimBaseline's), or in the ``ground_truth`` alone (later toolkits').
         device: where the confusion matrix lives.
 
     Raises:
@@ -64,7 +64,9 @@ class SegmentationMetrics:
         if convention not in valid:
             raise ValueError(f"mIoU convention {convention!r}: valid are {', '.join(valid)}")
         if 0 <= ignore < classes:
-            raise ValueError(f"ignore {ignore} is one of the {classes} classes: valid are labels from {classes} on")
+            raise ValueError(
+                f"ignore {ignore} is one of the {classes} classes: valid are {classes} and above"
+            )
         if stray := [label for label in unseen if not 0 <= label < classes]:
             raise ValueError(f"unseen labels {stray} are not classes: valid are 0 to {classes - 1}")
         self.classes = classes
@@ -144,7 +146,7 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     size = labels.shape[-2:]
     masks = F.interpolate(mask_probabilities.float(), size, mode="bilinear", align_corners=False) > 0.5
     found, best = [], []
-    for proposals, truth in zip(masks, labels, strict=True):
+    for proposals, truth in zip(masks, labels):
         valid = truth != ignore
         classes = truth[valid].unique()
         segments = (truth[valid] == classes[:, None]).float()  # (K, labelled pixels)

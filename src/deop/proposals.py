@@ -24,14 +24,14 @@ GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
 
 class ProposalNetwork(nn.Module):
-    """A timm backbone, MaskFormer's pixel and transformer decoders and its mask embedding; no class is predicted.
+    """A timm backbone, MaskFormer's pixel and transformer decoders and its mask embedding; no class head.
 
     Args:
         backbone: timm model name, one that supports ``features_only``.
         backbone_args: further arguments of ``timm.create_model``, e.g. ``{"channels": [32, 64, 96, 128]}``.
         pretrained_backbone: start from timm's pretrained weights.
-        out_indices: backbone stages used, finest first; the first sets the resolution of the masks, the last feeds
-            the transformer decoder.
+        out_indices: backbone stages used, finest first; the first sets the resolution of the masks, the last
+            feeds the transformer decoder.
         queries: number N of proposals.
         decoder_layers: transformer decoder layers; each is supervised.
         width: channels of pixel and transformer decoders, a multiple of 32 and of ``heads``.
@@ -63,14 +63,20 @@ class ProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if width % GROUP_NORM_GROUPS or width % heads:
-            raise ValueError(f"width {width} must be a multiple of {GROUP_NORM_GROUPS} and of heads ({heads})")
+            raise ValueError(
+                f"width {width} must be a multiple of {GROUP_NORM_GROUPS} and of heads ({heads})"
+            )
         if not timm.is_model(backbone):
-            close = get_close_matches(backbone, timm.list_models(), n=5)
-            raise ValueError(f"backbone {backbone!r} is no timm model; close names: {', '.join(close) or 'none'}")
+            close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
+            raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
         self.backbone = timm.create_model(
-            backbone, pretrained=pretrained_backbone, features_only=True, out_indices=out_indices, **backbone_args
+            backbone,
+            pretrained=pretrained_backbone,
+            features_only=True,
+            out_indices=out_indices,
+            **backbone_args,
         )
         *lateral, deepest = self.backbone.feature_info.channels()
         self.pixel_decoder = MaskFormerPixelDecoder(
@@ -103,8 +109,8 @@ class ProposalNetwork(nn.Module):
             images: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
 
         Returns:
-            One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of the
-            first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
+            One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of
+            the first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
         """
         features = self.backbone(images)
         pixels = self.pixel_decoder(features).last_hidden_state
@@ -115,9 +121,9 @@ class ProposalNetwork(nn.Module):
     def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
         """Focal and dice loss of the matched masks, summed over the decoder layers.
 
-        Each class present in an image is one ground-truth mask; :func:`match` pairs the masks of an image with
-        proposals, separately for every layer. Losses are taken at the resolution of the masks. Pixels labelled
-        ``ignore`` take no part, neither in the losses nor in the matching.
+        Each class present in an image is one ground-truth mask; :func:`match` pairs the masks of an image
+        with proposals, separately for every layer. Losses are taken at the resolution of the masks. Pixels
+        labelled ``ignore`` take no part, neither in the losses nor in the matching.
 
         Args:
             outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
@@ -125,8 +131,8 @@ class ProposalNetwork(nn.Module):
             ignore: the label of pixels that belong to no known segment.
 
         Returns:
-            ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the mean
-            over all ground-truth masks of the batch, so 0 for a batch without any.
+            ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the
+            mean over all ground-truth masks of the batch, so 0 for a batch without any.
         """
         with torch.autocast(labels.device.type, enabled=False):
             logits = torch.stack([output.float().flatten(2) for output in outputs])  # (layers, B, N, pixels)
@@ -139,7 +145,10 @@ class ProposalNetwork(nn.Module):
             probability = matched.sigmoid() * kept
             overlap = dice((probability * target).sum(-1), probability.sum(-1), target.sum(-1))
             masks = max(sum(counts), 1)
-            return {"focal": self.focal_weight * focal.sum() / masks, "dice": self.dice_weight * overlap.sum() / masks}
+            return {
+                "focal": self.focal_weight * focal.sum() / masks,
+                "dice": self.dice_weight * overlap.sum() / masks,
+            }
 
 
 def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -165,7 +174,12 @@ def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, lis
 
 @torch.no_grad()
 def match(
-    logits: Tensor, targets: Tensor, valid: Tensor, counts: Sequence[int], focal_weight: float, dice_weight: float
+    logits: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    counts: Sequence[int],
+    focal_weight: float,
+    dice_weight: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cheapest one-to-one assignment of proposals to ground-truth masks, for every decoder layer and image.
 
@@ -175,7 +189,8 @@ def match(
         logits: (layers, B, N, pixels) mask logits, float32.
         targets: (B, K, pixels) ground-truth masks, 0 outside the valid pixels.
         valid: (B, pixels).
-        counts: B numbers of ground-truth masks; with more masks than proposals the dearest masks stay unmatched.
+        counts: B numbers of ground-truth masks; where these outnumber the proposals, the dearest stay
+            unmatched.
         focal_weight: weight of the focal cost.
         dice_weight: weight of the dice cost.
 
@@ -190,13 +205,12 @@ def match(
         all_negative = torch.bmm(negative, valid[..., None])
         focal = (torch.bmm(positive - negative, transposed) + all_negative) / pixels
         probability = layer.sigmoid()
-        overlap = dice(
-            torch.bmm(probability, transposed), torch.bmm(probability, valid[..., None]), targets.sum(-1)[:, None]
-        )
+        predicted = torch.bmm(probability, valid[..., None])
+        overlap = dice(torch.bmm(probability, transposed), predicted, targets.sum(-1)[:, None])
         costs.append(focal_weight * focal + dice_weight * overlap)
     pairs = []
     for layer_index, cost in enumerate(torch.stack(costs).cpu().numpy()):
         for image, count in enumerate(counts):
-            queries, segments = linear_sum_assignment(cost[image, :, :count])
-            pairs += [(layer_index, image, query, segment) for query, segment in zip(queries, segments, strict=True)]
+            assignment = linear_sum_assignment(cost[image, :, :count])
+            pairs += [(layer_index, image, query, segment) for query, segment in zip(*assignment)]
     return torch.tensor(pairs, dtype=torch.long, device=logits.device).reshape(-1, 4).unbind(1)

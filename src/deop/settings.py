@@ -77,6 +77,8 @@ class PretrainClip(Settings):
     warmup_images: int = 20_000
     patch_dropout: Fraction = 0.5
     objects: tuple[Positive, Positive] = (1, 3)
+    common: tuple[str, ...] = ()
+    common_share: Fraction = 0.0
 
 
 class TextPrompts(Settings):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deop.data.emoji import STYLES, concepts
-from deop.data.scenes import compose, random_placement, spread_centres
+from deop.data.scenes import compose, random_placement, split_mask, spread_centres
 from deop.data.textures import draw_texture, texture_names
 
 # Object sizes as fractions of the image side, by how many objects there are.
@@ -27,15 +27,27 @@ class CaptionedScenes(torch.utils.data.Dataset):
         batch_size: images a step.
         objects: fewest and most emoji in a scene that has any; a tenth of the scenes show textures alone.
         steps: length of the stream.
+        common, common_share: emoji that are everyday things: this share of all emoji shown is drawn from them, as
+            pictures on the web show dogs more often than abacuses. The rest are equally frequent.
         textures: pictures drawn of each texture and style to begin with; scenes show random parts of them.
     """
 
     def __init__(
-        self, *, image_size: int, batch_size: int, objects: tuple[int, int], steps: int, seed: int, textures: int = 16
+        self,
+        *,
+        image_size: int,
+        batch_size: int,
+        objects: tuple[int, int],
+        steps: int,
+        seed: int,
+        common: tuple[str, ...] = (),
+        common_share: float = 0.0,
+        textures: int = 16,
     ) -> None:
         self.image_size, self.batch_size, self.objects = image_size, batch_size, objects
         self.steps, self.seed = steps, seed
-        self.things = tuple(concept.name for concept in concepts())
+        self.common, self.common_share = common, common_share
+        self.rare = tuple(entry.name for entry in concepts() if entry.name not in common)
         self.stuff = texture_names()
         rng = np.random.default_rng((seed, 0xBAC4))
         self._textures = {
@@ -69,19 +81,35 @@ class CaptionedScenes(torch.utils.data.Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Tensor | list[str]]:
         """``image`` (B, 3, S, S) float in [0, 1] and ``caption``, B strings."""
+        if not 0 <= step < self.steps:
+            raise IndexError(step)
+        images, captions, _ = self._draw(step)
+        return {"image": images, "caption": captions}
+
+    def scenes(self, step: int) -> tuple[Tensor, list[list[str]]]:
+        """The images of a step and the names of the emoji each of them shows."""
+        images, _, shown = self._draw(step)
+        return images, shown
+
+    def _draw(self, step: int) -> tuple[Tensor, list[str], list[list[str]]]:
         rng = np.random.default_rng((self.seed, step))
         # No emoji twice in a batch: a caption must not fit another caption's image.
-        names = iter(rng.permutation(self.things))
+        common, rare = iter(rng.permutation(self.common)), iter(rng.permutation(self.rare))
+        counts = np.arange(self.objects[0], self.objects[1] + 1)
         texture_alone = iter(rng.permutation(len(self.stuff)))
-        backgrounds, objects, styles, captions = [], [], [], []
+        backgrounds, objects, styles, captions, contents = [], [], [], [], []
         for index in range(self.batch_size):
             style = STYLES[rng.integers(len(STYLES))]
             alone = index < min(self.batch_size // 10, len(self.stuff))
-            count = 0 if alone else int(rng.integers(self.objects[0], self.objects[1] + 1))
+            # Mostly object-centred: two objects are half as frequent as one, three a third.
+            count = 0 if alone else int(rng.choice(counts, p=(1 / counts) / (1 / counts).sum()))
             kinds = [int(next(texture_alone))] if alone else list(rng.integers(len(self.stuff), size=1))
             if not alone and rng.random() < 0.25:
                 kinds.append(int(rng.integers(len(self.stuff))))
-            shown = [str(next(names)) for _ in range(count)]
+            shown = []
+            for _ in range(count):
+                name = next(common, None) if rng.random() < self.common_share else None
+                shown.append(str(next(rare) if name is None else name))
             sizes = [rng.uniform(*_OBJECT_SIZE[count]) for _ in shown]
             centres = spread_centres(rng, sizes)
             objects.append(
@@ -94,8 +122,9 @@ class CaptionedScenes(torch.utils.data.Dataset):
             backgrounds.append((background * rng.uniform(0.8, 1.2)).clamp(0, 1))
             styles.append(style)
             captions.append(self._caption(rng, shown, [self.stuff[kind] for kind in kinds]))
+            contents.append(shown)
         images, _ = compose(torch.stack(backgrounds), objects, styles)
-        return {"image": images, "caption": captions}
+        return images, captions, contents
 
     @staticmethod
     def _caption(rng: np.random.Generator, things: list[str], stuff: list[str]) -> str:
@@ -106,11 +135,3 @@ class CaptionedScenes(torch.utils.data.Dataset):
             named = []
         text = " and ".join(filter(None, [", ".join(things), ", ".join(named)]))
         return _TEMPLATES[rng.integers(len(_TEMPLATES))].format(text)
-
-
-def split_mask(rng: np.random.Generator, side: int) -> Tensor:
-    """(S, S) bool: the upper part of an image cut by a sloping, waving line at a third to two thirds of its height."""
-    x = np.linspace(0, 1, side, dtype=np.float32)
-    slope, height = rng.uniform(-0.3, 0.3), rng.uniform(0.33, 0.67)
-    line = height + slope * (x - 0.5) + 0.03 * np.sin(2 * np.pi * (rng.uniform(1, 3) * x + rng.random()))
-    return torch.from_numpy(np.linspace(0, 1, side, dtype=np.float32)[:, None] < line[None])

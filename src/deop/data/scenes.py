@@ -116,3 +116,11 @@ def compose(
             images[chosen] = images[chosen] * (1 - alpha) + colour
             owner[chosen] = torch.where(alpha[:, 0] > 0.5, layer, owner[chosen])
     return images, owner
+
+
+def split_mask(rng: np.random.Generator, side: int) -> Tensor:
+    """(S, S) bool: the upper part of an image cut by a sloping, waving line at a third to two thirds of its height."""
+    x = np.linspace(0, 1, side, dtype=np.float32)
+    slope, height = rng.uniform(-0.3, 0.3), rng.uniform(0.33, 0.67)
+    line = height + slope * (x - 0.5) + 0.03 * np.sin(2 * np.pi * (rng.uniform(1, 3) * x + rng.random()))
+    return torch.from_numpy(np.linspace(0, 1, side, dtype=np.float32)[:, None] < line[None])

@@ -55,12 +55,14 @@ def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
     """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
-    learned = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    learned = {name for name, value in module.named_parameters() if value.requires_grad}
     owners = {name.rpartition(".")[0] for name in learned}
-    for name, value in module.named_buffers():
-        if name.rpartition(".")[0] in owners:
-            learned[name] = value
-    return {name: value.detach() for name, value in learned.items()}
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {
+        name: value.detach()
+        for name, value in module.state_dict().items()
+        if name in learned or (name not in frozen and name.rpartition(".")[0] in owners)
+    }
 
 
 def fit(

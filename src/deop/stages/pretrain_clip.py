@@ -63,6 +63,8 @@ def run(job: Job) -> None:
         objects=settings.objects,
         steps=steps,
         seed=job.seed,
+        common=settings.common,
+        common_share=settings.common_share,
     )
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), eps=1e-6

@@ -53,9 +53,9 @@ class TableSettings(Settings):
 
 
 def run(job: Job) -> None:
-    """Write ``job.output`` (JSON, last) and, beside it, the same table with suffixes .csv, .md and .tex.
+    """Write ``job.output`` (JSON, last), the same table with suffixes .csv, .md and .tex, and metrics by experiment.
 
-    The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with ``metrics``
+    The metrics, for ``dvc metrics``, are ``metrics/<table>/<experiment>.json`` in the folder of the output. The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with ``metrics``
     (fractions in [0, 1]) and ``provenance``.
 
     Raises:
@@ -69,8 +69,11 @@ def run(job: Job) -> None:
     write_text(output.with_suffix(".csv"), to_csv(table, scores, origin))
     write_text(output.with_suffix(".md"), to_markdown(output.stem, table, scores, origin))
     write_text(output.with_suffix(".tex"), to_latex(output.stem, table, scores, origin))
+    values = _fractions(table, scores)
+    for row in table.rows:
+        write_json(output.parent / "metrics" / output.stem / f"{row.experiment}.json", values[row.label])
     # The workflow takes a table for up to date when this file holds its key.
-    write_json(output, {"key": job.key, **origin, "methods": _nested(table, scores)})
+    write_json(output, {"key": job.key, **origin, "methods": values})
 
 
 def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
@@ -159,14 +162,14 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     seeds = _list([str(seed) for seed in table.seeds])
     spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
-    places = _list([f"{dataset.paper_title} (where {dataset.name} stands)" for dataset in table.datasets])
+    places = _list([f"{dataset.paper_title} ({dataset.name} stands in for it)" for dataset in table.datasets])
     notes = [
         f"Values in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {_list(conventions)}.",
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
     if any(row.reported for row in table.rows):
-        note = f"Rows *paper*: as the paper reports them, on {places}; not measured here, and on other images."
+        note = f"Rows *paper*: as the paper reports them, on {places}. They were not measured here, and on other images."
         notes.insert(1, note)
     return notes
 
@@ -202,8 +205,8 @@ def _wall_time(path: Path) -> float | None:
     return json.loads(provenance.read_text())["wall_time_s"] if provenance.exists() else None
 
 
-def _nested(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
-    """Mean values as fractions by method, dataset and metric, as ``dvc metrics`` reads them."""
+def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
+    """Mean values in [0, 1] by method, dataset and metric."""
     return {
         row.label: {
             dataset.name: {

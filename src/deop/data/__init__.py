@@ -1,0 +1,1 @@
+"""Datasets: EmojiScenes, and the one dataset class that reads any prepared folder."""

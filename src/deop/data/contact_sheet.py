@@ -1,0 +1,59 @@
+"""A picture of a dataset: some of its images beside their label maps, with the classes named."""
+
+from __future__ import annotations
+
+import colorsys
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deop.data.segmentation import IGNORE, SegmentationDataset
+
+_TILE, _LINE, _MARGIN = 96, 13, 6  # pixels
+
+
+def class_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8 colours, neighbours in label order far apart in hue."""
+    golden = 0.61803398875
+    return np.array(
+        [
+            [round(255 * c) for c in colorsys.hsv_to_rgb(i * golden % 1, 0.55 + 0.4 * (i % 2), 0.95)]
+            for i in range(count)
+        ],
+        np.uint8,
+    ).reshape(-1, 3)
+
+
+def paint_labels(image: np.ndarray, label: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Labels (H, W) painted over an image (H, W, 3) uint8; pixels without a class keep a dimmed image."""
+    painted = np.where(label[..., None] == IGNORE, image // 3, colours[label] * 0.65 + image * 0.35)
+    return painted.astype(np.uint8)
+
+
+def contact_sheet(dataset: SegmentationDataset, *, images: int, columns: int = 6) -> Image.Image:
+    """The first images of a dataset, each with its labels painted over and its classes listed (unseen in red)."""
+    font = ImageFont.load_default(11)
+    colours = class_colours(len(dataset.card.classes))
+    unseen = set(dataset.card.unseen)
+    count = min(images, len(dataset))
+    most = max((len(entry.classes) for entry in dataset.entries[:count]), default=0)
+    cell = (2 * _TILE + _MARGIN, _TILE + most * _LINE + _MARGIN)
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index in range(count):
+        sample = dataset[index]
+        image = sample.image.permute(1, 2, 0).numpy()
+        painted = paint_labels(image, sample.label.numpy(), colours)
+        left, top = _MARGIN + index % columns * cell[0], _MARGIN + index // columns * cell[1]
+        for offset, picture in enumerate((image, painted)):
+            tile = Image.fromarray(picture)
+            tile = tile.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (left + offset * _TILE, top))
+        for line, label in enumerate(dataset.entries[index].classes):
+            y = top + _TILE + line * _LINE
+            pen.rectangle([left, y + 3, left + 8, y + 11], fill=tuple(colours[label]))
+            pen.text(
+                (left + 12, y), dataset.card.names[label], "crimson" if label in unseen else "black", font=font
+            )
+    return sheet

@@ -1,0 +1,172 @@
+"""The one segmentation dataset that everything reads: a prepared folder of images and label maps.
+
+Layout of a prepared dataset::
+
+    dataset.json            classes in label order (name, thing or stuff, unseen), the label map's ignore value
+    train.csv, val.csv      image, label: paths inside the folder; classes: label ids present, separated by spaces
+    images/, labels/        JPEG images; PNG label maps, 8 bit (ignore 255) or 16 bit (ignore 65535)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from deop.errors import DeopError
+from deop.settings import Settings
+
+IGNORE = -1
+"""What label maps hold in memory where a pixel has no class; on disk it is the largest value of the map's depth."""
+
+
+class LabelledClass(Settings):
+    """One class of a dataset; its label id is its position in the list."""
+
+    name: str
+    kind: Literal["thing", "stuff"]
+    unseen: bool = False
+
+
+class DatasetCard(Settings):
+    """What ``dataset.json`` holds."""
+
+    name: str
+    classes: tuple[LabelledClass, ...]
+    ignore: int = 255
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self.classes]
+
+    @property
+    def unseen(self) -> list[int]:
+        """Label ids of the unseen classes."""
+        return [index for index, entry in enumerate(self.classes) if entry.unseen]
+
+    @property
+    def seen(self) -> list[int]:
+        """Label ids of the seen classes."""
+        return [index for index, entry in enumerate(self.classes) if not entry.unseen]
+
+
+class Sample(NamedTuple):
+    """image (3, H, W) uint8 RGB; label (H, W) int64 with :data:`IGNORE` where there is no class."""
+
+    image: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a split file."""
+
+    image: Path
+    label: Path
+    classes: tuple[int, ...]
+
+
+def ignore_value(classes: int) -> int:
+    """The ignore value on disk: 255 in 8-bit maps, 65535 in the 16-bit maps of 256 classes and more."""
+    return 255 if classes <= 255 else 65535
+
+
+def write_label_map(path: Path, label: np.ndarray, ignore: int) -> None:
+    """Writes (H, W) label ids, :data:`IGNORE` included, as an 8- or 16-bit PNG."""
+    depth = np.uint8 if ignore == 255 else np.uint16
+    Image.fromarray(np.where(label == IGNORE, ignore, label).astype(depth)).save(path, optimize=False)
+
+
+class SegmentationDataset(torch.utils.data.Dataset):
+    """Images and label maps of one split.
+
+    Args:
+        root: a prepared dataset.
+        split: ``"train"`` or ``"val"``.
+        seen_only: what training sees: unseen classes become ignore, seen classes are renumbered 0, 1, ... in
+            label order, and images without a seen pixel are left out.
+
+    Raises:
+        DeopError: a folder, card or split file that is missing or malformed.
+    """
+
+    def __init__(self, root: Path | str, split: str, *, seen_only: bool = False) -> None:
+        self.root, self.split = Path(root), split
+        self.card = read_card(self.root)
+        entries = _read_split(self.root / f"{split}.csv")
+        self._lookup: Tensor | None = None
+        if seen_only:
+            self._lookup = torch.full((len(self.card.classes) + 1,), IGNORE, dtype=torch.int64)
+            self._lookup[self.card.seen] = torch.arange(len(self.card.seen))
+            position = {label: index for index, label in enumerate(self.card.seen)}
+            entries = [
+                Entry(entry.image, entry.label, tuple(position[c] for c in entry.classes if c in position))
+                for entry in entries
+            ]
+            entries = [entry for entry in entries if entry.classes]
+        self.entries: Sequence[Entry] = entries
+        self.names = [self.card.names[index] for index in self.card.seen] if seen_only else self.card.names
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self.entries[index]
+        image = np.asarray(Image.open(entry.image).convert("RGB"))
+        label = torch.from_numpy(np.asarray(Image.open(entry.label)).astype(np.int64))
+        if image.shape[:2] != tuple(label.shape):
+            raise DeopError(f"{entry.label}: is {tuple(label.shape)} pixels, its image is {image.shape[:2]}")
+        label[label == self.card.ignore] = IGNORE
+        if (largest := int(label.max())) >= len(self.card.classes):
+            raise DeopError(f"{entry.label}: holds label {largest}; {self.root} has {len(self.card.classes)} classes")
+        if self._lookup is not None:
+            label = self._lookup[label]
+        return Sample(torch.from_numpy(image.copy()).permute(2, 0, 1), label)
+
+
+def read_card(root: Path) -> DatasetCard:
+    """The card of a prepared dataset; ``DeopError`` if the folder holds none."""
+    path = Path(root) / "dataset.json"
+    if not path.is_file():
+        raise DeopError(f"{path}: no such file; a prepared dataset has one (make it with `deop prepare-data`)")
+    try:
+        return DatasetCard.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DeopError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _read_split(path: Path) -> list[Entry]:
+    if not path.is_file():
+        raise DeopError(f"{path}: no such split")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = {"image", "label", "classes"} - set(table.columns)
+    if missing:
+        raise DeopError(f"{path}: has no column {', '.join(sorted(missing))}")
+    return [
+        Entry(path.parent / row.image, path.parent / row.label, tuple(map(int, row.classes.split())))
+        for row in table.itertuples()
+    ]
+
+
+def write_card(root: Path, card: DatasetCard) -> None:
+    """Writes ``dataset.json``."""
+    (root / "dataset.json").write_text(json.dumps(card.model_dump(), indent=1) + "\n", encoding="utf-8")
+
+
+def write_split(root: Path, split: str, entries: list[Entry]) -> None:
+    """Writes a split file with paths relative to the dataset's folder."""
+    rows = [
+        (entry.image.relative_to(root), entry.label.relative_to(root), " ".join(map(str, entry.classes)))
+        for entry in entries
+    ]
+    pd.DataFrame(rows, columns=["image", "label", "classes"]).to_csv(root / f"{split}.csv", index=False)

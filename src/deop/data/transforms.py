@@ -1,0 +1,89 @@
+"""Training augmentation and batches by step number."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from deop.data.segmentation import IGNORE, Sample, SegmentationDataset
+from deop.settings import Augmentation
+
+
+class Augment:
+    """MaskFormer's and SimBaseline's augmentation, from torchvision's transforms.
+
+    The short side is drawn from ``scale`` times ``crop``, a ``crop`` x ``crop`` window is cut (padded with mean
+    colour and ignore where the image is smaller), flipped, and SSD-style colour jitter is applied.
+    """
+
+    def __init__(self, settings: Augmentation) -> None:
+        crop = settings.crop
+        fill = {tv_tensors.Image: 127, tv_tensors.Mask: IGNORE}
+        # RandomResize draws from [min, max).
+        low, high = (round(factor * crop) for factor in settings.scale)
+        self._transform = v2.Compose(
+            [
+                v2.RandomResize(low, high + 1, antialias=True),
+                v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
+                v2.RandomHorizontalFlip(settings.flip),
+                *([v2.RandomPhotometricDistort()] if settings.colour_jitter else []),
+            ]
+        )
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Draws from torch's global random state."""
+        image, label = self._transform(tv_tensors.Image(sample.image), tv_tensors.Mask(sample.label))
+        return Sample(image.as_subclass(Tensor), label.as_subclass(Tensor))
+
+
+class TrainingBatches(torch.utils.data.Dataset):
+    """Augmented batches by step number: each is a pure function of the seed and the step.
+
+    Epochs are permutations of the dataset drawn one after another. With several processes, process ``rank`` of
+    ``world`` gets every ``world``-th sample of a step's ``batch_size``.
+
+    Raises:
+        ValueError: an empty dataset, or a batch size that does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if not len(dataset):
+            raise ValueError(f"{dataset.root}: split {dataset.split!r} has no image with a seen class")
+        if batch_size % world:
+            raise ValueError(f"batch_size {batch_size} does not divide among {world} processes")
+        self.dataset, self.augment = dataset, Augment(augmentation)
+        self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def _sample_index(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.dataset))
+        return int(np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))[offset])
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        """``image`` (B, 3, S, S) float in [0, 1] and ``label`` (B, S, S) int64."""
+        if not 0 <= step < self.steps:
+            raise IndexError(step)
+        samples = []
+        with torch.random.fork_rng(devices=[]):
+            for position in range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world):
+                torch.manual_seed(int(np.random.default_rng((self.seed, position)).integers(2**62)))
+                samples.append(self.augment(self.dataset[self._sample_index(position)]))
+        return {
+            "image": torch.stack([sample.image for sample in samples]).float() / 255,
+            "label": torch.stack([sample.label for sample in samples]),
+        }

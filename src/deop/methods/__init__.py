@@ -1,0 +1,1 @@
+"""The systems of the tables, all behind :class:`deop.methods.base.Segmenter`."""

@@ -1,0 +1,62 @@
+"""The interface that every system of the tables shares."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SegmenterOutput(NamedTuple):
+    """What a system of proposals and classifiers gives for a batch.
+
+    mask_logits: (B, N, h, w) at the resolution of the proposal network's masks.
+    class_logits: (B, N, C + 1), the last column "no object".
+    heatmaps: (B, N, heads, h, w) on CLIP's patch grid: what each proposal's embedding was pooled with.
+    """
+
+    mask_logits: Tensor
+    class_logits: Tensor
+    heatmaps: Tensor
+
+
+class Segmenter(nn.Module, ABC):
+    """Images and class names in, per-pixel class scores out; in training, named losses.
+
+    Classes are always names: no system knows a dataset.
+    """
+
+    @abstractmethod
+    def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """Named scalar losses, of which training minimises the sum.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1].
+            labels: (B, H, W) int64 indices into ``names``, ``deop.data.IGNORE`` where a pixel has no class.
+        """
+
+    @abstractmethod
+    def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
+        """Per-pixel class scores (B, C, H, W), higher is likelier; ``size`` (H, W) is that of the images by default.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1], any size.
+        """
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1], shifted and scaled per channel."""
+    return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
+
+
+def to_multiple(images: Tensor, patch: int) -> Tensor:
+    """Images resized (bilinear) so that both sides are the nearest multiple of ``patch`` pixels."""
+    size = [max(1, round(side / patch)) * patch for side in images.shape[-2:]]
+    if list(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)

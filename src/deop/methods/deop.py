@@ -1,0 +1,147 @@
+"""DeOP and its baselines: one network, of which each row of Table 3 is a setting.
+
+Baseline (section 3.1) is proposals, one pass of CLIP and mask pooling. Baseline+ (section 3.2) adds learned visual
+prompts and goes on learning the text prompt. DeOP adds patch severance (section 4.1) and classification anchors
+(section 4.2).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deop.anchors import QueryHeatmapDecoder, mask_pool
+from deop.clip import DenseCLIP
+from deop.losses import labels_at, segmentation_loss
+from deop.methods.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Segmenter,
+    SegmenterOutput,
+    normalise,
+    to_multiple,
+)
+from deop.prompts import TextPrompt, VisualPrompts
+from deop.proposals import ProposalNetwork
+from deop.settings import Network, Segmentation
+from deop.severance import Severance
+
+
+class DeOP(Segmenter):
+    """A decoupled one-pass segmenter: frozen proposals, frozen CLIP, and what ``network`` lets it learn.
+
+    Args:
+        clip: the frozen CLIP.
+        proposals: the trained proposal network; frozen here.
+        text_prompt: the offline learned text prompt; goes on learning if ``network.text_prompts`` is ``"online"``.
+        network: which parts are on.
+        queries: number N of proposals, one anchor query each.
+        normalisation: whose mean and deviation CLIP's input is normalised with, ``"clip"`` or ``"imagenet"``.
+        ignore: label of pixels that take no part in the losses.
+    """
+
+    def __init__(
+        self,
+        clip: DenseCLIP,
+        proposals: ProposalNetwork,
+        text_prompt: TextPrompt,
+        network: Network,
+        *,
+        queries: int,
+        normalisation: str = "clip",
+        loss: Segmentation | None = None,
+        ignore: int = -1,
+    ) -> None:
+        super().__init__()
+        self.clip, self.proposals, self.text_prompt = clip, proposals.requires_grad_(False), text_prompt
+        self.network, self.loss, self.ignore = network, loss, ignore
+        self.mean, self.std = (
+            (clip.mean, clip.std) if normalisation == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
+        )
+        self.severance = Severance(network.severance.kind, network.severance.alpha)
+        self.severance.attentions(clip.layers)  # fails here, not in the first step, on a layer CLIP does not have
+        self.visual_prompts = (
+            VisualPrompts(clip.width, depth=min(6, clip.layers), grid=network.visual_prompt_grid)
+            if network.visual_prompts
+            else None
+        )
+        self.anchors = (
+            QueryHeatmapDecoder(
+                width=clip.embed_dim,
+                queries=queries,
+                layers=network.anchors.layers,
+                heads=network.anchors.heads,
+                ffn_width=network.anchors.ffn_width,
+                dropout=network.anchors.dropout,
+            )
+            if network.anchors.kind == "query"
+            else None
+        )
+        text_prompt.context.requires_grad_(network.text_prompts == "online")
+        # Only training can teach what "no object" looks like.
+        text_prompt.no_object.requires_grad_(network.trained)
+        self._classifier_cache: tuple[tuple[str, ...], Tensor] | None = None
+
+    def train(self, mode: bool = True) -> DeOP:
+        """The frozen networks stay in evaluation mode, their batch statistics with them."""
+        super().train(mode)
+        self.proposals.eval()
+        self._classifier_cache = None
+        return self
+
+    def classifier(self, names: list[str]) -> Tensor:
+        """Class embeddings and "no object": (C + 1, D), L2-normalised. Kept between images outside training."""
+        key = tuple(names)
+        if not self.training and self._classifier_cache and self._classifier_cache[0] == key:
+            return self._classifier_cache[1]
+        text = self.text_prompt(self.clip, names)
+        rows = torch.cat([text, F.normalize(self.text_prompt.no_object, dim=0)[None].to(text.dtype)])
+        if not self.training:
+            self._classifier_cache = (key, rows)
+        return rows
+
+    def forward(self, images: Tensor, names: list[str]) -> SegmenterOutput:
+        """Proposals and their class logits for images (B, 3, H, W) in [0, 1]."""
+        with torch.no_grad():
+            mask_logits = self.proposals(normalise(images, IMAGENET_MEAN, IMAGENET_STD))[-1].float()
+        inputs = normalise(to_multiple(images, self.clip.patch_size), self.mean, self.std)
+        dense = self.clip.visual(inputs, severance=self.severance, visual_prompts=self.visual_prompts)
+        features = F.normalize(dense.patches.float(), dim=1)
+        masks = F.interpolate(mask_logits, features.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
+        if self.anchors is None:
+            embeddings, heatmaps = mask_pool(features, masks), masks[:, :, None]
+        else:
+            heatmaps, embeddings = self.anchors(features, masks)
+        if self.network.renormalise_pooled:
+            embeddings = F.normalize(embeddings.float(), dim=-1)
+        class_logits = self.network.logit_scale * embeddings.float() @ self.classifier(names).float().T
+        if not self.network.trained:
+            class_logits[..., -1] = -torch.inf
+        return SegmenterOutput(mask_logits, class_logits, heatmaps)
+
+    def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
+        """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2)."""
+        output = self(images, names)
+        return segmentation_loss(
+            output.class_logits,
+            output.mask_logits,
+            labels_at(labels, output.mask_logits.shape[-2:]),
+            ignore=self.ignore,
+            focal_alpha=self.loss.focal_alpha,
+            focal_gamma=self.loss.focal_gamma,
+            focal_weight=self.loss.focal_weight,
+            dice_weight=self.loss.dice_weight,
+        )
+
+    @torch.inference_mode()
+    def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
+        """Sum over proposals of class probability times mask (section 3.1), "no object" dropped."""
+        return combine(self(images, names), size or tuple(images.shape[-2:]))
+
+
+def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:
+    """Per-pixel class scores (B, C, H, W) from proposals and their class logits: O = F_C * M of section 3.1."""
+    probabilities = output.class_logits.softmax(-1)[..., :-1]
+    masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
+    return torch.einsum("bnc,bnhw->bchw", probabilities, masks)

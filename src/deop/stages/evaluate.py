@@ -1,0 +1,93 @@
+"""Stage ``evaluate``: a system on a validation set, all its classes seen and unseen as one vocabulary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.methods.deop import DeOP, combine
+from deop.metrics import SegmentationMetrics, mean_best_iou
+from deop.settings import Evaluation, Job
+from deop.stages.artifacts import describe, write_json
+from deop.stages.loop import make_accelerator
+from deop.stages.networks import build_segmenter
+
+
+def run(job: Job) -> None:
+    """Writes the scores of ``job``'s system as JSON to ``job.output``; all scores are fractions in [0, 1]."""
+    started = time.monotonic()
+    settings = Evaluation.model_validate(job.settings["evaluation"])
+    dataset = SegmentationDataset(job.inputs["data"], "val")
+    accelerator = make_accelerator()
+    segmenter = build_segmenter(job).to(accelerator.device).eval()
+    metrics = SegmentationMetrics(
+        len(dataset.names), dataset.card.unseen, ignore=IGNORE, convention=settings.miou, device=accelerator.device
+    )
+    classes, overlaps = [], []
+    for batch in tqdm(
+        _batches(dataset, settings.batch_size), desc="evaluate", mininterval=1 if sys.stderr.isatty() else 15
+    ):
+        samples = [dataset[index] for index in batch]
+        images = torch.stack([sample.image for sample in samples]).to(accelerator.device).float() / 255
+        labels = torch.stack([sample.label for sample in samples]).to(accelerator.device)
+        with accelerator.autocast():
+            prediction, found = predict(segmenter, images, labels, dataset.names, settings.short_side)
+        metrics.update(prediction, labels)
+        classes.append(found.classes.cpu())
+        overlaps.append(found.iou.cpu())
+    scores = metrics.compute()
+    write_json(
+        Path(job.output),
+        {
+            "metrics": {
+                "pAcc": scores.pacc,
+                "mIoU": scores.miou,
+                "hIoU": scores.hiou,
+                "seen": scores.seen,
+                "unseen": scores.unseen,
+            },
+            "per_class_iou": {
+                name: None if iou != iou else iou for name, iou in zip(dataset.names, scores.iou, strict=True)
+            },
+            "proposals": proposal_scores(torch.cat(classes), torch.cat(overlaps), dataset.card.unseen),
+            "images": len(dataset),
+            "provenance": describe(job, wall_time_s=round(time.monotonic() - started, 2)),
+        },
+    )
+
+
+@torch.inference_mode()
+def predict(segmenter: DeOP, images: Tensor, labels: Tensor, names: list[str], short_side: int):
+    """Label map (B, H, W) of images (B, 3, H, W), and how well the proposals cover the labelled segments."""
+    output = segmenter(resize_short_side(images, short_side), names)
+    prediction = combine(output, tuple(labels.shape[-2:])).argmax(1)
+    return prediction, mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE)
+
+
+def resize_short_side(images: Tensor, short_side: int) -> Tensor:
+    """Images (B, 3, H, W) scaled (bilinear) so that the shorter side is ``short_side`` pixels."""
+    scale = short_side / min(images.shape[-2:])
+    if scale == 1:
+        return images
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def proposal_scores(classes: Tensor, iou: Tensor, unseen: list[int]) -> dict[str, float | None]:
+    """Mean best IoU of proposals over the ground-truth segments of seen and of unseen classes."""
+    is_unseen = torch.isin(classes, torch.tensor(unseen))
+    return {
+        name: iou[chosen].mean().item() if chosen.any() else None
+        for name, chosen in (("seen", ~is_unseen), ("unseen", is_unseen))
+    }
+
+
+def _batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
+    return [range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]

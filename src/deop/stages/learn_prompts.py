@@ -1,0 +1,109 @@
+"""Stage ``learn_prompts``: text prompts learned offline, by classifying segments of seen classes (section 3.2).
+
+SimBaseline's recipe: crops cut by ground-truth masks, CLIP's image embedding, cross-entropy against the class
+embeddings that the prompt gives. CLIP is frozen and the crops are not augmented, so their embeddings are computed
+once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from deop.clip import DenseCLIP
+from deop.data.crops import crop_segment, draw_segments
+from deop.data.segmentation import SegmentationDataset
+from deop.methods.base import normalise
+from deop.prompts import TextPrompt
+from deop.settings import Job, TextPrompts
+from deop.stages.artifacts import artifact
+from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.networks import build_clip, build_prompt, save_weights, seed_everything
+
+_EMBEDDING_BATCH = 64
+
+
+class PromptStep(nn.Module):
+    """A text prompt and its classification loss on embedded crops."""
+
+    def __init__(self, clip: DenseCLIP, prompt: TextPrompt, names: list[str], logit_scale: float) -> None:
+        super().__init__()
+        self.clip, self.prompt, self.names, self.logit_scale = clip, prompt, names, logit_scale
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        classes = self.prompt(self.clip, self.names).float()
+        return {"cross_entropy": F.cross_entropy(self.logit_scale * batch["embedding"] @ classes.T, batch["label"])}
+
+
+class EmbeddingBatches(torch.utils.data.Dataset):
+    """Random batches of embedded crops by step number: ``embedding`` (B, D) and ``label`` (B,)."""
+
+    def __init__(self, embeddings: Tensor, labels: Tensor, *, batch_size: int, steps: int, seed: int) -> None:
+        self.embeddings, self.labels = embeddings, labels
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        chosen = np.random.default_rng((self.seed, step)).integers(len(self.labels), size=self.batch_size)
+        return {"embedding": self.embeddings[chosen], "label": self.labels[chosen]}
+
+
+@torch.inference_mode()
+def embed_segments(
+    clip: DenseCLIP, dataset: SegmentationDataset, segments: list[tuple[int, int]], size: int, device: torch.device
+) -> Tensor:
+    """CLIP's image embeddings (S, D), L2-normalised, of segments (image index, class) of a dataset."""
+    fill = torch.tensor(clip.mean)
+    embeddings = []
+    for first in tqdm(
+        range(0, len(segments), _EMBEDDING_BATCH), desc="embed crops", mininterval=1 if sys.stderr.isatty() else 15
+    ):
+        crops = []
+        for index, label in segments[first : first + _EMBEDDING_BATCH]:
+            sample = dataset[index]
+            crops.append(crop_segment(sample.image.float() / 255, sample.label == label, size, fill))
+        images = normalise(torch.stack(crops).to(device), clip.mean, clip.std)
+        embeddings.append(F.normalize(clip.visual(images).pooled.float(), dim=-1).cpu())
+    return torch.cat(embeddings)
+
+
+def run(job: Job) -> None:
+    """Learns the prompt of ``job.settings["prompts"]`` on the seen classes and writes it."""
+    settings = TextPrompts.model_validate(job.settings["prompts"])
+    seed_everything(job)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    clip = build_clip(job)
+    prompt = build_prompt(job, clip)
+    # "No object" means nothing to crops that all show one; the segmentation stage learns it.
+    prompt.no_object.requires_grad_(False)
+    with artifact(job) as workspace:
+        accelerator = make_accelerator(workspace.path / "tensorboard")
+        clip.to(accelerator.device)
+        segments = draw_segments(dataset, settings.samples_per_class, job.seed)
+        embeddings = embed_segments(clip, dataset, segments, settings.crop_size, accelerator.device)
+        labels = torch.tensor([label for _, label in segments])
+        step = PromptStep(clip, prompt, dataset.names, settings.logit_scale)
+        optimizer = torch.optim.SGD(
+            [prompt.context], lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        fit(
+            step,
+            EmbeddingBatches(
+                embeddings.clone(), labels, batch_size=settings.batch_size, steps=settings.iterations, seed=job.seed
+            ),
+            optimizer=optimizer,
+            schedule=cosine(settings.iterations, settings.warmup),
+            iterations=settings.iterations,
+            seed=job.seed,
+            workspace=workspace,
+            accelerator=accelerator,
+            description="learn_prompts",
+        )
+        save_weights(prompt.state_dict(), workspace.path)

@@ -1,0 +1,101 @@
+"""Networks as the stages need them: built from a job's settings, with the weights of its inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deop.clip import DenseCLIP, load_clip
+from deop.data.segmentation import IGNORE
+from deop.methods.deop import DeOP
+from deop.prompts import TextPrompt
+from deop.proposals import ProposalNetwork
+from deop.settings import Clip, Job, Network, Proposals, Segmentation, TextPrompts
+
+WEIGHTS = "model.safetensors"
+
+
+def build_clip(job: Job) -> DenseCLIP:
+    """The CLIP of ``settings.clip``, or the one that an earlier stage pre-trained."""
+    settings = Clip.model_validate(job.settings["clip"])
+    trained = job.inputs.get("clip")
+    return load_clip(settings.model, str(Path(trained) / WEIGHTS) if trained else settings.pretrained)
+
+
+def build_prompt(job: Job, clip: DenseCLIP) -> TextPrompt:
+    """The text prompt, with the offline learned weights if the job has them as input."""
+    settings = TextPrompts.model_validate(job.settings["prompts"])
+    prompt = TextPrompt(
+        settings.prefix_tokens, clip.text_width, clip.embed_dim, init_std=settings.init_std
+    )
+    if "prompts" in job.inputs:
+        load_weights(prompt, job.inputs["prompts"])
+    return prompt
+
+
+def build_proposals(job: Job) -> ProposalNetwork:
+    """The proposal network, with trained weights if the job has them as input."""
+    settings = Proposals.model_validate(job.settings["proposals"])
+    trained = job.inputs.get("proposals")
+    network = ProposalNetwork(
+        backbone=settings.backbone,
+        backbone_args=settings.backbone_args,
+        # The trained weights hold the backbone's.
+        pretrained_backbone=settings.pretrained_backbone and trained is None,
+        out_indices=settings.out_indices,
+        queries=settings.queries,
+        decoder_layers=settings.decoder_layers,
+        width=settings.width,
+        ffn_width=settings.ffn_width,
+        heads=settings.heads,
+        focal_weight=settings.focal_weight,
+        dice_weight=settings.dice_weight,
+    )
+    if trained:
+        load_weights(network, trained)
+    return network
+
+
+def build_segmenter(job: Job) -> DeOP:
+    """The whole system of ``settings.network``, with end-to-end trained weights if the job has them as input."""
+    clip = build_clip(job)
+    segmenter = DeOP(
+        clip,
+        build_proposals(job),
+        build_prompt(job, clip),
+        Network.model_validate(job.settings["network"]),
+        queries=Proposals.model_validate(job.settings["proposals"]).queries,
+        normalisation=Clip.model_validate(job.settings["clip"]).normalisation,
+        loss=Segmentation.model_validate(job.settings["segmentation"]) if "segmentation" in job.settings else None,
+        ignore=IGNORE,
+    )
+    if "segmentation" in job.inputs:
+        load_weights(segmenter, job.inputs["segmentation"])
+    return segmenter
+
+
+def save_weights(state: dict[str, Tensor], folder: Path) -> None:
+    """Writes named tensors as ``model.safetensors`` in ``folder``."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS)
+
+
+def load_weights(module: nn.Module, folder: str | Path) -> None:
+    """Loads what :func:`save_weights` wrote; tensors the file lacks (frozen ones) are left as they are.
+
+    Raises:
+        ValueError: the file holds a tensor that the module has not, or lacks one that it learns.
+    """
+    path = Path(folder) / WEIGHTS
+    result = module.load_state_dict(load_file(path), strict=False)
+    learned = {name for name, value in module.named_parameters() if value.requires_grad}
+    wrong = [*result.unexpected_keys, *(learned & set(result.missing_keys))]
+    if wrong:
+        raise ValueError(f"{path} does not fit the network: {', '.join(sorted(wrong)[:5])}")
+
+
+def seed_everything(job: Job) -> None:
+    """Seeds the initialisation of new weights."""
+    torch.manual_seed(job.seed)

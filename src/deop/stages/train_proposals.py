@@ -1,0 +1,68 @@
+"""Stage ``train_proposals``: the class-agnostic mask proposal network, on masks of seen classes (section 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.data.transforms import TrainingBatches
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.proposals import ProposalNetwork
+from deop.settings import Job, Proposals
+from deop.stages.artifacts import artifact
+from deop.stages.loop import fit, make_accelerator, poly
+from deop.stages.networks import build_proposals, save_weights, seed_everything
+
+
+class ProposalStep(nn.Module):
+    """A proposal network and its mask losses on a batch."""
+
+    def __init__(self, network: ProposalNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        return self.network.loss(outputs, batch["label"], ignore=IGNORE)
+
+
+def run(job: Job) -> None:
+    """Trains the network of ``job.settings["proposals"]`` and writes its weights."""
+    settings = Proposals.model_validate(job.settings["proposals"])
+    seed_everything(job)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    network = build_proposals(job)
+    backbone = set(network.backbone.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in network.parameters() if p not in backbone]},
+            {"params": list(backbone), "lr": settings.lr * settings.backbone_lr_factor},
+        ],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+    )
+    with artifact(job) as workspace:
+        accelerator = make_accelerator(workspace.path / "tensorboard")
+        batches = TrainingBatches(
+            dataset,
+            settings.augmentation,
+            batch_size=settings.batch_size,
+            steps=settings.iterations,
+            seed=job.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        fit(
+            ProposalStep(network),
+            batches,
+            optimizer=optimizer,
+            schedule=poly(settings.iterations, settings.warmup),
+            iterations=settings.iterations,
+            seed=job.seed,
+            workspace=workspace,
+            accelerator=accelerator,
+            description="train_proposals",
+            clip_grad_norm=settings.clip_grad_norm,
+        )
+        save_weights(network.state_dict(), workspace.path)

@@ -1,0 +1,59 @@
+"""Stage ``train_segmentation``: what a system learns end to end, with CLIP and proposals frozen (sections 3.2, 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deop.data.segmentation import SegmentationDataset
+from deop.data.transforms import TrainingBatches
+from deop.methods.base import Segmenter
+from deop.settings import Job, Segmentation
+from deop.stages.artifacts import artifact
+from deop.stages.loop import fit, learned_state, make_accelerator, poly
+from deop.stages.networks import build_segmenter, save_weights, seed_everything
+
+
+class SegmentationStep(nn.Module):
+    """A segmenter and its losses on a batch."""
+
+    def __init__(self, segmenter: Segmenter, names: list[str]) -> None:
+        super().__init__()
+        self.segmenter, self.names = segmenter, names
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.segmenter.losses(batch["image"], batch["label"], self.names)
+
+
+def run(job: Job) -> None:
+    """Trains the network of ``job.settings["network"]`` and writes what it learned."""
+    settings = Segmentation.model_validate(job.settings["segmentation"])
+    seed_everything(job)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    segmenter = build_segmenter(job)
+    learned = [value for value in segmenter.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=settings.lr, weight_decay=settings.weight_decay)
+    with artifact(job) as workspace:
+        accelerator = make_accelerator(workspace.path / "tensorboard")
+        batches = TrainingBatches(
+            dataset,
+            settings.augmentation,
+            batch_size=settings.batch_size,
+            steps=settings.iterations,
+            seed=job.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        fit(
+            SegmentationStep(segmenter, dataset.names),
+            batches,
+            optimizer=optimizer,
+            schedule=poly(settings.iterations, settings.warmup),
+            iterations=settings.iterations,
+            seed=job.seed,
+            workspace=workspace,
+            accelerator=accelerator,
+            description="train_segmentation",
+            clip_grad_norm=settings.clip_grad_norm,
+        )
+        save_weights(learned_state(segmenter), workspace.path)

@@ -1,0 +1,157 @@
+"""The table writer, on evaluations made up here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deop.errors import DeopError
+from deop.plan import Plan
+from deop.settings import Job
+from deop.stages import table
+
+ROOT = Path(__file__).parents[2]
+METRICS = ("pAcc", "hIoU", "seen", "unseen")
+EXPERIMENTS = ("baseline", "baseline_plus", "baseline_plus_ps", "baseline_plus_cal", "deop")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def score(role: str, metric: str) -> float:
+    """A made-up fraction that differs by experiment, dataset, seed and metric."""
+    experiment, dataset, seed = role.split("/")
+    place = EXPERIMENTS.index(experiment) * 8 + (dataset == "es20") * 4 + METRICS.index(metric)
+    return 0.1 + 0.02 * place + 0.001 * int(seed) ** 2
+
+
+def table3(root: Path, monkeypatch, seeds: list[int], **provenance: object) -> Job:
+    """The job of the real configuration's Table 3 with its inputs written below ``root``, the working directory."""
+    monkeypatch.chdir(root)
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    for dataset in config["datasets"].values():
+        dataset["vocabulary"] = {"things": ["dog", "cow"], "unseen": ["cow"]}
+    config["clip"]["pretrained"] = None
+    job = Plan(config | {"seeds": seeds}, ROOT).tables["table3"]
+    made = {"commit": COMMIT, "dirty": False, "version": "1.2.3", "wall_time_s": 30.0} | provenance
+    for artifact in map(Path, job.settings["table"]["artifacts"]):
+        if artifact.suffix != ".json":
+            artifact.mkdir(parents=True)
+            (artifact / "provenance.json").write_text(json.dumps(made))
+    for role, path in job.inputs.items():
+        metrics = {metric: score(role, metric) for metric in METRICS}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps({"metrics": metrics, "per_class_iou": {}, "provenance": made}))
+    return job
+
+
+def reported() -> dict[tuple[str, str], str]:
+    with (ROOT / "config/reported.csv").open() as file:
+        return {(line["row"], line["column"]): line["value"] for line in csv.DictReader(file) if line["table"] == "3"}
+
+
+def markdown_rows(text: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def test_csv_has_the_rows_and_columns_of_the_papers_table(tmp_path, monkeypatch):
+    table.run(table3(tmp_path, monkeypatch, [0]))
+    lines = list(csv.DictReader(io.StringIO(Path("results/table3.csv").read_text())))
+    columns = [f"{dataset}.{metric}" for dataset in ("es171", "es20") for metric in METRICS]
+    assert list(lines[0]) == ["method", *columns, "profile", "seeds", "commit", "version"]
+    paper = dict.fromkeys(row for row, _ in reported())
+    assert [line["method"] for line in lines] == list(paper)
+    for line, experiment in zip(lines, EXPERIMENTS):
+        for column in columns:
+            dataset, metric = column.split(".")
+            assert line[column] == f"{100 * score(f'{experiment}/{dataset}/0', metric):.1f}"
+        assert (line["profile"], line["seeds"]) == ("mini", "0")
+        assert (line["commit"], line["version"]) == (COMMIT[:12], "1.2.3")
+
+
+def test_several_seeds_give_mean_and_standard_deviation(tmp_path, monkeypatch):
+    table.run(table3(tmp_path, monkeypatch, [0, 1, 2]))
+    lines = list(csv.DictReader(io.StringIO(Path("results/table3.csv").read_text())))
+    values = [100 * score(f"deop/es20/{seed}", "hIoU") for seed in range(3)]
+    mean, deviation = f"{statistics.mean(values):.1f}", f"{statistics.stdev(values):.1f}"
+    assert (lines[-1]["es20.hIoU"], lines[-1]["es20.hIoU.std"]) == (mean, deviation)
+    assert lines[-1]["seeds"] == "0 1 2"
+    text = Path("results/table3.md").read_text()
+    measured = [row for row in markdown_rows(text) if row["values"] == "measured"]
+    assert measured[-1]["es20 hIoU"] == f"{mean} ± {deviation}"
+    assert "mean ± standard deviation of seeds 0, 1 and 2" in text
+
+
+def test_markdown_shows_reported_values_apart_from_measured_ones(tmp_path, monkeypatch):
+    table.run(table3(tmp_path, monkeypatch, [0]))
+    text = Path("results/table3.md").read_text()
+    rows = markdown_rows(text)
+    assert [row["values"] for row in rows] == ["measured", "*paper*"] * 5
+    names = {"es171": "coco_stuff", "es20": "voc"}
+    for measured, paper, experiment in zip(rows[::2], rows[1::2], EXPERIMENTS):
+        assert measured["method"] == paper["method"]
+        for dataset, name in names.items():
+            for metric in METRICS:
+                column = f"{dataset} {metric}"
+                assert measured[column] == f"{100 * score(f'{experiment}/{dataset}/0', metric):.1f}"
+                # Every reported number is in italics, no measured one is.
+                assert paper[column] == f"*{reported()[paper['method'], f'{name}.{metric}']}*"
+    for words in ("profile mini", "seed 0", "COCO-Stuff (es171 stands in for it)", f"commit {COMMIT[:12]}"):
+        assert words in text
+    assert "in the ground truth or in the prediction" in text
+
+
+def test_notes_sum_the_wall_time_and_mark_uncommitted_code(tmp_path, monkeypatch):
+    job = table3(tmp_path, monkeypatch, [0], dirty=True)
+    table.run(job)
+    text = Path("results/table3.md").read_text()
+    # 2 datasets, 2 prompts, 2 proposals, 8 trainings, 10 evaluations of half a minute each
+    assert "wall time 0:12:00 (h:mm:ss), the sum over 24 jobs" in text
+    assert f"{COMMIT[:12]}-dirty" in text
+    (Path(next(path for path in job.settings["table"]["artifacts"] if "proposals" in path)) / "provenance.json").unlink()
+    table.run(job)
+    assert "wall time 0:11:30 (h:mm:ss), the sum over 23 of 24 jobs" in Path("results/table3.md").read_text()
+
+
+def test_json_names_the_key_and_metrics_are_one_file_a_row(tmp_path, monkeypatch):
+    job = table3(tmp_path, monkeypatch, [0])
+    table.run(job)
+    assert json.loads(Path("results/table3.json").read_text())["key"] == job.key
+    files = {path.stem: json.loads(path.read_text()) for path in Path("results/metrics/table3").iterdir()}
+    assert set(files) == set(EXPERIMENTS)
+    assert files["deop"]["es20"]["hIoU"] == pytest.approx(score("deop/es20/0", "hIoU"), abs=1e-4)
+
+
+def test_latex_is_a_booktabs_table_with_every_row(tmp_path, monkeypatch):
+    table.run(table3(tmp_path, monkeypatch, [0]))
+    text = Path("results/table3.tex").read_text()
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\multicolumn{4}{c}{es171}"):
+        assert rule in text
+    body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert len(body) == 10 and all(line.count("&") == 9 for line in body)
+
+
+def test_undefined_metrics_stay_empty(tmp_path, monkeypatch):
+    job = table3(tmp_path, monkeypatch, [0])
+    path = Path(job.inputs["deop/es20/0"])
+    evaluation = json.loads(path.read_text())
+    evaluation["metrics"]["unseen"] = None
+    path.write_text(json.dumps(evaluation))
+    table.run(job)
+    assert list(csv.DictReader(Path("results/table3.csv").open()))[-1]["es20.unseen"] == ""
+    assert markdown_rows(Path("results/table3.md").read_text())[-2]["es20 unseen"] == "–"
+
+
+def test_an_evaluation_without_a_metric_is_named(tmp_path, monkeypatch):
+    job = table3(tmp_path, monkeypatch, [0])
+    path = Path(job.inputs["deop/es20/0"])
+    evaluation = json.loads(path.read_text())
+    del evaluation["metrics"]["hIoU"]
+    path.write_text(json.dumps(evaluation))
+    with pytest.raises(DeopError, match=f"{path} has no metric 'hIoU'; it has: pAcc, seen, unseen"):
+        table.run(job)

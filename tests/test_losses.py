@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deop.losses import dice, focal_terms, labels_at, segmentation_loss, sigmoid_focal
+
+
+def literal_focal(logit: float, target: int, alpha: float, gamma: float) -> float:
+    """The focal loss of one element as its paper writes it: -alpha_t (1 - p_t)^gamma log(p_t)."""
+    score = 1 / (1 + math.exp(-logit))
+    p_t, alpha_t = (score, alpha) if target else (1 - score, 1 - alpha)
+    return -alpha_t * (1 - p_t) ** gamma * math.log(p_t)
+
+
+def literal_segmentation_loss(class_logits, mask_logits, labels, ignore, alpha, gamma):
+    """Unweighted (focal, dice) by loops over images, pixels and classes, in Python floats."""
+    batch, queries, columns = class_logits.shape
+    focal, elements, dices = 0.0, 0, []
+    for image in range(batch):
+        intersection = predicted = target = 0.0
+        for row, column in (labels[image] != ignore).nonzero().tolist():
+            masks = [1 / (1 + math.exp(-m)) for m in mask_logits[image, :, row, column].tolist()]
+            for label in range(columns - 1):
+                p = 0.0
+                for query in range(queries):
+                    exponentials = [math.exp(x) for x in class_logits[image, query].tolist()]
+                    p += exponentials[label] / sum(exponentials) * masks[query]
+                hit = int(labels[image, row, column] == label)
+                focal += literal_focal(3 * p - 3, hit, alpha, gamma)
+                elements += 1
+                score = 1 / (1 + math.exp(3 - 3 * p))
+                intersection, predicted, target = intersection + score * hit, predicted + score, target + hit
+        if target:
+            dices.append(1 - (2 * intersection + 1) / (predicted + target + 1))
+    return focal / elements, sum(dices) / len(dices)
+
+
+@pytest.fixture
+def example():
+    torch.manual_seed(0)
+    class_logits = 2 * torch.randn(3, 4, 6)
+    mask_logits = 3 * torch.randn(3, 4, 5, 6)
+    labels = torch.randint(0, 5, (3, 5, 6))
+    labels[0, 1:3] = 255
+    labels[2] = 255  # an image without a labelled pixel
+    return class_logits, mask_logits, labels
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.5)])
+def test_segmentation_loss_is_the_literal_one(example, alpha, gamma):
+    got = segmentation_loss(
+        *example, focal_alpha=alpha, focal_gamma=gamma, focal_weight=2.0, dice_weight=0.8, ignore=255
+    )
+    focal, dice_loss = literal_segmentation_loss(*(x.double() for x in example), 255, alpha, gamma)
+    assert got["focal"].item() == pytest.approx(2.0 * focal, rel=1e-5)
+    assert got["dice"].item() == pytest.approx(0.8 * dice_loss, rel=1e-5)
+
+
+def test_segmentation_loss_gives_ignored_pixels_no_influence(example):
+    class_logits, mask_logits, labels = example
+    before = segmentation_loss(class_logits, mask_logits, labels)
+    ignored = (labels == 255)[:, None].expand_as(mask_logits)
+    changed = mask_logits.clone().masked_scatter(ignored, 50 * torch.randn(int(ignored.sum())))
+    changed.requires_grad_()
+    after = segmentation_loss(class_logits, changed, labels)
+    assert {k: v.item() for k, v in after.items()} == {k: v.item() for k, v in before.items()}
+    sum(after.values()).backward()
+    assert (changed.grad[ignored] == 0).all()
+    assert (changed.grad[~ignored] != 0).any()
+
+
+def test_segmentation_loss_compares_masks_with_labels_at_label_resolution(example):
+    class_logits, mask_logits, _ = example
+    labels = torch.randint(0, 5, (3, 10, 12))
+    upsampled = F.interpolate(mask_logits, (10, 12), mode="bilinear", align_corners=False)
+    coarse, fine = (segmentation_loss(class_logits, masks, labels) for masks in (mask_logits, upsampled))
+    assert coarse["focal"].item() == pytest.approx(fine["focal"].item(), rel=1e-6)
+    assert coarse["dice"].item() == pytest.approx(fine["dice"].item(), rel=1e-6)
+
+
+def test_segmentation_loss_is_computed_in_float32_under_autocast(example):
+    plain = segmentation_loss(*example)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = segmentation_loss(*example)
+    assert all(autocast[k].dtype == torch.float32 and autocast[k].item() == plain[k].item() for k in plain)
+
+
+def test_segmentation_loss_without_a_labelled_pixel_is_zero_and_finite_in_gradient():
+    mask_logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    loss = sum(segmentation_loss(torch.randn(1, 2, 4), mask_logits, torch.full((1, 4, 4), 255)).values())
+    loss.backward()
+    assert loss.item() == 0
+    assert (mask_logits.grad == 0).all()
+
+
+def test_segmentation_loss_names_a_label_that_is_no_class(example):
+    class_logits, mask_logits, labels = example
+    labels[1, 0, 0] = 5
+    with pytest.raises(ValueError, match=r"label 5 is neither a class \(0 to 4\) nor ignore \(255\)"):
+        segmentation_loss(class_logits, mask_logits, labels)
+
+
+def test_sigmoid_focal_is_the_literal_mean_over_valid_pixels():
+    torch.manual_seed(1)
+    logits, targets, valid = 4 * torch.randn(3, 7), torch.randint(0, 2, (3, 7)), torch.ones(3, 7)
+    valid[0, 2:5] = 0
+    valid[2] = 0
+    expected = [
+        sum(literal_focal(x, t, 0.3, 2.0) for x, t, v in zip(*rows) if v) / max(sum(rows[2]), 1)
+        for rows in zip(logits.tolist(), targets.tolist(), valid.tolist())
+    ]
+    assert sigmoid_focal(logits, targets, valid, alpha=0.3).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_focal_terms_stay_finite_for_extreme_logits():
+    logits = torch.tensor([-1e4, -80.0, 0.0, 80.0, 1e4], requires_grad=True)
+    positive, negative = focal_terms(logits)
+    (positive.sum() + negative.sum()).backward()
+    assert torch.isfinite(torch.cat([positive, negative, logits.grad])).all()
+
+
+def test_dice_of_a_perfect_and_of_an_empty_prediction():
+    ten, zero = torch.tensor(10.0), torch.tensor(0.0)
+    assert dice(ten, ten, ten).item() == 0
+    assert dice(zero, zero, ten).item() == pytest.approx(10 / 11)
+
+
+def test_labels_at_takes_the_pixel_at_each_centre():
+    labels = torch.arange(64).reshape(1, 8, 8)
+    assert labels_at(labels, (4, 2)).tolist() == [[[10, 14], [26, 30], [42, 46], [58, 62]]]
+    assert labels_at(labels, (8, 8)) is labels

@@ -1,0 +1,268 @@
+"""The planner: which jobs a configuration asks for, what changes their keys, and how bad configurations are told."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from deop import plan as plan_module
+from deop.errors import ConfigError
+from deop.plan import Plan, marker
+from deop.settings import Job
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of ``config/`` to change."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    vocabularies = tmp_path / "config/vocabularies"
+    vocabularies.mkdir(exist_ok=True)
+    for name in ("es171", "es20"):
+        (vocabularies / f"{name}.yaml").write_text("{things: [dog, cow], unseen: [cow]}")
+    return tmp_path
+
+
+@pytest.fixture
+def config(root: Path) -> dict:
+    """The default configuration with one seed and no weights needed."""
+    values = yaml.safe_load((root / "config/config.yaml").read_text())
+    values["clip"]["pretrained"] = None
+    return values | {"seeds": [0]}
+
+
+def edit(path: Path, *keys: str | int, to: object) -> None:
+    values = yaml.safe_load(path.read_text())
+    place = values
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = to
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def jobs(plan: Plan) -> set[tuple[str, str]]:
+    return set(plan.jobs)
+
+
+def new_jobs(before: Plan, after: Plan) -> Counter:
+    """The jobs of the second plan that the first has not, by stage."""
+    return Counter(stage for stage, _ in jobs(after) - jobs(before))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_table3_needs_each_piece_once(root, config, seeds):
+    plan = Plan(config | {"seeds": list(range(seeds))}, root)
+    assert Counter(stage for stage, _ in plan.jobs) == {
+        "prepare_data": 2,
+        "learn_prompts": 2 * seeds,
+        "train_proposals": 2 * seeds,
+        "train_segmentation": 4 * 2 * seeds,
+        "evaluate": 5 * 2 * seeds,
+        "table": 1,
+    }
+
+
+def test_inputs_of_an_evaluation_are_the_whole_chain(root, config):
+    config["clip"]["retrain"] = True
+    plan = Plan(config, root)
+    table = plan.tables["table3"]
+    by_output = {job.output: job for job in plan.jobs.values()}
+    baseline, deop = (by_output[table.inputs[f"{name}/es20/0"]] for name in ("baseline", "deop"))
+    assert set(baseline.inputs) == {"data", "clip", "prompts", "proposals"}
+    assert set(deop.inputs) == {"data", "clip", "prompts", "proposals", "segmentation"}
+    assert {role: by_output[path].stage for role, path in deop.inputs.items()} == {
+        "data": "prepare_data",
+        "clip": "pretrain_clip",
+        "prompts": "learn_prompts",
+        "proposals": "train_proposals",
+        "segmentation": "train_segmentation",
+    }
+    assert {path.split("-")[0] for path in deop.inputs.values()} == {
+        "data/es20",
+        "checkpoints/clip/deop",
+        "checkpoints/prompts/es20",
+        "checkpoints/proposals/es20",
+        "checkpoints/segmentation/es20",
+    }
+    # A CLIP that is trained here is an input; the weights it replaces play no part.
+    assert deop.settings["clip"]["pretrained"] is None
+    files = plan.inputs("evaluate")(SimpleNamespace(key=deop.key))
+    assert files == sorted(marker(by_output[path]) for path in deop.inputs.values())
+    assert {Path(file).name for file in files} == {"dataset.json", "model.safetensors"}
+
+
+def test_a_change_of_one_experiment_changes_it_alone(root, config):
+    before = Plan(config, root)
+    edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=3)
+    assert new_jobs(before, Plan(config, root)) == {"train_segmentation": 2, "evaluate": 2, "table": 1}
+
+
+def test_identical_experiments_under_two_names_are_one_job(root, config):
+    before = Plan(config, root)
+    path = root / "config/experiments.yaml"
+    edit(path, "experiments", "twin", to=yaml.safe_load(path.read_text())["experiments"]["deop"])
+    layout = yaml.safe_load((root / "config/tables.yaml").read_text())["tables"]["table3"]
+    rows = [*layout["rows"], {"label": "Twin", "experiment": "twin"}]
+    edit(root / "config/tables.yaml", "tables", "table3", "rows", to=rows)
+    after = Plan(config, root)
+    assert new_jobs(before, after) == {"table": 1}
+    table = after.tables["table3"]
+    assert table.inputs["twin/es171/0"] == table.inputs["deop/es171/0"]
+
+
+def test_a_change_for_one_dataset_leaves_the_other(root, config):
+    before = Plan(config, root)
+    config["proposals"]["per_dataset"] = {"es20": {"iterations": 7, "augmentation": {"crop": 32}}}
+    after = Plan(config, root)
+    assert new_jobs(before, after) == {"train_proposals": 1, "train_segmentation": 4, "evaluate": 5, "table": 1}
+    outputs = {after.jobs[key].output for key in jobs(after) - jobs(before)} - {"results/table3.json"}
+    assert all(Path(output).name.startswith("es20-") for output in outputs)
+    (changed,) = (after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "train_proposals")
+    assert changed.settings["proposals"]["iterations"] == 7
+    # Values inside a section are put over the defaults one by one.
+    assert changed.settings["proposals"]["augmentation"] == {
+        "crop": 32,
+        "scale": [0.5, 1.5],
+        "flip": 0.5,
+        "colour_jitter": True,
+    }
+
+
+def test_seeds_enter_only_what_draws_random_numbers(root, config):
+    first, second = Plan(config, root), Plan(config | {"seeds": [1]}, root)
+    shared = {stage for stage, _ in jobs(first) & jobs(second)}
+    assert shared == {"prepare_data"}
+    assert {job.seed for job in second.jobs.values() if job.stage in ("train_proposals", "evaluate")} == {1}
+
+
+def test_keys_follow_meaning_not_spelling(root, config):
+    before = Plan(config, root)
+    spelled = copy.deepcopy(config)
+    spelled["segmentation"] = dict(reversed(spelled["segmentation"].items()))
+    spelled["segmentation"]["lr"] = str(spelled["segmentation"]["lr"])
+    spelled["segmentation"]["warmup"] = 0  # the default, said aloud
+    spelled["resources"] = {}
+    assert jobs(before) == jobs(Plan(spelled, root))
+    edit(root / "config/tables.yaml", "tables", "table3", "rows", 0, "label", to="Plain")
+    assert new_jobs(before, Plan(config, root)) == {"table": 1}
+
+
+def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "WEIGHTS", tmp_path)
+    config["clip"]["pretrained"] = "bundled"
+    with pytest.raises(ConfigError, match=r"no weights are bundled for model 'deop-mini'.*clip.retrain"):
+        Plan(config, root)
+    plans = []
+    for checksum in ("aa", "bb"):
+        (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": checksum}))
+        plans.append(Plan(config, root))
+    shared = {stage for stage, _ in jobs(plans[0]) & jobs(plans[1])}
+    assert shared == {"prepare_data", "train_proposals"}
+
+
+def test_job_files_hold_the_jobs_and_are_mended(root, config):
+    plan = Plan(config, root)
+    plan.write_jobs()
+    job = next(job for job in plan.jobs.values() if job.stage == "evaluate")
+    path = root / plan.job_file("evaluate")(SimpleNamespace(key=job.key))
+    assert Job.model_validate_json(path.read_text()) == job
+    path.write_text("{")
+    plan.write_jobs()
+    assert Job.model_validate_json(path.read_text()) == job
+    assert len(list(path.parent.iterdir())) == len(plan.jobs)
+
+
+def test_every_profile_can_be_planned(tmp_path, monkeypatch):
+    """The files as they are; only the checksum of the weights is made up."""
+    monkeypatch.setattr(plan_module, "WEIGHTS", tmp_path)
+    (tmp_path / "deop-mini.json").write_text('{"sha256": "aa"}')
+    default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    profiles = set()
+    for path in sorted((ROOT / "config").glob("*.yaml")):
+        values = yaml.safe_load(path.read_text())
+        if "profile" in values:
+            config = copy.deepcopy(default)
+            _overlay(config, values)
+            assert "table3" in Plan(config, ROOT).tables
+            profiles.add(values["profile"])
+    assert profiles >= {"mini", "tiny"}
+
+
+def _overlay(values: dict, changes: dict) -> None:
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(values.get(key), dict):
+            _overlay(values[key], change)
+        else:
+            values[key] = change
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, clip, datasets"),
+        (("profile",), "huge", "config: profile: unknown profile 'huge'; valid: mini, tiny"),
+        (("seeds",), [], "config: seeds: .* at least 1 item"),
+        (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),
+        (("prompts", "lrr"), 1, "config: prompts: unknown key 'lrr'; valid: .*batch_size.*lr"),
+        (("prompts", "iterations"), "many", r"config: prompts\.iterations: .* \(got 'many'\)"),
+        (("proposals", "augmentation", "zoom"), 2, "config: proposals.augmentation: unknown key 'zoom'; valid: .*crop"),
+        (("proposals", "per_dataset"), {"es21": {}}, "config: proposals.per_dataset: unknown dataset 'es21'; valid: es171"),
+        (("evaluation", "miou"), "all", "config: evaluation.miou: unknown value 'all'; valid: 'occurring' or"),
+        (("datasets", "es20", "vocabulary"), "es21", "datasets.es20.vocabulary: .* 'es21'; valid: es171, es20"),
+        (("datasets", "es20", "style"), "noto", "config: datasets.es20.style: unknown value 'noto'; valid: 'twemoji' or"),
+        (("datasets", "es20", "stands_for"), "city", "datasets.es20.stands_for: .* 'city'; valid: coco_stuff, voc"),
+        (("datasets", "es20", "stands_for"), "coco_stuff", "'coco_stuff' already has a stand-in, 'es171'"),
+        (("datasets", "es20", "stands_for"), None, "tables.table3.datasets: unknown dataset 'voc'; valid: coco_stuff"),
+        (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
+        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate, .*train_proposals"),
+        (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
+    ],
+)
+def test_config_errors_name_key_value_and_choices(root, config, keys, value, message):
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with pytest.raises(ConfigError, match=f"^config error: .*{message}"):
+        Plan(config, root)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "message"),
+    [
+        ("tables.yaml", ("tables", "table3", "rows", 0, "experiment"), "doep",
+         "config/tables.yaml: tables.table3.rows: unknown experiment 'doep'; valid: baseline, .*deop"),
+        ("tables.yaml", ("tables", "table3", "metrics"), ["IoU"],
+         "config/tables.yaml: tables.table3.metrics.0: unknown value 'IoU'; valid: 'pAcc', 'mIoU'"),
+        ("tables.yaml", ("tables", "table3", "datasets"), ["ade20k"],
+         "tables.table3.datasets: unknown dataset 'ade20k'; valid: coco_stuff, voc"),
+        ("tables.yaml", ("tables", "table3", "reported"), 9, "unknown table of the paper 9; valid: 1, 2, 3"),
+        ("tables.yaml", ("tables", "table3", "rows", 0, "name"), "x",
+         "config/tables.yaml: tables.table3.rows.0: unknown key 'name'; valid: experiment, label"),
+        ("experiments.yaml", ("experiments", "deop", "anchors", "kind"), "conv3",
+         "config/experiments.yaml: experiments.deop.anchors.kind: unknown value 'conv3'; valid: 'none' or 'query'"),
+        ("vocabularies/es20.yaml", ("unseen",), ["unicorn"],
+         "config/vocabularies/es20.yaml: unseen classes that are not in things or stuff: unicorn"),
+    ],
+)  # fmt: skip
+def test_errors_in_other_files_name_the_file(root, config, name, keys, value, message):
+    edit(root / "config" / name, *keys, to=value)
+    with pytest.raises(ConfigError, match=message):
+        Plan(config, root)
+
+
+def test_files_that_cannot_be_read(root, config):
+    (root / "config/experiments.yaml").write_text("experiments: [")
+    with pytest.raises(ConfigError, match="config/experiments.yaml is not YAML"):
+        Plan(config, root)
+    (root / "config/experiments.yaml").unlink()
+    with pytest.raises(ConfigError, match="config/experiments.yaml is not there"):
+        Plan(config, root)

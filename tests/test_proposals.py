@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import pytest
+import torch
+
+from deop.proposals import ProposalNetwork, ground_truth_masks, match
+
+QUERIES, LAYERS, IGNORE = 5, 2, 255
+
+
+def network(**changes) -> ProposalNetwork:
+    torch.manual_seed(0)
+    arguments = dict(
+        backbone="resnet10t",
+        backbone_args={"channels": [8, 16, 24, 32], "stem_width": 8},
+        pretrained_backbone=False,
+        out_indices=[1, 2, 3],
+        queries=QUERIES,
+        decoder_layers=LAYERS,
+        width=32,
+        ffn_width=48,
+        heads=4,
+    )
+    return ProposalNetwork(**{**arguments, **changes})
+
+
+@pytest.fixture
+def example():
+    """Mask logits of two layers; labels of images with 3, 2 and no segments, all with ignored pixels."""
+    torch.manual_seed(1)
+    labels = torch.randint(0, 3, (3, 4, 5))
+    labels[1] = labels[1].clamp(max=1)
+    labels[:, 2, 1:4] = IGNORE
+    labels[2] = IGNORE
+    return [2 * torch.randn(3, QUERIES, 4, 5) for _ in range(LAYERS)], labels
+
+
+def literal_pair_losses(logits, segment, kept) -> tuple[float, float]:
+    """(focal, dice) of one proposal against one segment by a loop over pixels, in Python floats."""
+    focal = intersection = predicted = target = 0.0
+    pixels = 0
+    for x, hit, valid in zip(logits.flatten().tolist(), segment.flatten(), kept.flatten()):
+        if not valid:
+            continue
+        score = 1 / (1 + math.exp(-x))
+        focal += -0.25 * (1 - score) ** 2 * math.log(score) if hit else -0.75 * score**2 * math.log(1 - score)
+        intersection, predicted, target = intersection + score * hit, predicted + score, target + float(hit)
+        pixels += 1
+    return focal / pixels, float(1 - (2 * intersection + 1) / (predicted + target + 1))
+
+
+def literal_loss(outputs, labels, focal_weight, dice_weight):
+    """Weighted focal and dice under the best of all assignments of queries to segments, each tried."""
+    focal = dice = 0.0
+    count = sum(len(image[image != IGNORE].unique()) for image in labels)
+    for output in outputs:
+        for masks, image in zip(output, labels):
+            kept = image != IGNORE
+            segments = [(image == c) & kept for c in image[kept].unique()]
+            pairs = [[literal_pair_losses(m, s, kept) for s in segments] for m in masks.double()]
+            assigned = (
+                [pairs[query][segment] for segment, query in enumerate(order)]
+                for order in permutations(range(len(masks)), len(segments))
+            )
+            best = min(
+                assigned, key=lambda losses: sum(focal_weight * f + dice_weight * d for f, d in losses)
+            )
+            focal, dice = focal + sum(f for f, _ in best), dice + sum(d for _, d in best)
+    return focal_weight * focal / count, dice_weight * dice / count
+
+
+@pytest.mark.parametrize(("focal_weight", "dice_weight"), [(20.0, 1.0), (0.5, 3.0)])
+def test_loss_is_the_literal_one_under_the_best_of_all_assignments(example, focal_weight, dice_weight):
+    outputs, labels = example
+    got = network(focal_weight=focal_weight, dice_weight=dice_weight).loss(outputs, labels, ignore=IGNORE)
+    focal, dice = literal_loss(outputs, labels, focal_weight, dice_weight)
+    assert got["focal"].item() == pytest.approx(focal, rel=1e-5)
+    assert got["dice"].item() == pytest.approx(dice, rel=1e-5)
+
+
+def test_loss_is_the_same_under_autocast(example):
+    outputs, labels = example
+    net = network()
+    plain = net.loss(outputs, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = net.loss(outputs, labels)
+    assert all(autocast[k].item() == plain[k].item() for k in plain)
+
+
+def test_ignored_pixels_have_no_influence(example):
+    outputs, labels = example
+    net = network()
+    before = net.loss(outputs, labels)
+    ignored = (labels == IGNORE)[:, None].expand_as(outputs[0])
+    noise = 60 * torch.randn(int(ignored.sum()))
+    changed = [output.masked_scatter(ignored, noise).requires_grad_() for output in outputs]
+    after = net.loss(changed, labels)
+    assert {k: v.item() for k, v in after.items()} == {k: v.item() for k, v in before.items()}
+    sum(after.values()).backward()
+    for output in changed:
+        assert (output.grad[ignored] == 0).all()
+        assert (output.grad[~ignored] != 0).any()
+
+
+def test_only_matched_proposals_are_supervised(example):
+    outputs, labels = example
+    outputs = [output.requires_grad_() for output in outputs]
+    sum(network().loss(outputs, labels).values()).backward()
+    for output in outputs:
+        touched = (output.grad.abs().amax((2, 3)) > 0).sum(1)
+        assert touched.tolist() == [3, 2, 0]
+
+
+def test_more_segments_than_proposals_leaves_the_dearest_unmatched():
+    labels = torch.tensor([[[0, 1, 2]]])
+    logits = torch.tensor([[[[9.0, -9.0, -9.0], [-9.0, -9.0, 9.0]]]])
+    targets, valid, counts = ground_truth_masks(labels, IGNORE)
+    _, _, queries, segments = match(logits, targets, valid, counts, 20.0, 1.0)
+    assert dict(zip(queries.tolist(), segments.tolist())) == {0: 0, 1: 2}
+
+
+def test_a_batch_without_segments_has_zero_loss_and_gradient():
+    net = network()
+    loss = sum(net.loss(net(torch.randn(1, 3, 32, 32)), torch.full((1, 32, 32), IGNORE)).values())
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize(("out_indices", "stride"), [((0, 1, 2, 3), 2), ((1, 2, 3), 4), ((1, 2, 3, 4), 4)])
+def test_masks_have_the_stride_of_the_first_backbone_feature(out_indices, stride):
+    outputs = network(out_indices=out_indices)(torch.randn(2, 3, 64, 96))
+    assert [tuple(output.shape) for output in outputs] == [(2, QUERIES, 64 // stride, 96 // stride)] * LAYERS
+
+
+def test_paper_scale_backbone_has_the_deep_stem():
+    stem = network(backbone="resnet101s", backbone_args={}, out_indices=[1, 2, 3, 4]).backbone["conv1"]
+    convolutions = [m for m in stem.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.kernel_size for c in convolutions] == [(3, 3)] * 3
+    assert convolutions[-1].out_channels == 128
+
+
+def test_every_layer_is_supervised_and_every_parameter_learns():
+    # timm starts residual branches at zero, which would hide their first gradient.
+    net = network(backbone_args={"channels": [8, 16, 24, 32], "zero_init_last": False}).train()
+    labels = torch.zeros(2, 64, 64, dtype=torch.long)
+    labels[:, 20:, 30:] = 1
+    outputs = net(torch.randn(2, 3, 64, 64))
+    sum(net.loss(outputs, labels).values()).backward()
+    still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    # The targets are zero: the first self-attention sees equal values, so its queries and keys cannot matter.
+    assert all("layers.0.self_attn" in name or "k_proj.bias" in name for name in still), still
+
+
+def test_a_few_steps_fit_one_scene():
+    """The whole of it: two squares on a background are each found by some proposal."""
+    images, labels = 0.1 * torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.long)
+    images[:, 0, 8:28, 8:28] += 2
+    labels[:, 8:28, 8:28] = 1
+    images[:, 1, 32:60, 24:60] += 2
+    labels[:, 32:60, 24:60] = 2
+    net = network().train()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    for _ in range(60):
+        loss = sum(net.loss(net(images), labels).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    masks = net(images)[-1] > 0
+    truth = torch.stack([labels == c for c in range(3)], 1)[:, :, ::4, ::4]
+    intersection = (masks[:, :, None] & truth[:, None]).sum((3, 4))
+    union = (masks[:, :, None] | truth[:, None]).sum((3, 4))
+    assert (intersection / union).amax(1).min() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(backbone="resnet10x"), "backbone 'resnet10x' is no timm model; close names: resnet10t"),
+        (dict(width=48), r"width 48 must be a multiple of 32 and of heads \(4\)"),
+        (dict(heads=5), r"width 32 must be a multiple of 32 and of heads \(5\)"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        network(**changes)

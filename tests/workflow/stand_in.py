@@ -1,0 +1,39 @@
+"""Stands in for ``deop`` and for ``accelerate launch ... -m deop`` in workflow tests.
+
+Tables are written by the real stage. Every other stage writes the files that the rules expect, at once, with content
+that follows from the job's key; it fails if an input is missing, and notes each run in ``ran.txt``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+arguments = sys.argv[1:]
+if arguments[0] == "launch":
+    launch_file, module = Path(arguments[2]), arguments[4]
+    assert arguments[1] == "--config_file" and launch_file.exists() and module == "deop", arguments
+    arguments = arguments[5:]
+stage, job = arguments[0], json.loads(Path(arguments[1]).read_text())
+assert stage.replace("-", "_") == job["stage"], arguments
+with open("ran.txt", "a") as file:
+    file.write(f"{job['stage']} {job['output']}\n")
+if stage == "table":
+    os.execv(sys.executable, [sys.executable, "-m", "deop", *arguments])
+for path in job["inputs"].values():
+    assert Path(path).exists(), f"{path} is missing"
+
+provenance = {"commit": "0123456789abcdef", "dirty": False, "version": "0.1.0", "wall_time_s": 60.0}
+output, score = Path(job["output"]), int(job["key"], 16) / 16**12
+if stage == "evaluate":
+    metrics = dict.fromkeys(("pAcc", "mIoU", "hIoU", "seen", "unseen"), score)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"metrics": metrics, "per_class_iou": {}, "provenance": provenance}))
+else:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "provenance.json").write_text(json.dumps(provenance))
+    names = ("dataset.json", "contact_sheet.png") if stage == "prepare-data" else ("model.safetensors",)
+    for name in names:
+        (output / name).write_text(job["key"])

@@ -1,0 +1,82 @@
+"""DVC over the workflow, with stand-ins for the stages that compute (``stand_in.py``)."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+UP_TO_DATE = "Data and pipelines are up to date."
+
+
+@pytest.fixture
+def repository(workflow):
+    """The workflow in a Git repository of its own, first commit made."""
+    with (workflow.path / ".gitignore").open("a") as file:
+        file.write("/.bin/\n/.home/\n/ran.txt\n")
+    workflow.run("git", "init", "--quiet", "--initial-branch", "main")
+    commit(workflow, "start")
+    return workflow
+
+
+def commit(workflow, message: str) -> None:
+    workflow.run("git", "add", "--all")
+    workflow.run("git", "commit", "--quiet", "--message", message)
+
+
+@pytest.mark.slow
+def test_repro_and_checkout_of_an_earlier_state_run_nothing_twice(repository):
+    repository.run("dvc", "repro")
+    stages = repository.ran()
+    assert (stages.count("evaluate"), stages.count("table")) == (10, 1)
+    assert UP_TO_DATE in repository.run("dvc", "repro")
+    assert repository.ran() == [] and repository.planned() == {}
+    # What was made is DVC's to keep: Git sees the lock file and nothing else.
+    assert repository.run("git", "status", "--short").split() == ["??", "dvc.lock"]
+    commit(repository, "first")
+    first = repository.table()
+
+    repository.edit("experiments.yaml", experiments__deop__anchors__layers=3)
+    difference = repository.run("dvc", "params", "diff")
+    assert difference.split()[-4:] == ["config/experiments.yaml", "experiments.deop.anchors.layers", "1", "3"]
+    repository.run("dvc", "repro")
+    assert sorted(repository.ran()) == ["evaluate"] * 2 + ["table"] + ["train_segmentation"] * 2
+    changed = [line.split() for line in repository.run("dvc", "metrics", "diff").splitlines()[1:] if line]
+    assert {line[0] for line in changed} == {"results/metrics/table3/deop.json"}
+    assert len(changed) == 8
+    commit(repository, "second")
+    second = repository.table()
+
+    for state, table in (("HEAD~1", first), ("main", second)):
+        repository.run("git", "checkout", "--quiet", state)
+        repository.run("dvc", "checkout")
+        assert repository.table() == table
+        assert UP_TO_DATE in repository.run("dvc", "status")
+        assert UP_TO_DATE in repository.run("dvc", "repro")
+        assert repository.planned("results/table3.csv") == {} and repository.planned() == {}
+    assert repository.ran() == []
+
+
+@pytest.mark.slow
+def test_a_clone_pulls_what_was_made(repository, tmp_path_factory):
+    store, clone = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("clone")
+    repository.run("dvc", "remote", "add", "--quiet", "--default", "store", str(store))
+    repository.run("dvc", "repro")
+    commit(repository, "made")
+    repository.run("dvc", "push", "--quiet")
+    table = repository.table()
+    repository.run("git", "clone", "--quiet", ".", str(clone))
+    repository.ran()
+    repository.path = clone
+    repository.run("dvc", "pull", "--quiet")
+    assert repository.table() == table
+    assert repository.planned() == {} and repository.ran() == []
+
+
+def test_dvc_keeps_every_file_of_every_table(workflow):
+    stages = yaml.safe_load((workflow.path / "dvc.yaml").read_text())["stages"]
+    tables = yaml.safe_load((workflow.path / "config/tables.yaml").read_text())["tables"]
+    outs, metrics = ({path for entry in stages["tables"][kind] for path in entry} for kind in ("outs", "metrics"))
+    assert outs == {f"results/{name}{suffix}" for name in tables for suffix in (".csv", ".md", ".tex", ".json")}
+    assert metrics == {
+        f"results/metrics/{name}/{row['experiment']}.json" for name, table in tables.items() for row in table["rows"]
+    }

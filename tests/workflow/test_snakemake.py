@@ -1,0 +1,122 @@
+"""Snakemake as a user runs it, with stand-ins for the stages that compute (``stand_in.py``)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+TABLE3 = "results/table3.csv"
+DATASETS, ROWS, TRAINED = 2, 5, 4
+
+
+def test_table3_from_nothing(workflow):
+    expected = {
+        "prepare_data": DATASETS,
+        "pretrain_clip": 1,
+        "learn_prompts": DATASETS,
+        "train_proposals": DATASETS,
+        "train_segmentation": TRAINED * DATASETS,
+        "evaluate": ROWS * DATASETS,
+        "superseded": 1,
+        "table": 1,
+    }
+    assert workflow.planned(TABLE3) == expected
+    assert workflow.planned(TABLE3, "--configfile", "config/tiny.yaml") == expected
+    seeds = workflow.planned(TABLE3, "--config", "seeds=[0,1,2]")
+    assert (seeds["train_segmentation"], seeds["prepare_data"]) == (3 * TRAINED * DATASETS, DATASETS)
+
+
+@pytest.mark.slow
+def test_second_run_changes_and_lost_files(workflow):
+    workflow.snakemake(TABLE3)
+    assert workflow.ran().count("evaluate") == ROWS * DATASETS
+    assert "Nothing to be done" in workflow.snakemake(TABLE3)
+    assert "Nothing to be done" in workflow.snakemake()
+
+    # A setting of one experiment: its trainings and evaluations and the table, nothing else.
+    changed = {"train_segmentation": DATASETS, "evaluate": DATASETS, "superseded": 1, "table": 1}
+    workflow.edit("experiments.yaml", experiments__deop__anchors__layers=3)
+    assert workflow.planned(TABLE3) == changed
+    workflow.snakemake()
+    assert workflow.planned() == {}
+    # The same, one seed more: as much again, with prompts and proposals of that seed.
+    workflow.edit("config.yaml", seeds=[0, 1])
+    more = workflow.planned(TABLE3)
+    assert (more["evaluate"], more["train_proposals"]) == (ROWS * DATASETS, DATASETS)
+    assert "prepare_data" not in more and "pretrain_clip" not in more
+    workflow.edit("config.yaml", seeds=[0])
+
+    # Back again: everything but the table is still there.
+    workflow.edit("experiments.yaml", experiments__deop__anchors__layers=1)
+    workflow.ran()
+    workflow.snakemake(TABLE3)
+    assert workflow.ran() == ["table"]
+    # What the table says of itself, but not what it is made from.
+    workflow.edit("tables.yaml", tables__table3__caption="Another caption")
+    workflow.snakemake(TABLE3)
+    assert workflow.ran() == ["table"]
+    assert "Another caption" in (workflow.path / "results/table3.md").read_text()
+
+    # Dates mean nothing, missing files do; what was made from one that is lost is still right.
+    for path in (workflow.path / "data").rglob("*.json"):
+        path.touch()
+    assert workflow.planned() == {}
+    (workflow.path / TABLE3).unlink()
+    assert workflow.planned(TABLE3) == {"table": 1}
+    next((workflow.path / "checkpoints/proposals").glob("es20-*/model.safetensors")).unlink()
+    workflow.snakemake(TABLE3)
+    assert workflow.ran() == ["table"]
+
+
+@pytest.mark.slow
+def test_killed_with_everything_it_started_then_run_again(workflow):
+    launcher = workflow.path / ".bin/accelerate"
+    stand_in = launcher.read_text()
+    launcher.write_text("#!/bin/sh\ntouch started\nexec sleep 600\n")
+    process = subprocess.Popen(
+        ["snakemake", "--cores", "2", TABLE3],
+        cwd=workflow.path,
+        env=workflow.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (workflow.path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    launcher.write_text(stand_in)
+    workflow.snakemake(TABLE3)
+    assert "Nothing to be done" in workflow.snakemake(TABLE3)
+
+
+@pytest.mark.slow
+def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
+    launcher = workflow.path / ".bin/accelerate"
+    launcher.write_text("#!/bin/sh\necho the reason >&2\nexit 3\n")
+    output = workflow.snakemake(TABLE3, status=1)
+    assert "the reason" in output
+    logs = list((workflow.path / "logs/train_proposals").iterdir())
+    assert logs and all(log.read_text() == "the reason\n" for log in logs)
+
+
+def test_configuration_errors_are_one_line_before_any_job(workflow):
+    workflow.edit("config.yaml", accelerate="gpus3")
+    output = workflow.snakemake(TABLE3, status=1)
+    line = "deop: config error: config: accelerate: unknown file in config/accelerate 'gpus3'; valid: gpus4, gpus8, single"
+    assert output.splitlines()[-1] == line
+    assert "Traceback" not in output and workflow.ran() == []
+
+
+def test_lint_is_clean(workflow):
+    assert "Congratulations" in workflow.snakemake("--lint")
+
+
+@pytest.mark.parametrize("target", ["datasets", "clip", "prompts", "proposals", "segmentation", "evaluations", "tables"])
+def test_targets_that_dvc_asks_for(workflow, target):
+    assert target in workflow.planned(target)

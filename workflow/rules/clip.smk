@@ -1,0 +1,28 @@
+# Contrastive pre-training of the mini CLIP; no job asks for it unless clip.retrain is true.
+
+
+rule clip:
+    input:
+        plan.outputs("pretrain_clip"),
+
+
+rule pretrain_clip:
+    output:
+        model="checkpoints/clip/{name}-{key}/model.safetensors",
+        provenance="checkpoints/clip/{name}-{key}/provenance.json",
+    log:
+        "logs/pretrain_clip/{name}-{key}.log",
+    benchmark:
+        "benchmarks/pretrain_clip/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.pretrain_clip.threads
+    resources:
+        mem_mb=plan.resources.pretrain_clip.mem_mb,
+        gpus=plan.resources.pretrain_clip.gpus,
+        runtime=plan.resources.pretrain_clip.runtime,
+    params:
+        launch=plan.launch,
+        job=plan.job_file("pretrain_clip"),
+    shell:
+        "{params.launch} pretrain-clip {params.job} --threads {threads} 2>&1 | tee {log}"

@@ -1,0 +1,30 @@
+# Text prompts learned offline, per dataset and seed (section 3.2).
+
+
+rule prompts:
+    input:
+        plan.outputs("learn_prompts"),
+
+
+rule learn_prompts:
+    input:
+        plan.inputs("learn_prompts"),
+    output:
+        model="checkpoints/prompts/{name}-{key}/model.safetensors",
+        provenance="checkpoints/prompts/{name}-{key}/provenance.json",
+    log:
+        "logs/learn_prompts/{name}-{key}.log",
+    benchmark:
+        "benchmarks/learn_prompts/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.learn_prompts.threads
+    resources:
+        mem_mb=plan.resources.learn_prompts.mem_mb,
+        gpus=plan.resources.learn_prompts.gpus,
+        runtime=plan.resources.learn_prompts.runtime,
+    params:
+        launch=plan.launch,
+        job=plan.job_file("learn_prompts"),
+    shell:
+        "{params.launch} learn-prompts {params.job} --threads {threads} 2>&1 | tee {log}"

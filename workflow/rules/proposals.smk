@@ -1,0 +1,30 @@
+# Class-agnostic mask proposals, per dataset and seed (section 3.1).
+
+
+rule proposals:
+    input:
+        plan.outputs("train_proposals"),
+
+
+rule train_proposals:
+    input:
+        plan.inputs("train_proposals"),
+    output:
+        model="checkpoints/proposals/{name}-{key}/model.safetensors",
+        provenance="checkpoints/proposals/{name}-{key}/provenance.json",
+    log:
+        "logs/train_proposals/{name}-{key}.log",
+    benchmark:
+        "benchmarks/train_proposals/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.train_proposals.threads
+    resources:
+        mem_mb=plan.resources.train_proposals.mem_mb,
+        gpus=plan.resources.train_proposals.gpus,
+        runtime=plan.resources.train_proposals.runtime,
+    params:
+        launch=plan.launch,
+        job=plan.job_file("train_proposals"),
+    shell:
+        "{params.launch} train-proposals {params.job} --threads {threads} 2>&1 | tee {log}"
