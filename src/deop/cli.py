@@ -29,9 +29,8 @@ STAGES = {
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
-
 class OneLineErrors(TyperGroup):
-    """A :class:`DeopError` is one line on standard error and exit status 1; any other error keeps its traceback."""
+    """A :class:`DeopError` is one line on standard error and exit status 1; other errors keep their traceback."""
 
     def invoke(self, ctx: typer.Context) -> object:
         try:
@@ -59,7 +58,9 @@ def read_job(path: Path, stage: str) -> Job:
     try:
         job = Job.model_validate_json(path.read_text())
     except FileNotFoundError:
-        raise DeopError(f"job file {path} is not there; Snakemake writes it when it plans (try: snakemake -n)") from None
+        raise DeopError(
+            f"job file {path} is not there; Snakemake writes it when it plans (snakemake -n)"
+        ) from None
     except OSError as error:
         raise DeopError(f"job file {path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
@@ -72,8 +73,9 @@ def read_job(path: Path, stage: str) -> Job:
 def wait_for_others(job_file: TextIO) -> bool:
     """Keep other processes from running this job until this one ends; whether one had to be waited for.
 
-    Left behind by a Snakemake that was killed, or started by a second one, two processes would work in one folder.
-    The system gives the lock back however the process ends. Only the first process of a launch takes it.
+    Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would work
+    in one folder. The system gives the lock back however a process ends. Only the first process of a launch
+    takes it.
     """
     if os.environ.get("RANK", "0") != "0":
         return False

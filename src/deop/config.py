@@ -1,7 +1,7 @@
 """The configuration files, read and checked as a whole before any job starts.
 
-The models here and in :mod:`deop.settings` are the only description of what the files may say: the planner, the
-stages and the error messages all use them.
+The models here and in :mod:`deop.settings` are the only description of what the files may say: the planner,
+the stages and the error messages all use them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SECTIONS: dict[str, type[Settings]] = {
 
 
 class Dataset(EmojiScenes):
-    """A dataset of the profile. ``stands_for`` is the dataset of the paper whose place it takes in the tables."""
+    """A dataset of the profile. ``stands_for`` is the dataset of the paper whose place it takes in tables."""
 
     stands_for: str | None = None
 
@@ -73,9 +73,9 @@ class Resources(Settings):
 class MainFile(Settings):
     """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
 
-    Sections stay dictionaries here: they are validated as the settings of their stage once they are complete, that
-    is with a vocabulary filled in (``datasets``), with ``clip.model`` (``pretrain_clip``), or with the values of
-    ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
+    Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
+    that is with a vocabulary filled in (``datasets``), with ``clip.model`` (``pretrain_clip``), or with the
+    values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
     """
 
     profile: str
@@ -151,7 +151,7 @@ class Configuration:
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
 
     def clip(self) -> Clip:
-        """The CLIP that stages load. One that is trained here reaches them as an input, not as ``pretrained``."""
+        """The CLIP that stages load. One trained here reaches them as an input, not as ``pretrained``."""
         values = self.main.clip.model_dump(exclude={"retrain"})
         return Clip(**values | ({"pretrained": None} if self.main.clip.retrain else {}))
 
@@ -164,7 +164,9 @@ class Configuration:
             lines = list(csv.DictReader(file))
         tables = sorted({line["table"] for line in lines})
         if str(number) not in tables:
-            raise unknown(f"{SOURCE}/tables.yaml: tables.{table}.reported", "table of the paper", number, tables)
+            raise unknown(
+                f"{SOURCE}/tables.yaml: tables.{table}.reported", "table of the paper", number, tables
+            )
         values: dict[str, dict[str, float]] = {}
         for line in lines:
             if line["table"] == str(number):

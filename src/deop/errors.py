@@ -27,7 +27,7 @@ def unknown(where: str, kind: str, value: object, valid: Iterable[object]) -> Co
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str, at: tuple[str, ...] = ()) -> str:
-    """The first problem of a failed validation of ``model``, as a sentence that names key, value and valid choices.
+    """The first problem of a failed validation of ``model``, naming the key, the value and what is valid.
 
     Args:
         source: the file (or whole configuration) that the values came from.
@@ -58,7 +58,7 @@ def validated(model: type[Model], values: Any, source: str, at: tuple[str, ...] 
 
 
 def _fields(annotation: Any, path: Iterable[int | str]) -> list[str]:
-    """The field names of the model that sits at ``path`` below ``annotation`` (a model, or a container of models)."""
+    """The field names of the model at ``path`` below ``annotation`` (a model, or a container of models)."""
     for part in path:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             annotation = annotation.model_fields[str(part)].annotation

@@ -1,13 +1,13 @@
 """From configuration to jobs: what has to be computed for the tables, each piece once, named by what made it.
 
-A table asks for evaluations (experiment x dataset x seed), an evaluation for a trained segmentation network, that
-one for text prompts and proposals, and so on down to the data. Every such job has a key: a hash of its stage, its
-settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by that key, so an
-output that is there is the right one, whenever and in whatever order it was made, and two experiments that ask for
-the same thing share it. Names (of experiments, of rows) never enter the key of anything but a table.
+A table asks for evaluations (experiment x dataset x seed), an evaluation for a trained segmentation network,
+that one for text prompts and proposals, and so on down to the data. Every such job has a key: a hash of its
+stage, its settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by that
+key, so an output that is there is the right one, whenever and in whatever order it was made, and two experiments
+that ask for the same thing share it. Names (of experiments, of rows) never enter the key of anything but a table.
 
-This module decides; it computes nothing and imports nothing heavy, because the Snakefile builds a plan each time
-it is read.
+This module decides; it computes nothing and imports nothing heavy, because the Snakefile builds a plan each
+time it is read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,38 +60,41 @@ class Plan:
         return [marker(job) for job in self.jobs.values() if job.stage == stage]
 
     def inputs(self, stage: str) -> Callable[[Any], list[str]]:
-        """A Snakemake input function: the files that the job of ``stage`` with these wildcards reads."""
+        """A Snakemake input function: the files that the job of ``stage`` with these wildcards reads.
+
+        Rules mark them as ancient: they are named by what made them, so dates say nothing.
+        """
         return lambda wildcards: self._files(self._job(stage, wildcards))
 
     def job_file(self, stage: str) -> Callable[[Any], str]:
         """A Snakemake params function: where the job of ``stage`` with these wildcards is written down."""
         return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
 
-    def table_inputs(self, wildcards: Any) -> list[str]:
-        """A Snakemake input function: the evaluations in the table ``wildcards.table``.
+    def superseded(self, wildcards: Any) -> list[str]:
+        """A Snakemake input function: a file that is newer than the table, if that is not this plan's.
 
-        A table keeps its name when its content changes, so its key is not in its file names but in its JSON. While
-        the two differ, a file that does not exist is among the inputs, and making it makes Snakemake write the table
-        again. Nothing else is compared (no dates, no records of earlier runs), so a table that came out of a cache
-        or from another clone is taken for what it is.
+        A table keeps its file names when its content changes, so its key is in its JSON. Neither dates nor
+        records of earlier runs count: a table that came out of a cache or another clone is taken for what it is.
         """
-        job = self._job("table", wildcards)
-        try:
-            current = json.loads((self._root / job.output).read_text())["key"] == job.key
-        except (OSError, ValueError, KeyError):
-            current = False
-        return self._files(job) + ([] if current else [str(SUPERSEDED / f"{wildcards.table}-{job.key}")])
+        return [] if self._is_current(wildcards.table) else [str(SUPERSEDED / wildcards.table)]
 
-    def write_jobs(self) -> None:
-        """Write each job to its file, unless it is there."""
+    def write(self) -> None:
+        """Write each job to its file, unless it is there, and mark tables on disk that are not the plan's."""
         for job in self.jobs.values():
             path, text = self._root / _job_file(job), job.model_dump_json(indent=1) + "\n"
             if not path.exists() or path.read_text() != text:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                # Another Snakemake may be reading: rename, so that it finds the old text or the new, never a part.
-                partial = path.with_suffix(f".{os.getpid()}.partial")
-                partial.write_text(text)
-                partial.rename(path)
+                _write(path, text)
+        for table in self.tables:
+            if not self._is_current(table):
+                # The time makes the content new as well: Snakemake overlooks a new file with known content.
+                _write(self._root / SUPERSEDED / table, f"superseded, as seen at {time.time_ns()}\n")
+
+    def _is_current(self, table: str) -> bool:
+        job = self.tables[table]
+        try:
+            return json.loads((self._root / job.output).read_text())["key"] == job.key
+        except (OSError, ValueError, KeyError):
+            return False
 
     # The jobs, from the data up.
 
@@ -177,7 +181,7 @@ class Plan:
         content = {
             "stage": stage,
             "settings": settings,
-            # An evaluation draws no random numbers; its seed says which networks it measures, as its inputs do.
+            # An evaluation draws no random numbers; its seed says, as its inputs do, what it measures.
             "seed": 0 if stage == "evaluate" else seed,
             "inputs": {role: job.key if isinstance(job, Job) else job for role, job in inputs.items()},
         }
@@ -217,10 +221,18 @@ class Plan:
 
 
 def marker(job: Job) -> str:
-    """The file that says that a job is done. Stages rename a finished folder into place: one file stands for all."""
+    """The file that says that a job is done: folders are renamed into place whole, so one file stands for all."""
     if job.stage in ("evaluate", "table"):
         return job.output
     return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that another process that reads it finds the old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.rename(path)
 
 
 def _job_file(job: Job) -> Path:
@@ -232,7 +244,7 @@ def _dump(settings: Settings) -> dict[str, Any]:
 
 
 def _bundled_sha256(model: str) -> str:
-    """The checksum of the weights that the package ships for ``model``: part of every key that rests on them."""
+    """The checksum of the weights that the package ships for ``model``: part of the keys that rest on them."""
     path = WEIGHTS / f"{model}.json"
     try:
         return json.loads(path.read_text())["sha256"]

@@ -51,11 +51,17 @@ def table3(root: Path, monkeypatch, seeds: list[int], **provenance: object) -> J
 
 def reported() -> dict[tuple[str, str], str]:
     with (ROOT / "config/reported.csv").open() as file:
-        return {(line["row"], line["column"]): line["value"] for line in csv.DictReader(file) if line["table"] == "3"}
+        return {
+            (line["row"], line["column"]): line["value"]
+            for line in csv.DictReader(file)
+            if line["table"] == "3"
+        }
 
 
 def markdown_rows(text: str) -> list[dict[str, str]]:
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
+    ]
     return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
 
 
@@ -113,7 +119,10 @@ def test_notes_sum_the_wall_time_and_mark_uncommitted_code(tmp_path, monkeypatch
     # 2 datasets, 2 prompts, 2 proposals, 8 trainings, 10 evaluations of half a minute each
     assert "wall time 0:12:00 (h:mm:ss), the sum over 24 jobs" in text
     assert f"{COMMIT[:12]}-dirty" in text
-    (Path(next(path for path in job.settings["table"]["artifacts"] if "proposals" in path)) / "provenance.json").unlink()
+    (
+        Path(next(path for path in job.settings["table"]["artifacts"] if "proposals" in path))
+        / "provenance.json"
+    ).unlink()
     table.run(job)
     assert "wall time 0:11:30 (h:mm:ss), the sum over 23 of 24 jobs" in Path("results/table3.md").read_text()
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+GIT_IDENTITY = [f"GIT_{who}_{what}" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")]
 VOCABULARIES = {
     "es171": {"things": ["dog", "cow"], "stuff": ["grass", "sky"], "unseen": ["cow", "sky"]},
     "es20": {"things": ["dog", "cow", "rabbit"], "unseen": ["cow"]},
@@ -27,9 +28,10 @@ class Workflow:
         self.path = path
         bin_folder = path / ".bin"
         bin_folder.mkdir()
+        stand_in = Path(__file__).parent / "stand_in.py"
         for name in ("deop", "accelerate"):
             script = bin_folder / name
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).parent / "stand_in.py"}" "$@"\n')
+            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" "$@"\n')
             script.chmod(0o755)
         tools = Path(sys.executable).parent
         self.environment = os.environ | {
@@ -38,15 +40,14 @@ class Workflow:
             # Identity and settings of whoever runs the tests must not matter.
             "HOME": str(path / ".home"),
             "DVC_NO_ANALYTICS": "true",
-            **{f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+            **dict.fromkeys(GIT_IDENTITY, "test@example.org"),
         }
         (path / ".home").mkdir()
 
     def run(self, *command: str, status: int = 0) -> str:
         """What a command prints (both streams); fails the test unless it ends with ``status``."""
-        done = subprocess.run(
-            command, cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=self.path, env=self.environment, text=True, **both)
         assert done.returncode == status, f"{command} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout
 
@@ -57,7 +58,8 @@ class Workflow:
         """Number of jobs by rule that a dry run announces; empty if there is nothing to be done."""
         output = self.snakemake(*arguments, "--dry-run", "--quiet", "rules")
         stats = output.partition("Job stats:")[2].partition("\n\n")[0]
-        return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", stats, re.M) if name != "total"}
+        counts = dict(re.findall(r"^(\w+) +(\d+)$", stats, re.M))
+        return {name: int(count) for name, count in counts.items() if name != "total"}
 
     def ran(self) -> list[str]:
         """The stages that ran since the last call, in order."""
@@ -84,9 +86,10 @@ class Workflow:
 
 @pytest.fixture
 def workflow(tmp_path: Path) -> Workflow:
-    """The repository's workflow and configuration, with small vocabularies and a CLIP that is trained, not bundled."""
+    """The repository's workflow and configuration, with small vocabularies and a CLIP that is trained."""
     for name in ("workflow", "config", ".dvc"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
+        machine_only = shutil.ignore_patterns("tmp", "cache", "config.local")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=machine_only)
     for name in ("environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
     vocabularies = tmp_path / "config/vocabularies"

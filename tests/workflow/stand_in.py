@@ -1,7 +1,7 @@
 """Stands in for ``deop`` and for ``accelerate launch ... -m deop`` in workflow tests.
 
-Tables are written by the real stage. Every other stage writes the files that the rules expect, at once, with content
-that follows from the job's key; it fails if an input is missing, and notes each run in ``ran.txt``.
+Tables are written by the real stage. Every other stage writes the files that the rules expect, at once, with
+content that follows from the job's key; it fails if an input is missing, and notes each run in ``ran.txt``.
 """
 
 from __future__ import annotations

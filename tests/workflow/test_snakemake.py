@@ -21,7 +21,6 @@ def test_table3_from_nothing(workflow):
         "train_proposals": DATASETS,
         "train_segmentation": TRAINED * DATASETS,
         "evaluate": ROWS * DATASETS,
-        "superseded": 1,
         "table": 1,
     }
     assert workflow.planned(TABLE3) == expected
@@ -38,7 +37,7 @@ def test_second_run_changes_and_lost_files(workflow):
     assert "Nothing to be done" in workflow.snakemake()
 
     # A setting of one experiment: its trainings and evaluations and the table, nothing else.
-    changed = {"train_segmentation": DATASETS, "evaluate": DATASETS, "superseded": 1, "table": 1}
+    changed = {"train_segmentation": DATASETS, "evaluate": DATASETS, "table": 1}
     workflow.edit("experiments.yaml", experiments__deop__anchors__layers=3)
     assert workflow.planned(TABLE3) == changed
     workflow.snakemake()
@@ -101,15 +100,15 @@ def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
     launcher.write_text("#!/bin/sh\necho the reason >&2\nexit 3\n")
     output = workflow.snakemake(TABLE3, status=1)
     assert "the reason" in output
-    logs = list((workflow.path / "logs/train_proposals").iterdir())
-    assert logs and all(log.read_text() == "the reason\n" for log in logs)
+    logs = [log.read_text() for log in (workflow.path / "logs").rglob("*.log")]
+    assert "the reason\n" in logs
 
 
 def test_configuration_errors_are_one_line_before_any_job(workflow):
     workflow.edit("config.yaml", accelerate="gpus3")
     output = workflow.snakemake(TABLE3, status=1)
-    line = "deop: config error: config: accelerate: unknown file in config/accelerate 'gpus3'; valid: gpus4, gpus8, single"
-    assert output.splitlines()[-1] == line
+    problem = "config: accelerate: unknown file in config/accelerate 'gpus3'; valid: gpus4, gpus8, single"
+    assert output.splitlines()[-1] == f"deop: config error: {problem}"
     assert "Traceback" not in output and workflow.ran() == []
 
 
@@ -117,6 +116,6 @@ def test_lint_is_clean(workflow):
     assert "Congratulations" in workflow.snakemake("--lint")
 
 
-@pytest.mark.parametrize("target", ["datasets", "clip", "prompts", "proposals", "segmentation", "evaluations", "tables"])
-def test_targets_that_dvc_asks_for(workflow, target):
-    assert target in workflow.planned(target)
+def test_targets_that_dvc_asks_for(workflow):
+    targets = {"datasets", "clip", "prompts", "proposals", "segmentation", "evaluations", "tables"}
+    assert targets <= set(workflow.planned(*targets))

@@ -8,7 +8,7 @@ rule evaluations:
 
 rule evaluate:
     input:
-        plan.inputs("evaluate"),
+        ancient(plan.inputs("evaluate")),
     output:
         "results/evaluations/{name}-{key}.json",
     log:

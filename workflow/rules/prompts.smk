@@ -8,7 +8,7 @@ rule prompts:
 
 rule learn_prompts:
     input:
-        plan.inputs("learn_prompts"),
+        ancient(plan.inputs("learn_prompts")),
     output:
         model="checkpoints/prompts/{name}-{key}/model.safetensors",
         provenance="checkpoints/prompts/{name}-{key}/provenance.json",

@@ -8,7 +8,7 @@ rule proposals:
 
 rule train_proposals:
     input:
-        plan.inputs("train_proposals"),
+        ancient(plan.inputs("train_proposals")),
     output:
         model="checkpoints/proposals/{name}-{key}/model.safetensors",
         provenance="checkpoints/proposals/{name}-{key}/provenance.json",

@@ -8,7 +8,7 @@ rule segmentation:
 
 rule train_segmentation:
     input:
-        plan.inputs("train_segmentation"),
+        ancient(plan.inputs("train_segmentation")),
     output:
         model="checkpoints/segmentation/{name}-{key}/model.safetensors",
         provenance="checkpoints/segmentation/{name}-{key}/provenance.json",

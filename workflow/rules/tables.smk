@@ -6,14 +6,10 @@ rule tables:
         plan.outputs("table"),
 
 
-rule superseded:
-    output:
-        temp(touch(".deop/superseded/{table}-{key}")),
-
-
 rule table:
     input:
-        plan.table_inputs,
+        evaluations=ancient(plan.inputs("table")),
+        superseded=plan.superseded,
     output:
         csv=report(
             "results/{table}.csv",

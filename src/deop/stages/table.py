@@ -53,9 +53,10 @@ class TableSettings(Settings):
 
 
 def run(job: Job) -> None:
-    """Write ``job.output`` (JSON, last), the same table with suffixes .csv, .md and .tex, and metrics by experiment.
+    """Write ``job.output`` (JSON, last), and the same table with suffixes .csv, .md and .tex.
 
-    The metrics, for ``dvc metrics``, are ``metrics/<table>/<experiment>.json`` in the folder of the output. The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with ``metrics``
+    For ``dvc metrics``, each row is also ``metrics/<table>/<experiment>.json`` in the folder of the output. The
+    job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with ``metrics``
     (fractions in [0, 1]) and ``provenance``.
 
     Raises:
@@ -92,7 +93,8 @@ def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str
     frame = pd.DataFrame(values, columns=["method", "dataset", "metric", "value"])
     frame["value"] = 100 * frame["value"].astype(float)
     summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
-    return summary.unstack(["dataset", "metric"]).reorder_levels([1, 2, 0], axis=1).loc[[r.label for r in table.rows]]
+    columns = summary.unstack(["dataset", "metric"]).reorder_levels([1, 2, 0], axis=1)
+    return columns.loc[[row.label for row in table.rows]]
 
 
 def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:

@@ -1,0 +1,130 @@
+"""The rows of Table 3 as settings of one network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deop.clip import load_clip
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.methods.deop import DeOP
+from deop.prompts import TextPrompt
+from deop.proposals import ProposalNetwork
+from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SeveranceSettings
+
+NAMES = ["dog", "cow", "grass"]
+QUERIES = 5
+PLUS = {"visual_prompts": True, "text_prompts": "online"}
+PS = {"severance": SeveranceSettings(kind="gps", alpha={-2: 0.0, -1: 1.0})}
+CAL = {"anchors": AnchorSettings(kind="query", layers=1)}
+ROWS = {
+    "baseline": Network(),
+    "baseline_plus": Network(**PLUS),
+    "baseline_plus_ps": Network(**PLUS, **PS),
+    "baseline_plus_cal": Network(**PLUS, **CAL),
+    "deop": Network(**PLUS, **PS, **CAL),
+}
+
+
+def build(network: Network) -> DeOP:
+    torch.manual_seed(0)
+    clip = load_clip("deop-mini", None)
+    proposals = ProposalNetwork(
+        backbone="resnet10t",
+        backbone_args={"channels": [8, 8, 16, 16]},
+        pretrained_backbone=False,
+        out_indices=(0, 1, 2, 3),
+        queries=QUERIES,
+        decoder_layers=1,
+        width=32,
+        ffn_width=32,
+        heads=2,
+    )
+    loss = Segmentation(iterations=1, augmentation=Augmentation(crop=32))
+    prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
+    return DeOP(clip, proposals, prompt, network, queries=QUERIES, loss=loss)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(2, 3, 32, 48, generator=generator)
+    labels = torch.randint(-1, len(NAMES), (2, 32, 48), generator=generator)
+    return images, labels
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals(row):
+    network = ROWS[row]
+    segmenter = build(network).train()
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    learned = {name: value for name, value in segmenter.named_parameters() if value.requires_grad}
+    assert bool(learned) == network.trained
+    if not learned:
+        return
+    images, labels = batch()
+    optimizer = torch.optim.SGD(learned.values(), lr=1.0)
+    sum(segmenter.losses(images, labels, NAMES).values()).backward()
+    assert all(value.grad is None for name, value in segmenter.named_parameters() if name not in learned)
+    optimizer.step()
+    moved = {
+        name for name, value in segmenter.state_dict().items() if not torch.equal(value, before[name])
+    }
+    parts = {name.split(".")[0] for name in moved}
+    expected = {"text_prompt", "visual_prompts"} | ({"anchors"} if network.anchors.kind != "none" else set())
+    assert parts == expected
+    assert "text_prompt.context" in moved and "text_prompt.no_object" in moved
+
+
+def test_baseline_equals_a_literal_reading_of_section_3_1():
+    segmenter = build(ROWS["baseline"]).eval()
+    images, _ = batch()
+    scores = segmenter.segment(images, NAMES)
+    with torch.no_grad():
+        logits = segmenter.proposals(normalise(images, IMAGENET_MEAN, IMAGENET_STD))[-1]
+        clip_input = normalise(images, segmenter.clip.mean, segmenter.clip.std)
+        patches = segmenter.clip.visual(clip_input).patches.double()
+        text = segmenter.text_prompt(segmenter.clip, NAMES).double()
+        masks = F.interpolate(logits, patches.shape[-2:], mode="bilinear").sigmoid().double()
+        full = F.interpolate(logits, images.shape[-2:], mode="bilinear").sigmoid().double()
+        expected = torch.zeros(2, len(NAMES), *images.shape[-2:], dtype=torch.float64)
+        for b in range(2):
+            for n in range(QUERIES):
+                pooled = torch.zeros(patches.shape[1], dtype=torch.float64)
+                for y in range(patches.shape[2]):
+                    for x in range(patches.shape[3]):
+                        patch = patches[b, :, y, x]
+                        pooled += masks[b, n, y, x] * patch / patch.norm()
+                pooled /= masks[b, n].sum()
+                probability = torch.exp(100 * text @ pooled)
+                probability /= probability.sum()
+                for c in range(len(NAMES)):
+                    expected[b, c] += probability[c] * full[b, n]
+    assert torch.allclose(scores.double(), expected, atol=1e-4)
+
+
+def test_severance_and_anchors_each_change_the_answer():
+    images, _ = batch()
+    scores = {row: build(network).eval().segment(images, NAMES) for row, network in ROWS.items()}
+    assert not torch.allclose(scores["baseline_plus"], scores["baseline_plus_ps"], atol=1e-5)
+    assert not torch.allclose(scores["baseline_plus"], scores["baseline_plus_cal"], atol=1e-5)
+
+
+def test_any_image_size_and_any_class_list_are_answered():
+    segmenter = build(ROWS["deop"]).eval()
+    scores = segmenter.segment(torch.rand(1, 3, 37, 50), ["a purple dinosaur", "sky"], size=(20, 30))
+    assert scores.shape == (1, 2, 20, 30)
+    assert torch.isfinite(scores).all()
+
+
+def test_answers_to_new_classes_are_not_those_of_the_last_ones():
+    segmenter = build(ROWS["baseline"]).eval()
+    images, _ = batch()
+    forward = segmenter.segment(images, NAMES)
+    backward = segmenter.segment(images, NAMES[::-1])
+    assert torch.allclose(forward, backward.flip(1), atol=1e-5)
+
+
+def test_a_layer_that_clip_does_not_have_is_refused_at_once():
+    with pytest.raises(ValueError, match="layer -9"):
+        build(Network(severance=SeveranceSettings(kind="gps", alpha={-9: 1.0})))

@@ -1,0 +1,102 @@
+"""The training loop: killed anywhere, it resumes to the same weights."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = textwrap.dedent(
+    """
+    import os, signal, sys
+    from pathlib import Path
+    import torch
+    from torch import nn
+    from deop.settings import Job
+    from deop.stages.artifacts import artifact
+    from deop.stages.loop import cosine, fit, make_accelerator
+    from deop.stages.networks import save_weights
+
+    output, kill_at = sys.argv[1], int(sys.argv[2])
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+        def forward(self, batch):
+            return {"error": (self.layer(batch) ** 2).mean()}
+
+    class Batches(torch.utils.data.Dataset):
+        def __getitem__(self, step):
+            if step == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        def __len__(self):
+            return 12
+
+    torch.manual_seed(0)
+    job = Job(stage="toy", key="0" * 12, output=output)
+    step = Step()
+    with artifact(job) as workspace:
+        fit(step, Batches(), optimizer=torch.optim.AdamW(step.parameters(), lr=0.1), schedule=cosine(12, 2),
+            iterations=12, seed=0, workspace=workspace, accelerator=make_accelerator(), description="toy",
+            clip_grad_norm=1.0, checkpoint_seconds=0)
+        save_weights(step.state_dict(), workspace.path)
+    """
+)
+
+
+def run(output, kill_at=-1):
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(output), str(kill_at)], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_kill_costs_no_more_than_the_last_checkpoint_and_changes_nothing(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(whole).returncode == 0
+    for kill_at in (0, 5, 11):
+        assert run(broken, kill_at).returncode == -signal.SIGKILL
+        assert not broken.exists()
+    resumed = run(broken)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at step 11" in resumed.stdout
+    expected, found = load_file(whole / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
+    assert sorted(path.name for path in whole.iterdir()) == sorted(path.name for path in broken.iterdir())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
+    from deop.settings import Job
+    from deop.stages.artifacts import artifact
+    from deop.stages.loop import cosine, fit, make_accelerator
+
+    class Step(torch.nn.Linear):
+        def forward(self, batch):
+            return {"dice": super().forward(batch).sum() * float("nan")}
+
+    step = Step(2, 1)
+    with (
+        pytest.raises(FloatingPointError, match=r"step 0 \(dice nan\)"),
+        artifact(Job(stage="toy", key="0" * 12, output=str(tmp_path / "out"))) as workspace,
+    ):
+        fit(
+            step,
+            [torch.ones(1, 2)],
+            optimizer=torch.optim.SGD(step.parameters(), lr=0.1),
+            schedule=cosine(1),
+            iterations=1,
+            seed=0,
+            workspace=workspace,
+            accelerator=make_accelerator(),
+            description="toy",
+        )
+    assert not (tmp_path / "out").exists()
