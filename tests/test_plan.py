@@ -1,4 +1,4 @@
-"""The planner: which jobs a configuration asks for, what changes their keys, and how bad configurations are told."""
+"""The planner: which jobs a configuration asks for, what changes their keys, and what is said of bad ones."""
 
 from __future__ import annotations
 

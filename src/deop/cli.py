@@ -30,7 +30,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 class OneLineErrors(TyperGroup):
-    """A :class:`DeopError` is one line on standard error and exit status 1; other errors keep their traceback."""
+    """A :class:`DeopError` is one line on standard error and exit status 1; others keep their traceback."""
 
     def invoke(self, ctx: typer.Context) -> object:
         try:
@@ -73,9 +73,9 @@ def read_job(path: Path, stage: str) -> Job:
 def wait_for_others(job_file: TextIO) -> bool:
     """Keep other processes from running this job until this one ends; whether one had to be waited for.
 
-    Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would work
-    in one folder. The system gives the lock back however a process ends. Only the first process of a launch
-    takes it.
+    Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would
+    work in one folder. The system gives the lock back however a process ends. Of the processes of one launch
+    only the first takes it.
     """
     if os.environ.get("RANK", "0") != "0":
         return False

@@ -184,15 +184,21 @@ class Configuration:
         values, at = self.main.datasets[name], ("datasets", name)
         vocabulary = values.get("vocabulary")
         if isinstance(vocabulary, str):
-            path = self._named_file(f"{'.'.join(at)}.vocabulary", vocabulary, "vocabularies")
-            values = values | {"vocabulary": validated(Vocabulary, _load(self._root / path, path), path)}
+            values = values | {"vocabulary": self._vocabulary(f"{'.'.join(at)}.vocabulary", vocabulary)}
         return validated(Dataset, values, SOURCE, at)
 
     def _read_pretrain_clip(self) -> PretrainClip:
         if "model" in self.main.pretrain_clip:
             raise ConfigError(f"{SOURCE}: pretrain_clip: unknown key 'model'; the model is clip.model")
         values = self.main.pretrain_clip | {"model": self.main.clip.model}
+        if isinstance(values.get("common"), str):
+            vocabulary = self._vocabulary("pretrain_clip.common", values["common"])
+            values |= {"common": vocabulary.things}
         return validated(PretrainClip, values, SOURCE, ("pretrain_clip",))
+
+    def _vocabulary(self, key: str, name: str) -> Vocabulary:
+        path = self._named_file(key, name, "vocabularies")
+        return validated(Vocabulary, _load(self._root / path, path), path)
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
         """The settings of one stage for each dataset."""

@@ -2,9 +2,10 @@
 
 A table asks for evaluations (experiment x dataset x seed), an evaluation for a trained segmentation network,
 that one for text prompts and proposals, and so on down to the data. Every such job has a key: a hash of its
-stage, its settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by that
-key, so an output that is there is the right one, whenever and in whatever order it was made, and two experiments
-that ask for the same thing share it. Names (of experiments, of rows) never enter the key of anything but a table.
+stage, its settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by
+that key, so an output that is there is the right one, whenever and in whatever order it was made, and two
+experiments that ask for the same thing share it. Names (of experiments, of rows) never enter the key of
+anything but a table.
 
 This module decides; it computes nothing and imports nothing heavy, because the Snakefile builds a plan each
 time it is read.
@@ -74,7 +75,7 @@ class Plan:
         """A Snakemake input function: a file that is newer than the table, if that is not this plan's.
 
         A table keeps its file names when its content changes, so its key is in its JSON. Neither dates nor
-        records of earlier runs count: a table that came out of a cache or another clone is taken for what it is.
+        records of earlier runs count: a table from a cache or another clone is taken for what it is.
         """
         return [] if self._is_current(wildcards.table) else [str(SUPERSEDED / wildcards.table)]
 
@@ -221,7 +222,7 @@ class Plan:
 
 
 def marker(job: Job) -> str:
-    """The file that says that a job is done: folders are renamed into place whole, so one file stands for all."""
+    """The file that says that a job is done: folders are renamed into place whole, so one file will do."""
     if job.stage in ("evaluate", "table"):
         return job.output
     return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
@@ -244,7 +245,7 @@ def _dump(settings: Settings) -> dict[str, Any]:
 
 
 def _bundled_sha256(model: str) -> str:
-    """The checksum of the weights that the package ships for ``model``: part of the keys that rest on them."""
+    """The checksum of the weights that the package ships for ``model``: part of keys that rest on them."""
     path = WEIGHTS / f"{model}.json"
     try:
         return json.loads(path.read_text())["sha256"]

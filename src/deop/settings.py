@@ -66,7 +66,11 @@ class Clip(Settings):
 
 
 class PretrainClip(Settings):
-    """Contrastive pre-training of the mini CLIP on generated scenes and captions."""
+    """Contrastive pre-training of the mini CLIP on generated scenes and captions.
+
+    ``textures`` are pictures drawn of each texture and style, parts of which the scenes show; ``accuracy_scenes`` are
+    fresh scenes that the finished CLIP is measured on.
+    """
 
     model: str
     image_size: Positive = 64
@@ -79,6 +83,8 @@ class PretrainClip(Settings):
     objects: tuple[Positive, Positive] = (1, 3)
     common: tuple[str, ...] = ()
     common_share: Fraction = 0.0
+    textures: Positive = 16
+    accuracy_scenes: Positive = 200
 
 
 class TextPrompts(Settings):

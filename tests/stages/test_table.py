@@ -30,7 +30,7 @@ def score(role: str, metric: str) -> float:
 
 
 def table3(root: Path, monkeypatch, seeds: list[int], **provenance: object) -> Job:
-    """The job of the real configuration's Table 3 with its inputs written below ``root``, the working directory."""
+    """Table 3 as the configuration has it; its inputs are written below ``root``, the working directory."""
     monkeypatch.chdir(root)
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     for dataset in config["datasets"].values():

@@ -87,10 +87,10 @@ class Workflow:
 @pytest.fixture
 def workflow(tmp_path: Path) -> Workflow:
     """The repository's workflow and configuration, with small vocabularies and a CLIP that is trained."""
-    for name in ("workflow", "config", ".dvc"):
+    for name in ("workflow", "profiles", "config", ".dvc"):
         machine_only = shutil.ignore_patterns("tmp", "cache", "config.local")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=machine_only)
-    for name in ("environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("Snakefile", "environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
     vocabularies = tmp_path / "config/vocabularies"
     vocabularies.mkdir(exist_ok=True)

@@ -54,6 +54,10 @@ def test_no_state_that_dvc_brings_back_is_made_again(repository, tmp_path_factor
         assert UP_TO_DATE in repository.run("dvc", "repro")
         assert repository.planned("results/table3.csv") == {} and repository.planned() == {}
     assert repository.ran() == []
+    # Files of one state, configuration of another: that is something to do.
+    repository.run("git", "checkout", "--quiet", "HEAD~1")
+    assert repository.planned("results/table3.csv") == {"table": 1}
+    repository.run("git", "checkout", "--quiet", "main")
 
     # A clone has neither dates nor Snakemake's records of earlier runs.
     store, clone = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("clone")

@@ -41,7 +41,9 @@ def clip_accuracy(clip: DenseCLIP, *, image_size: int, scene_size: int = 96, sce
 
 
 def _objects(clip: DenseCLIP, text: Tensor, names: list[str], image_size: int, count: int) -> float:
-    batch = CaptionedScenes(image_size=image_size, batch_size=count, objects=(1, 1), steps=1, seed=_SEED)
+    batch = CaptionedScenes(
+        image_size=image_size, batch_size=count, objects=(1, 1), steps=1, seed=_SEED, textures=2
+    )
     images, shown = batch.scenes(0)
     alone = [index for index, things in enumerate(shown) if things]
     pooled = F.normalize(clip.visual(normalise(images[alone], clip.mean, clip.std)).pooled, dim=-1)

@@ -6,7 +6,11 @@ supervision alone, no masks and no validation scene.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import shutil
+from pathlib import Path
 
 import open_clip
 import torch
@@ -14,11 +18,13 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import deop.clip  # noqa: F401  (registers this package's model configs with open_clip)
+from deop.clip import BUNDLED, load_clip
 from deop.data.captioned import CaptionedScenes
 from deop.settings import Job, PretrainClip
-from deop.stages.artifacts import artifact
+from deop.stages.artifacts import PROVENANCE, artifact, write_json
+from deop.stages.clip_accuracy import clip_accuracy
 from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.networks import WEIGHTS
 
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
@@ -65,6 +71,7 @@ def run(job: Job) -> None:
         seed=job.seed,
         common=settings.common,
         common_share=settings.common_share,
+        textures=settings.textures,
     )
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), eps=1e-6
@@ -86,4 +93,24 @@ def run(job: Job) -> None:
             workers=1,
         )
         weights = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
-        save_file(weights, workspace.path / "model.safetensors")
+        save_file(weights, workspace.path / WEIGHTS)
+        # Measured on what was written, in half precision, not on what was in memory.
+        clip = load_clip(settings.model, str(workspace.path / WEIGHTS))
+        accuracy = clip_accuracy(clip, image_size=settings.image_size, scenes=settings.accuracy_scenes)
+        write_json(workspace.path / "accuracy.json", accuracy)
+
+
+def bundle(folder: Path, package_weights: Path = BUNDLED) -> Path:
+    """Makes a pre-trained CLIP the bundled one: copies its weights into the package with the JSON that describes them.
+
+    The JSON holds the weights' SHA-256, which is checked whenever they are loaded.
+    """
+    provenance = json.loads((folder / PROVENANCE).read_text())
+    target = package_weights / f"{provenance['settings']['pretrain_clip']['model']}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(folder / WEIGHTS, target)
+    with target.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    accuracy = json.loads((folder / "accuracy.json").read_text())
+    write_json(target.with_suffix(".json"), {"sha256": sha256, **provenance, "accuracy": accuracy})
+    return target

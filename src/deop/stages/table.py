@@ -55,9 +55,9 @@ class TableSettings(Settings):
 def run(job: Job) -> None:
     """Write ``job.output`` (JSON, last), and the same table with suffixes .csv, .md and .tex.
 
-    For ``dvc metrics``, each row is also ``metrics/<table>/<experiment>.json`` in the folder of the output. The
-    job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with ``metrics``
-    (fractions in [0, 1]) and ``provenance``.
+    For ``dvc metrics``, each row is also ``metrics/<table>/<experiment>.json`` in the folder of the output.
+    The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with
+    ``metrics`` (fractions in [0, 1]) and ``provenance``.
 
     Raises:
         DeopError: an evaluation that lacks a metric of the table.
@@ -78,7 +78,7 @@ def run(job: Job) -> None:
 
 
 def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
-    """Percentages by row label, and by (dataset, metric, "mean" or "std"); the deviation is NaN for one seed."""
+    """Percentages by row label, and by (dataset, metric, "mean" or "std"); one seed deviates by NaN."""
     values = []
     for row in table.rows:
         for dataset in table.datasets:
@@ -98,7 +98,7 @@ def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str
 
 
 def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
-    """One line a method, percentages with one decimal; columns ``.std`` only where there are several seeds."""
+    """One line a method, percentages with one decimal; columns ``.std`` only if there are several seeds."""
     columns = {}
     for dataset in table.datasets:
         for metric in table.metrics:
@@ -171,7 +171,7 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
     if any(row.reported for row in table.rows):
-        note = f"Rows *paper*: as the paper reports them, on {places}. They were not measured here, and on other images."
+        note = f"Rows *paper*: as the paper reports them, on {places}: other images, not measured here."
         notes.insert(1, note)
     return notes
 

@@ -33,10 +33,10 @@ rule all:
         plan.outputs("table"),
 
 
-include: "rules/data.smk"
-include: "rules/clip.smk"
-include: "rules/prompts.smk"
-include: "rules/proposals.smk"
-include: "rules/segmentation.smk"
-include: "rules/evaluation.smk"
-include: "rules/tables.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/clip.smk"
+include: "workflow/rules/prompts.smk"
+include: "workflow/rules/proposals.smk"
+include: "workflow/rules/segmentation.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/tables.smk"

@@ -1,0 +1,124 @@
+"""The whole pipeline on the tiny profile, every stage for real, and a kill in the middle of a training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+COMMAND = ["snakemake", "--configfile", "config/tiny.yaml", "--cores", "2"]
+TABLE = "results/table3.csv"
+METHODS = ["Baseline", "Baseline+", "Baseline+ w/ PS", "Baseline+ w/ CAL", "DeOP (ours)"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A copy of what a clone holds, with Table 3 made in it."""
+    path = tmp_path_factory.mktemp("clone")
+    for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml", "requirements.lock"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, path / name)
+    done = snakemake(path, TABLE)
+    assert done.returncode == 0, done.stdout[-6000:]
+    return path
+
+
+def environment() -> dict[str, str]:
+    tools = Path(sys.executable).parent
+    return os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+
+
+def snakemake(path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.run([*COMMAND, *arguments], cwd=path, env=environment(), text=True, check=False, **both)
+
+
+@pytest.mark.slow
+def test_table_3_has_the_papers_rows_and_columns_measured(folder):
+    table = pd.read_csv(folder / TABLE, index_col="method")
+    assert list(table.index) == METHODS
+    columns = [f"{data}.{metric}" for data in ("es171", "es20") for metric in ("pAcc", "hIoU", "seen", "unseen")]
+    assert [column for column in table.columns if "." in column] == columns
+    assert table[columns].notna().all().all()
+    assert ((table[columns] >= 0) & (table[columns] <= 100)).all().all()
+    assert set(table["profile"]) == {"tiny"}
+    # The paper's numbers stand beside the measured ones and are never taken for them.
+    reported = pd.read_csv(ROOT / "config" / "reported.csv")
+    paper = reported[(reported.table == 3) & (reported.row == "DeOP") & (reported.column == "coco_stuff.hIoU")]
+    assert str(paper.value.item()) in (folder / "results/table3.md").read_text()
+    assert table.loc["DeOP (ours)", "es171.hIoU"] != paper.value.item()
+
+
+@pytest.mark.slow
+def test_numbers_are_those_of_the_evaluations(folder):
+    table = pd.read_csv(folder / TABLE, index_col="method")
+    found = set()
+    for path in (folder / "results/evaluations").glob("es171-*.json"):
+        result = json.loads(path.read_text())
+        metrics = result["metrics"]
+        found.add(round(100 * metrics["pAcc"], 1))
+        seen, unseen = metrics["seen"], metrics["unseen"]
+        harmonic = 2 * seen * unseen / (seen + unseen) if seen + unseen else 0
+        assert metrics["hIoU"] == pytest.approx(harmonic)
+        assert {"seed", "version", "wall_time_s", "device", "settings"} <= set(result["provenance"])
+    assert {round(value, 1) for value in table["es171.pAcc"]} == found
+
+
+@pytest.mark.slow
+def test_datasets_come_with_a_picture_to_look_at(folder):
+    sheets = list(folder.glob("data/*/contact_sheet.png"))
+    assert len(sheets) == 2
+    assert all(min(Image.open(sheet).size) > 200 for sheet in sheets)
+
+
+@pytest.mark.slow
+def test_a_second_run_has_nothing_to_do(folder):
+    assert "Nothing to be done" in snakemake(folder, TABLE).stdout
+
+
+@pytest.mark.slow
+def test_a_kill_in_a_training_changes_no_number(folder):
+    """SIGKILL of everything while a network trains; the same command then gives the same weights and scores."""
+    model = next(folder.glob("checkpoints/segmentation/es20-*/model.safetensors"))
+    output = model.parent
+    weights = load_file(model)
+    evaluations = {p.name: json.loads(p.read_text()) for p in folder.glob("results/evaluations/es20-*.json")}
+    evaluation = next(
+        path
+        for path in folder.glob("results/evaluations/es20-*.json")
+        if str(output.relative_to(folder)) in (folder / f".deop/jobs/evaluate-{path.stem[-12:]}.json").read_text()
+    )
+    shutil.rmtree(output)
+    evaluation.unlink()
+    (folder / TABLE).unlink()
+
+    process = subprocess.Popen(
+        [*COMMAND, TABLE], cwd=folder, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    partial = output.with_name(output.name + ".partial")
+    deadline = time.monotonic() + 300
+    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert partial.exists(), "the training did not start"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not model.exists()
+
+    again = snakemake(folder, TABLE)
+    assert again.returncode == 0, again.stdout[-6000:]
+    repeated = load_file(model)
+    assert weights.keys() == repeated.keys()
+    assert all(weights[name].equal(repeated[name]) for name in weights)
+    assert json.loads(evaluation.read_text())["metrics"] == evaluations[evaluation.name]["metrics"]
+    assert not partial.exists()
