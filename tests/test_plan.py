@@ -14,6 +14,7 @@ import yaml
 
 from deop import plan as plan_module
 from deop.errors import ConfigError
+from deop.config import Configuration
 from deop.plan import Plan, marker
 from deop.settings import Job
 
@@ -135,10 +136,21 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
     # Values inside a section are put over the defaults one by one.
     assert changed.settings["proposals"]["augmentation"] == {
         "crop": 32,
-        "scale": [0.5, 1.5],
+        "scale": config["proposals"]["augmentation"]["scale"],
         "flip": 0.5,
         "colour_jitter": True,
     }
+
+
+def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, config):
+    config["network"]["severance"] = {"alpha": {-2: 1, -1: 1}}
+    edit(root / "config/experiments.yaml", "experiments", "baseline_plus_ps", "severance", "alpha", to={-1: 0.5})
+    networks = {
+        name: network.severance for name, network in Configuration(config, root).experiments.items()
+    }
+    assert networks["deop"].alpha == {-2: 1, -1: 1}
+    assert networks["baseline_plus_ps"].alpha == {-1: 0.5}  # as a whole, not on top of the profile's
+    assert networks["baseline"].alpha == {}
 
 
 def test_seeds_enter_only_what_draws_random_numbers(root, config):
@@ -153,7 +165,7 @@ def test_keys_follow_meaning_not_spelling(root, config):
     spelled = copy.deepcopy(config)
     spelled["segmentation"] = dict(reversed(spelled["segmentation"].items()))
     spelled["segmentation"]["lr"] = str(spelled["segmentation"]["lr"])
-    spelled["segmentation"]["warmup"] = 0  # the default, said aloud
+    spelled["segmentation"]["focal_gamma"] = 2  # the default, said aloud
     spelled["resources"] = {}
     assert jobs(before) == jobs(Plan(spelled, root))
     edit(root / "config/tables.yaml", "tables", "table3", "rows", 0, "label", to="Plain")

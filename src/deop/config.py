@@ -87,14 +87,15 @@ class MainFile(Settings):
     proposals: dict
     segmentation: dict
     evaluation: dict
+    network: dict = {}
     accelerate: str
     resources: Resources = Resources()
 
 
 class ExperimentsFile(Settings):
-    """``config/experiments.yaml``: networks by name."""
+    """``config/experiments.yaml``: by name, what each network has, on top of the profile's ``network``."""
 
-    experiments: dict[str, Network]
+    experiments: dict[str, dict]
 
 
 class TableRow(Settings):
@@ -142,7 +143,8 @@ class Configuration:
         self.datasets = {name: self._dataset(name) for name in self.main.datasets}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
-        self.experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
+        experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
+        self.experiments = {name: self._network(name, values) for name, values in experiments.items()}
         tables = self._read(TablesFile, "tables.yaml")
         self.paper_datasets, self.tables = tables.paper_datasets, tables.tables
         self.stand_ins = self._read_stand_ins()
@@ -199,6 +201,21 @@ class Configuration:
     def _vocabulary(self, key: str, name: str) -> Vocabulary:
         path = self._named_file(key, name, "vocabularies")
         return validated(Vocabulary, _load(self._root / path, path), path)
+
+    def _network(self, name: str, values: dict) -> Network:
+        """An experiment's network: its own values over the profile's ``network``.
+
+        The profile says how a part is built where an experiment has it, not whether: of a part that is off nothing is
+        kept. An experiment's alphas replace the profile's as a whole.
+        """
+        own = validated(Network, values, f"{SOURCE}/experiments.yaml", ("experiments", name))
+        merged = _merged(self.main.network, values)
+        for part, settings in (("severance", own.severance), ("anchors", own.anchors)):
+            if settings.kind == "none":
+                merged.pop(part, None)
+        if own.severance.alpha:
+            merged["severance"]["alpha"] = values["severance"]["alpha"]
+        return validated(Network, merged, SOURCE, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
         """The settings of one stage for each dataset."""
