@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 ACTIVATED := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 
-PUBLISHED := $(addprefix results/table3.,csv md tex)
+PUBLISHED := $(addprefix results/table3.,csv md tex) results/figures/scene.png
 PUBLISHED_DIR := docs/results/mini
 
 .PHONY: help $(VENV) test lint format report publish FORCE

@@ -25,6 +25,7 @@ wildcard_constraints:
     key="[0-9a-f]{12}",
     name="[^/]+",
     table="[^/.]+",
+    picture="[^/.]+",
 
 
 rule all:
@@ -40,3 +41,4 @@ include: "workflow/rules/proposals.smk"
 include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/pictures.smk"

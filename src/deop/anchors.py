@@ -56,6 +56,11 @@ class QueryHeatmapDecoder(nn.Module):
         heads: attention heads.
         ffn_width: hidden width of the decoder layers' feed-forward networks.
         dropout: dropout in attention, feed-forward networks and residuals.
+        feature_scale: factor of the patch features where they are attended to; the values that are pooled keep
+            unit length. With 1 (the release) a channel of a feature is about 1 / sqrt(D), small beside its sine
+            position, and long training has to make up for it; with sqrt(D) queries see content from the start.
+
+    The untrained output layer gives almost uniform heatmaps: training starts from mask pooling (up to scale).
 
     Raises:
         ValueError: ``width`` is not a multiple of ``heads`` and of 4 (sine and cosine of rows and columns).
@@ -70,11 +75,13 @@ class QueryHeatmapDecoder(nn.Module):
         heads: int = 8,
         ffn_width: int = 1024,
         dropout: float = 0.1,
+        feature_scale: float = 1.0,
     ) -> None:
         super().__init__()
         if width % heads or width % 4:
             raise ValueError(f"width {width} must be a multiple of heads ({heads}) and of 4")
         self.heads = heads
+        self.feature_scale = feature_scale
         self.queries = nn.Embedding(queries, width)
         self.positions = MaskFormerSinePositionEmbedding(num_position_features=width // 2, normalize=True)
         config = MaskFormerDetrConfig(
@@ -92,10 +99,11 @@ class QueryHeatmapDecoder(nn.Module):
         self.query_projection = nn.Linear(width, width)
         self.key_projection = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        for module in (self.layers, self.self_attention, self.query_projection, self.key_projection):
+        for module in (self.layers, self.self_attention, self.key_projection):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
+        nn.init.xavier_uniform_(self.query_projection.weight, gain=0.1)
 
     def forward(self, features: Tensor, masks: Tensor) -> AnchorOutput:
         """Heatmaps and pooled embeddings of all proposals.
@@ -117,20 +125,21 @@ class QueryHeatmapDecoder(nn.Module):
             )
         patches = features.flatten(2).transpose(1, 2)  # (B, h*w, D)
         positions = self.positions(features.shape, features.device, features.dtype).flatten(2).transpose(1, 2)
+        memory = patches * self.feature_scale
         state = torch.zeros_like(queries)
         for layer in self.layers:
             state = layer(
                 state,
                 spatial_position_embeddings=positions,
                 object_queries_position_embeddings=queries,
-                encoder_hidden_states=patches,
+                encoder_hidden_states=memory,
             )
         located = state + queries
         attended, _ = self.self_attention(located, located, state, need_weights=False)
         state = self.norm(state + self.dropout(attended))
 
         query = self._split(self.query_projection(state + queries))
-        key = self._split(self.key_projection(patches + positions))
+        key = self._split(self.key_projection(memory + positions))
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         heatmaps = self.dropout(scores.softmax(-1)) * masks.flatten(2)[:, None]  # (B, heads, N, h*w)
         pooled = heatmaps @ self._split(patches)

@@ -24,6 +24,7 @@ STAGES = {
     "train_segmentation": "Train a segmentation network end to end (section 4).",
     "evaluate": "Measure a segmentation network on a validation set.",
     "table": "Write a table from evaluations.",
+    "picture": "Draw one validation scene on its way through a network.",
 }
 # Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

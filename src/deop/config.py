@@ -68,6 +68,7 @@ class Resources(Settings):
     train_segmentation: StageResources = StageResources()
     evaluate: StageResources = StageResources()
     table: StageResources = StageResources()
+    picture: StageResources = StageResources()
 
 
 class MainFile(Settings):
@@ -118,11 +119,19 @@ class TableLayout(Settings):
     metrics: Annotated[tuple[Literal["pAcc", "mIoU", "hIoU", "seen", "unseen"], ...], Field(min_length=1)]
 
 
+class Picture(Settings):
+    """A picture of one experiment at work on a scene of a dataset, by its name in the paper."""
+
+    experiment: str
+    dataset: str
+
+
 class TablesFile(Settings):
     """``config/tables.yaml``. ``paper_datasets`` maps the paper's datasets to the titles that tables show."""
 
     paper_datasets: dict[str, str]
     tables: dict[str, TableLayout]
+    pictures: dict[str, Picture] = {}
 
 
 class Configuration:
@@ -146,10 +155,20 @@ class Configuration:
         experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
         self.experiments = {name: self._network(name, values) for name, values in experiments.items()}
         tables = self._read(TablesFile, "tables.yaml")
-        self.paper_datasets, self.tables = tables.paper_datasets, tables.tables
+        self.paper_datasets, self.tables, self.pictures = (
+            tables.paper_datasets,
+            tables.tables,
+            tables.pictures,
+        )
         self.stand_ins = self._read_stand_ins()
         for name, table in self.tables.items():
             self._check_table(name, table)
+        for name, picture in self.pictures.items():
+            place = f"{SOURCE}/tables.yaml: pictures.{name}"
+            if picture.dataset not in self.stand_ins:
+                raise unknown(f"{place}.dataset", "dataset", picture.dataset, self.stand_ins)
+            if picture.experiment not in self.experiments:
+                raise unknown(f"{place}.experiment", "experiment", picture.experiment, self.experiments)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
 
     def clip(self) -> Clip:

@@ -27,6 +27,8 @@ from deop.settings import Job, Settings
 
 JOBS = Path(".deop/jobs")
 SUPERSEDED = Path(".deop/superseded")
+NAMED = ("table", "picture")
+"""Stages whose outputs keep their names when their content changes."""
 WEIGHTS = Path(__file__).parent / "weights"
 Inputs = dict[str, "Job | str"]
 
@@ -41,6 +43,7 @@ class Plan:
     Attributes:
         jobs: every job by (stage, key), inputs before what needs them.
         tables: the table jobs by table name.
+        pictures: the picture jobs by picture name.
         resources: what each stage asks of Snakemake.
         launch: the command that runs ``deop`` under Accelerate, with the configured launch file.
 
@@ -53,6 +56,7 @@ class Plan:
         self._by_output: dict[str, Job] = {}
         self.jobs: dict[tuple[str, str], Job] = {}
         self.tables = {name: self._table(name) for name in self._config.tables}
+        self.pictures = {name: self._picture(name) for name in self._config.pictures}
         self.resources = self._config.main.resources
         self.launch = f"accelerate launch --config_file {self._config.launch_file} -m deop"
 
@@ -72,12 +76,13 @@ class Plan:
         return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
 
     def superseded(self, wildcards: Any) -> list[str]:
-        """A Snakemake input function: a file that is newer than the table, if that is not this plan's.
+        """A Snakemake input function: a file that is newer than the table or picture, if that is not this plan's.
 
         A table keeps its file names when its content changes, so its key is in its JSON. Neither dates nor
         records of earlier runs count: a table from a cache or another clone is taken for what it is.
         """
-        return [] if self._is_current(wildcards.table) else [str(SUPERSEDED / wildcards.table)]
+        job = self._named(wildcards)
+        return [] if self._is_current(job) else [str(SUPERSEDED / Path(job.output).stem)]
 
     def write(self) -> None:
         """Write each job to its file, unless it is there, and mark tables on disk that are not the plan's."""
@@ -85,13 +90,22 @@ class Plan:
             path, text = self._root / _job_file(job), job.model_dump_json(indent=1) + "\n"
             if not path.exists() or path.read_text() != text:
                 _write(path, text)
-        for table in self.tables:
-            if not self._is_current(table):
+        for job in (*self.tables.values(), *self.pictures.values()):
+            if not self._is_current(job):
                 # The time makes the content new as well: Snakemake overlooks a new file with known content.
-                _write(self._root / SUPERSEDED / table, f"superseded, as seen at {time.time_ns()}\n")
+                mark = self._root / SUPERSEDED / Path(job.output).stem
+                _write(mark, f"superseded, as seen at {time.time_ns()}\n")
 
-    def _is_current(self, table: str) -> bool:
-        job = self.tables[table]
+    def _named(self, wildcards: Any) -> Job:
+        """The job of a table or picture: these are asked for by name."""
+        kind = "table" if hasattr(wildcards, "table") else "picture"
+        jobs = self.tables if kind == "table" else self.pictures
+        name = getattr(wildcards, kind)
+        if name not in jobs:
+            raise unknown(f"results of kind {kind}", kind, name, jobs)
+        return jobs[name]
+
+    def _is_current(self, job: Job) -> bool:
         try:
             return json.loads((self._root / job.output).read_text())["key"] == job.key
         except (OSError, ValueError, KeyError):
@@ -138,6 +152,16 @@ class Plan:
             inputs = {**inputs, "segmentation": trained}
         settings |= self._settings(dataset, "evaluation")
         return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+
+    def _picture(self, name: str) -> Job:
+        """A picture of a system at work: the job that evaluates it, but for what is done with the answer."""
+        layout = self._config.pictures[name]
+        dataset = self._config.stand_ins[layout.dataset]
+        measured = self._evaluation(layout.experiment, dataset, self._config.main.seeds[0])
+        inputs: Inputs = {role: self._by_output[path] for role, path in measured.inputs.items()}
+        if self._config.main.clip.pretrained == "bundled" and not self._config.main.clip.retrain:
+            inputs |= self._clip()
+        return self._add("picture", f"results/figures/{name}.json", measured.settings, inputs)
 
     def _table(self, name: str) -> Job:
         config, layout = self._config, self._config.tables[name]
@@ -188,7 +212,7 @@ class Plan:
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (stage, key) not in self.jobs:
-            output += {"evaluate": f"-{key}.json", "table": ""}.get(stage, f"-{key}")
+            output += "" if stage in NAMED else f"-{key}.json" if stage == "evaluate" else f"-{key}"
             paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
             job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=settings)
             self.jobs[stage, key] = self._by_output[output] = job
@@ -200,8 +224,8 @@ class Plan:
         return {section: _dump(values[section]) for section in sections}
 
     def _job(self, stage: str, wildcards: Any) -> Job:
-        if stage == "table":
-            return self.tables[wildcards.table]
+        if stage in NAMED:
+            return self._named(wildcards)
         if (stage, wildcards.key) not in self.jobs:
             raise unknown(stage, "key", wildcards.key, [key for other, key in self.jobs if other == stage])
         return self.jobs[stage, wildcards.key]
@@ -223,7 +247,7 @@ class Plan:
 
 def marker(job: Job) -> str:
     """The file that says that a job is done: folders are renamed into place whole, so one file will do."""
-    if job.stage in ("evaluate", "table"):
+    if job.stage in (*NAMED, "evaluate"):
         return job.output
     return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
 

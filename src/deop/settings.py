@@ -151,6 +151,7 @@ class AnchorSettings(Settings):
     heads: Positive = 8
     ffn_width: Positive = 1024
     dropout: Fraction = 0.1
+    feature_scale: float = 1.0
 
 
 class Network(Settings):

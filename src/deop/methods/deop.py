@@ -74,6 +74,7 @@ class DeOP(Segmenter):
                 heads=network.anchors.heads,
                 ffn_width=network.anchors.ffn_width,
                 dropout=network.anchors.dropout,
+                feature_scale=network.anchors.feature_scale,
             )
             if network.anchors.kind == "query"
             else None

@@ -46,7 +46,7 @@ def choose_segment(label: Tensor, masks: Tensor, unseen: list[int]) -> tuple[int
 
 @torch.inference_mode()
 def run(job: Job) -> None:
-    """Draws the picture of ``job``'s system to ``job.output`` (PNG) with its provenance beside it (JSON)."""
+    """Draws the picture of ``job``'s system (PNG) beside ``job.output``, its provenance (JSON, written last)."""
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val")
     segmenter = build_segmenter(job).eval()
@@ -69,14 +69,14 @@ def run(job: Job) -> None:
         heatmap_of=dataset.names[label],
         queries=len(masks),
     )
-    path = Path(job.output)
+    path = Path(job.output).with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)
     temporary.rename(path)
     image_file = str(dataset.entries[index].image.relative_to(dataset.root))
-    write_json(path.with_suffix(".json"), {"key": job.key, "image": image_file, **describe(job)})
+    write_json(Path(job.output), {"key": job.key, "image": image_file, **describe(job)})
 
 
 def _draw(

@@ -1,0 +1,30 @@
+# Pictures of a network at work. Like tables they keep their names when what they show changes.
+
+
+rule picture:
+    input:
+        networks=ancient(plan.inputs("picture")),
+        superseded=plan.superseded,
+    output:
+        image=report(
+            "results/figures/{picture}.png",
+            caption="../report/picture.rst",
+            category="Figures",
+            labels={"figure": "{picture}"},
+        ),
+        json="results/figures/{picture}.json",
+    log:
+        "logs/picture/{picture}.log",
+    benchmark:
+        "benchmarks/picture/{picture}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.picture.threads
+    resources:
+        mem_mb=plan.resources.picture.mem_mb,
+        gpus=plan.resources.picture.gpus,
+        runtime=plan.resources.picture.runtime,
+    params:
+        job=plan.job_file("picture"),
+    shell:
+        "deop picture {params.job} --threads {threads} 2>&1 | tee {log}"
