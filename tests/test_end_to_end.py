@@ -48,14 +48,18 @@ def snakemake(path: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_table_3_has_the_papers_rows_and_columns_measured(folder):
     table = pd.read_csv(folder / TABLE, index_col="method")
     assert list(table.index) == METHODS
-    columns = [f"{data}.{metric}" for data in ("es171", "es20") for metric in ("pAcc", "hIoU", "seen", "unseen")]
+    columns = [
+        f"{data}.{metric}" for data in ("es171", "es20") for metric in ("pAcc", "hIoU", "seen", "unseen")
+    ]
     assert [column for column in table.columns if "." in column] == columns
     assert table[columns].notna().all().all()
     assert ((table[columns] >= 0) & (table[columns] <= 100)).all().all()
     assert set(table["profile"]) == {"tiny"}
     # The paper's numbers stand beside the measured ones and are never taken for them.
     reported = pd.read_csv(ROOT / "config" / "reported.csv")
-    paper = reported[(reported.table == 3) & (reported.row == "DeOP") & (reported.column == "coco_stuff.hIoU")]
+    paper = reported[
+        (reported.table == 3) & (reported.row == "DeOP") & (reported.column == "coco_stuff.hIoU")
+    ]
     assert str(paper.value.item()) in (folder / "results/table3.md").read_text()
     assert table.loc["DeOP (ours)", "es171.hIoU"] != paper.value.item()
 
@@ -97,7 +101,8 @@ def test_a_kill_in_a_training_changes_no_number(folder):
     evaluation = next(
         path
         for path in folder.glob("results/evaluations/es20-*.json")
-        if str(output.relative_to(folder)) in (folder / f".deop/jobs/evaluate-{path.stem[-12:]}.json").read_text()
+        if str(output.relative_to(folder))
+        in (folder / f".deop/jobs/evaluate-{path.stem[-12:]}.json").read_text()
     )
     shutil.rmtree(output)
     evaluation.unlink()

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from deop import plan as plan_module
-from deop.errors import ConfigError
 from deop.config import Configuration
+from deop.errors import ConfigError
 from deop.plan import Plan, marker
 from deop.settings import Job
 
@@ -144,10 +144,15 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
 
 def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, config):
     config["network"]["severance"] = {"alpha": {-2: 1, -1: 1}}
-    edit(root / "config/experiments.yaml", "experiments", "baseline_plus_ps", "severance", "alpha", to={-1: 0.5})
-    networks = {
-        name: network.severance for name, network in Configuration(config, root).experiments.items()
-    }
+    edit(
+        root / "config/experiments.yaml",
+        "experiments",
+        "baseline_plus_ps",
+        "severance",
+        "alpha",
+        to={-1: 0.5},
+    )
+    networks = {name: network.severance for name, network in Configuration(config, root).experiments.items()}
     assert networks["deop"].alpha == {-2: 1, -1: 1}
     assert networks["baseline_plus_ps"].alpha == {-1: 0.5}  # as a whole, not on top of the profile's
     assert networks["baseline"].alpha == {}

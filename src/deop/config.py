@@ -88,7 +88,7 @@ class MainFile(Settings):
     proposals: dict
     segmentation: dict
     evaluation: dict
-    network: dict = {}
+    network: Annotated[dict, Field(default_factory=dict)]
     accelerate: str
     resources: Resources = Resources()
 
@@ -131,7 +131,7 @@ class TablesFile(Settings):
 
     paper_datasets: dict[str, str]
     tables: dict[str, TableLayout]
-    pictures: dict[str, Picture] = {}
+    pictures: Annotated[dict[str, Picture], Field(default_factory=dict)]
 
 
 class Configuration:

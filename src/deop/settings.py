@@ -1,4 +1,4 @@
-"""What each pipeline stage may be told: one strict model a stage, shared by the planner, the stages and the command line.
+"""What each pipeline stage may be told: one strict model a stage, shared by planner, stages and command line.
 
 A stage is a function of its settings and of the artifacts of earlier stages. The settings of an artifact name
 those artifacts by their keys, so that one hash identifies everything that went into it (see :mod:`deop.plan`).

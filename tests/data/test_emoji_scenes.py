@@ -35,7 +35,9 @@ def test_there_are_concepts_for_the_largest_vocabulary_and_none_is_a_repeat():
     assert not set(names) & set(texture_names())
     codes = " ".join(concept.code for concept in concepts()).split()
     assert not any("1f3fb" in code or "1f1e6" in code or "20e3" in code for code in codes)
-    assert not [name for name in names if "skin tone" in name or name.startswith("flag:") or "o'clock" in name]
+    assert not [
+        name for name in names if "skin tone" in name or name.startswith("flag:") or "o'clock" in name
+    ]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -113,7 +115,12 @@ def test_seen_labels_agree_with_the_whole_map(root):
 
 def test_background_is_ignored_where_stuff_is_not_labelled(tmp_path):
     settings = SETTINGS.model_copy(
-        update={"label_stuff": False, "vocabulary": Vocabulary(things=VOCABULARY.things), "train": 0, "val": 3}
+        update={
+            "label_stuff": False,
+            "vocabulary": Vocabulary(things=VOCABULARY.things),
+            "train": 0,
+            "val": 3,
+        }
     )
     emoji_scenes.write(tmp_path, "things", settings)
     assert all((SegmentationDataset(tmp_path, "val")[index].label == IGNORE).any() for index in range(3))
@@ -160,7 +167,14 @@ def test_captions_name_what_is_shown_and_the_stream_never_repeats():
 def test_common_emoji_are_shown_more_often():
     common = tuple(concept.name for concept in concepts()[:100])
     stream = CaptionedScenes(
-        image_size=16, batch_size=64, objects=(1, 1), steps=1, seed=0, common=common, common_share=0.5, textures=1
+        image_size=16,
+        batch_size=64,
+        objects=(1, 1),
+        steps=1,
+        seed=0,
+        common=common,
+        common_share=0.5,
+        textures=1,
     )
     shown = [name for names in stream.scenes(0)[1] for name in names]
     assert 0.3 < sum(name in common for name in shown) / len(shown) < 0.7

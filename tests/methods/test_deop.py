@@ -67,9 +67,7 @@ def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals
     sum(segmenter.losses(images, labels, NAMES).values()).backward()
     assert all(value.grad is None for name, value in segmenter.named_parameters() if name not in learned)
     optimizer.step()
-    moved = {
-        name for name, value in segmenter.state_dict().items() if not torch.equal(value, before[name])
-    }
+    moved = {name for name, value in segmenter.state_dict().items() if not torch.equal(value, before[name])}
     parts = {name.split(".")[0] for name in moved}
     expected = {"text_prompt", "visual_prompts"} | ({"anchors"} if network.anchors.kind != "none" else set())
     assert parts == expected

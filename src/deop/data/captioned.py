@@ -1,7 +1,7 @@
 """An endless stream of captioned scenes: to the mini CLIP what image and text pairs from the web are to CLIP.
 
-Every scene is new. It shows up to a few emoji, in one artist's style, on one texture or two, and its caption names them. No
-masks, no labels.
+Every scene is new. It shows up to a few emoji, in one artist's style, on one texture or two, and its caption names
+them. No masks, no labels.
 """
 
 from __future__ import annotations

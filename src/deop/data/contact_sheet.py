@@ -54,6 +54,9 @@ def contact_sheet(dataset: SegmentationDataset, *, images: int, columns: int = 6
             y = top + _TILE + line * _LINE
             pen.rectangle([left, y + 3, left + 8, y + 11], fill=tuple(colours[label]))
             pen.text(
-                (left + 12, y), dataset.card.names[label], "crimson" if label in unseen else "black", font=font
+                (left + 12, y),
+                dataset.card.names[label],
+                "crimson" if label in unseen else "black",
+                font=font,
             )
     return sheet

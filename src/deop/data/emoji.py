@@ -38,8 +38,16 @@ _SIGNS = re.compile(
 )
 _NOT_SIGNS = {"bow and arrow", "heart with arrow", "radio button"}
 # Smileys, most of which differ by a few pixels of a mouth; and people told apart only by a pose.
-_SMILEYS = [(0x1F600, 0x1F644), (0x1F910, 0x1F917), (0x1F920, 0x1F92F), (0x1F970, 0x1F97A), (0x1FAE0, 0x1FAEA)]
-_POSES = re.compile(r"^(person|people|pregnant|deaf|man|woman|men|women)\b.+|\b(holding hands|speech bubble)\b")
+_SMILEYS = [
+    (0x1F600, 0x1F644),
+    (0x1F910, 0x1F917),
+    (0x1F920, 0x1F92F),
+    (0x1F970, 0x1F97A),
+    (0x1FAE0, 0x1FAEA),
+]
+_POSES = re.compile(
+    r"^(person|people|pregnant|deaf|man|woman|men|women)\b.+|\b(holding hands|speech bubble)\b"
+)
 
 
 @dataclass(frozen=True)

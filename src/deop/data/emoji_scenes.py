@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from deop.data.emoji import concept
-from deop.data.scenes import compose, random_placement, spread_centres, split_mask
+from deop.data.scenes import compose, random_placement, split_mask, spread_centres
 from deop.data.segmentation import (
     IGNORE,
     DatasetCard,

@@ -45,7 +45,9 @@ def random_placement(rng: np.random.Generator, centre: tuple[float, float], size
     return Placement(centre, size, angle, bool(rng.random() < 0.5), rng.uniform(0.8, 1.2))
 
 
-def spread_centres(rng: np.random.Generator, sizes: list[float], tries: int = 12) -> list[tuple[float, float]]:
+def spread_centres(
+    rng: np.random.Generator, sizes: list[float], tries: int = 12
+) -> list[tuple[float, float]]:
     """A centre (y, x) for every object: of some random places, the one that overlaps the earlier ones least."""
     centres: list[tuple[float, float]] = []
     for index, size in enumerate(sizes):

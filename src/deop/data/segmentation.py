@@ -127,7 +127,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise DeopError(f"{entry.label}: is {tuple(label.shape)} pixels, its image is {image.shape[:2]}")
         label[label == self.card.ignore] = IGNORE
         if (largest := int(label.max())) >= len(self.card.classes):
-            raise DeopError(f"{entry.label}: holds label {largest}; {self.root} has {len(self.card.classes)} classes")
+            raise DeopError(
+                f"{entry.label}: holds label {largest}; {self.root} has {len(self.card.classes)} classes"
+            )
         if self._lookup is not None:
             label = self._lookup[label]
         return Sample(torch.from_numpy(image.copy()).permute(2, 0, 1), label)
@@ -137,7 +139,9 @@ def read_card(root: Path) -> DatasetCard:
     """The card of a prepared dataset; ``DeopError`` if the folder holds none."""
     path = Path(root) / "dataset.json"
     if not path.is_file():
-        raise DeopError(f"{path}: no such file; a prepared dataset has one (make it with `deop prepare-data`)")
+        raise DeopError(
+            f"{path}: no such file; a prepared dataset has one (make it with `deop prepare-data`)"
+        )
     try:
         return DatasetCard.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:

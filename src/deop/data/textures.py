@@ -57,7 +57,7 @@ def _waves(rng, size, period=12.0, bend=6.0):
 
 
 def _streams(rng, size, period=14.0):
-    y, x = _grid(rng, size, 0.3)
+    _, x = _grid(rng, size, 0.3)
     return 0.5 + 0.5 * np.sin(2 * np.pi * (x + 25 * _noise(rng, size, 40)) / period)
 
 

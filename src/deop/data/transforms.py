@@ -80,7 +80,9 @@ class TrainingBatches(torch.utils.data.Dataset):
             raise IndexError(step)
         samples = []
         with torch.random.fork_rng(devices=[]):
-            for position in range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world):
+            for position in range(
+                step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world
+            ):
                 torch.manual_seed(int(np.random.default_rng((self.seed, position)).integers(2**62)))
                 samples.append(self.augment(self.dataset[self._sample_index(position)]))
         return {

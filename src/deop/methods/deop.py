@@ -60,7 +60,9 @@ class DeOP(Segmenter):
             (clip.mean, clip.std) if normalisation == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
         )
         self.severance = Severance(network.severance.kind, network.severance.alpha)
-        self.severance.attentions(clip.layers)  # fails here, not in the first step, on a layer CLIP does not have
+        self.severance.attentions(
+            clip.layers
+        )  # fails here, not in the first step, on a layer CLIP does not have
         self.visual_prompts = (
             VisualPrompts(clip.width, depth=min(6, clip.layers), grid=network.visual_prompt_grid)
             if network.visual_prompts
@@ -109,7 +111,9 @@ class DeOP(Segmenter):
         inputs = normalise(to_multiple(images, self.clip.patch_size), self.mean, self.std)
         dense = self.clip.visual(inputs, severance=self.severance, visual_prompts=self.visual_prompts)
         features = F.normalize(dense.patches.float(), dim=1)
-        masks = F.interpolate(mask_logits, features.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
+        masks = F.interpolate(
+            mask_logits, features.shape[-2:], mode="bilinear", align_corners=False
+        ).sigmoid()
         if self.anchors is None:
             embeddings, heatmaps = mask_pool(features, masks), masks[:, :, None]
         else:

@@ -53,7 +53,9 @@ def describe(job: Job, **more: Any) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if changed is None else bool(changed),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -96,9 +98,7 @@ def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
     workspace = Workspace(Path(job.output))
     workspace.state.mkdir(parents=True, exist_ok=True)
     yield workspace
-    write_json(
-        workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more)
-    )
+    write_json(workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more))
     shutil.rmtree(workspace.state)
     workspace._clock.unlink(missing_ok=True)
     if workspace.output.exists():

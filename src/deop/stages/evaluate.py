@@ -28,7 +28,11 @@ def run(job: Job) -> None:
     accelerator = make_accelerator()
     segmenter = build_segmenter(job).to(accelerator.device).eval()
     metrics = SegmentationMetrics(
-        len(dataset.names), dataset.card.unseen, ignore=IGNORE, convention=settings.miou, device=accelerator.device
+        len(dataset.names),
+        dataset.card.unseen,
+        ignore=IGNORE,
+        convention=settings.miou,
+        device=accelerator.device,
     )
     classes, overlaps = [], []
     for batch in tqdm(
@@ -90,4 +94,6 @@ def proposal_scores(classes: Tensor, iou: Tensor, unseen: list[int]) -> dict[str
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
-    return [range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)]
+    return [
+        range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)
+    ]

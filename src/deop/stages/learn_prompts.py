@@ -37,7 +37,11 @@ class PromptStep(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         classes = self.prompt(self.clip, self.names).float()
-        return {"cross_entropy": F.cross_entropy(self.logit_scale * batch["embedding"] @ classes.T, batch["label"])}
+        return {
+            "cross_entropy": F.cross_entropy(
+                self.logit_scale * batch["embedding"] @ classes.T, batch["label"]
+            )
+        }
 
 
 class EmbeddingBatches(torch.utils.data.Dataset):
@@ -57,13 +61,19 @@ class EmbeddingBatches(torch.utils.data.Dataset):
 
 @torch.inference_mode()
 def embed_segments(
-    clip: DenseCLIP, dataset: SegmentationDataset, segments: list[tuple[int, int]], size: int, device: torch.device
+    clip: DenseCLIP,
+    dataset: SegmentationDataset,
+    segments: list[tuple[int, int]],
+    size: int,
+    device: torch.device,
 ) -> Tensor:
     """CLIP's image embeddings (S, D), L2-normalised, of segments (image index, class) of a dataset."""
     fill = torch.tensor(clip.mean)
     embeddings = []
     for first in tqdm(
-        range(0, len(segments), _EMBEDDING_BATCH), desc="embed crops", mininterval=1 if sys.stderr.isatty() else 15
+        range(0, len(segments), _EMBEDDING_BATCH),
+        desc="embed crops",
+        mininterval=1 if sys.stderr.isatty() else 15,
     ):
         crops = []
         for index, label in segments[first : first + _EMBEDDING_BATCH]:
@@ -96,7 +106,11 @@ def run(job: Job) -> None:
         fit(
             step,
             EmbeddingBatches(
-                embeddings.clone(), labels, batch_size=settings.batch_size, steps=settings.iterations, seed=job.seed
+                embeddings.clone(),
+                labels,
+                batch_size=settings.batch_size,
+                steps=settings.iterations,
+                seed=job.seed,
             ),
             optimizer=optimizer,
             schedule=cosine(settings.iterations, settings.warmup),

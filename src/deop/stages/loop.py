@@ -27,7 +27,11 @@ CHECKPOINT = "checkpoint.pt"
 def make_accelerator(logging_dir: Path | None = None) -> Accelerator:
     """An Accelerator as its config file or environment says, in full precision where the CPU lacks bf16 arithmetic."""
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "bf16" and not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if (
+        precision == "bf16"
+        and not torch.cuda.is_available()
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         precision = "no"
     return Accelerator(
         mixed_precision=precision,

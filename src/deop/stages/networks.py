@@ -28,9 +28,7 @@ def build_clip(job: Job) -> DenseCLIP:
 def build_prompt(job: Job, clip: DenseCLIP) -> TextPrompt:
     """The text prompt, with the offline learned weights if the job has them as input."""
     settings = TextPrompts.model_validate(job.settings["prompts"])
-    prompt = TextPrompt(
-        settings.prefix_tokens, clip.text_width, clip.embed_dim, init_std=settings.init_std
-    )
+    prompt = TextPrompt(settings.prefix_tokens, clip.text_width, clip.embed_dim, init_std=settings.init_std)
     if "prompts" in job.inputs:
         load_weights(prompt, job.inputs["prompts"])
     return prompt
@@ -69,7 +67,9 @@ def build_segmenter(job: Job) -> DeOP:
         Network.model_validate(job.settings["network"]),
         queries=Proposals.model_validate(job.settings["proposals"]).queries,
         normalisation=Clip.model_validate(job.settings["clip"]).normalisation,
-        loss=Segmentation.model_validate(job.settings["segmentation"]) if "segmentation" in job.settings else None,
+        loss=Segmentation.model_validate(job.settings["segmentation"])
+        if "segmentation" in job.settings
+        else None,
         ignore=IGNORE,
     )
     if "segmentation" in job.inputs:

@@ -24,7 +24,7 @@ from deop.stages.networks import build_segmenter
 
 
 def choose_scene(dataset: SegmentationDataset) -> int:
-    """The first validation image with the most classes among those that show seen and unseen ones: a rule, not taste."""
+    """The first image with the most classes among those that show seen and unseen ones: a rule, not taste."""
     unseen = set(dataset.card.unseen)
     mixed = [
         index
@@ -35,7 +35,7 @@ def choose_scene(dataset: SegmentationDataset) -> int:
 
 
 def choose_segment(label: Tensor, masks: Tensor, unseen: list[int]) -> tuple[int, int]:
-    """The largest unseen class of a label map (H, W), else the largest class, and its best proposal of masks (N, H, W)."""
+    """The largest unseen class of a label map (H, W), else the largest, and its best proposal of masks (N, H, W)."""
     classes, counts = label[label != IGNORE].unique(return_counts=True)
     is_unseen = torch.isin(classes, torch.tensor(unseen, dtype=classes.dtype))
     order = (is_unseen.long() * label.numel() + counts).argmax()
@@ -65,7 +65,9 @@ def run(job: Job) -> None:
         heatmap=F.interpolate(heatmap[None, None], size, mode="bilinear")[0, 0].numpy(),
         prediction=prediction.numpy(),
         truth=sample.label.numpy(),
-        names=[f"{name} (unseen)" if i in dataset.card.unseen else name for i, name in enumerate(dataset.names)],
+        names=[
+            f"{name} (unseen)" if i in dataset.card.unseen else name for i, name in enumerate(dataset.names)
+        ],
         heatmap_of=dataset.names[label],
         queries=len(masks),
     )

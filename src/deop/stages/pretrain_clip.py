@@ -26,7 +26,6 @@ from deop.stages.clip_accuracy import clip_accuracy
 from deop.stages.loop import cosine, fit, make_accelerator
 from deop.stages.networks import WEIGHTS
 
-
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
 
 
@@ -92,7 +91,9 @@ def run(job: Job) -> None:
             checkpoint_seconds=120,
             workers=1,
         )
-        weights = {name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()
+        }
         save_file(weights, workspace.path / WEIGHTS)
         # Measured on what was written, in half precision, not on what was in memory.
         clip = load_clip(settings.model, str(workspace.path / WEIGHTS))
