@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from deop.data.segmentation import SegmentationDataset
+from deop.data.transforms import TrainingBatches
+from deop.settings import Job, Proposals, Segmentation
 from deop.stages.artifacts import Workspace
 
 CHECKPOINT = "checkpoint.pt"
@@ -142,6 +145,40 @@ def fit(
             workspace.tick()
             saved = time.monotonic()
     accelerator.end_training()
+
+
+def fit_on_images(
+    module: nn.Module,
+    dataset: SegmentationDataset,
+    settings: Proposals | Segmentation,
+    job: Job,
+    *,
+    optimizer: torch.optim.Optimizer,
+    workspace: Workspace,
+    accelerator: Accelerator,
+) -> None:
+    """:func:`fit` on augmented batches of a dataset with the schedule of ``settings``, split over the processes."""
+    batches = TrainingBatches(
+        dataset,
+        settings.augmentation,
+        batch_size=settings.batch_size,
+        steps=settings.iterations,
+        seed=job.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    fit(
+        module,
+        batches,
+        optimizer=optimizer,
+        schedule=poly(settings.iterations, settings.warmup),
+        iterations=settings.iterations,
+        seed=job.seed,
+        workspace=workspace,
+        accelerator=accelerator,
+        description=job.stage,
+        clip_grad_norm=settings.clip_grad_norm,
+    )
 
 
 def _save(path: Path, module: nn.Module, optimizer, scheduler, step: int) -> None:

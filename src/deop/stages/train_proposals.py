@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
-from deop.data.transforms import TrainingBatches
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.proposals import ProposalNetwork
 from deop.settings import Job, Proposals
 from deop.stages.artifacts import artifact
-from deop.stages.loop import fit, make_accelerator, poly
+from deop.stages.loop import fit_on_images, make_accelerator
 from deop.stages.networks import build_proposals, save_weights, seed_everything
 
 
@@ -44,25 +43,13 @@ def run(job: Job) -> None:
     )
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
-        batches = TrainingBatches(
-            dataset,
-            settings.augmentation,
-            batch_size=settings.batch_size,
-            steps=settings.iterations,
-            seed=job.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        fit(
+        fit_on_images(
             ProposalStep(network),
-            batches,
+            dataset,
+            settings,
+            job,
             optimizer=optimizer,
-            schedule=poly(settings.iterations, settings.warmup),
-            iterations=settings.iterations,
-            seed=job.seed,
             workspace=workspace,
             accelerator=accelerator,
-            description="train_proposals",
-            clip_grad_norm=settings.clip_grad_norm,
         )
         save_weights(network.state_dict(), workspace.path)

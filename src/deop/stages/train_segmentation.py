@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from deop.data.segmentation import SegmentationDataset
-from deop.data.transforms import TrainingBatches
 from deop.methods.base import Segmenter
 from deop.settings import Job, Segmentation
 from deop.stages.artifacts import artifact
-from deop.stages.loop import fit, learned_state, make_accelerator, poly
+from deop.stages.loop import fit_on_images, learned_state, make_accelerator
 from deop.stages.networks import build_segmenter, save_weights, seed_everything
 
 
@@ -35,25 +34,13 @@ def run(job: Job) -> None:
     optimizer = torch.optim.AdamW(learned, lr=settings.lr, weight_decay=settings.weight_decay)
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
-        batches = TrainingBatches(
-            dataset,
-            settings.augmentation,
-            batch_size=settings.batch_size,
-            steps=settings.iterations,
-            seed=job.seed,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
-        )
-        fit(
+        fit_on_images(
             SegmentationStep(segmenter, dataset.names),
-            batches,
+            dataset,
+            settings,
+            job,
             optimizer=optimizer,
-            schedule=poly(settings.iterations, settings.warmup),
-            iterations=settings.iterations,
-            seed=job.seed,
             workspace=workspace,
             accelerator=accelerator,
-            description="train_segmentation",
-            clip_grad_norm=settings.clip_grad_norm,
         )
         save_weights(learned_state(segmenter), workspace.path)
