@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 def config(root: Path) -> dict:
     """The default configuration with one seed and no weights needed."""
     values = yaml.safe_load((root / "config/config.yaml").read_text())
-    values["clip"]["pretrained"] = None
+    values["clip"] |= {"pretrained": None, "retrain": False}  # no job of its own, no weights
     return values | {"seeds": [0]}
 
 
@@ -68,6 +68,7 @@ def test_table3_needs_each_piece_once(root, config, seeds):
         "train_segmentation": 4 * 2 * seeds,
         "evaluate": 5 * 2 * seeds,
         "table": 1,
+        "picture": 1,
     }
 
 
@@ -103,7 +104,8 @@ def test_inputs_of_an_evaluation_are_the_whole_chain(root, config):
 def test_a_change_of_one_experiment_changes_it_alone(root, config):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=3)
-    assert new_jobs(before, Plan(config, root)) == {"train_segmentation": 2, "evaluate": 2, "table": 1}
+    expected = {"train_segmentation": 2, "evaluate": 2, "table": 1, "picture": 1}
+    assert new_jobs(before, Plan(config, root)) == expected
 
 
 def test_identical_experiments_under_two_names_are_one_job(root, config):
