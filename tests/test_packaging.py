@@ -282,10 +282,11 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=checkout.folder, check=True)
-    tables = [checkout.folder / "results" / f"table3.{suffix}" for suffix in ("csv", "md", "tex")]
-    tables[0].parent.mkdir()
-    for table in tables:
-        table.write_text(table.suffix)
+    names = ["table3.csv", "table3.md", "table3.tex", "figures/scene.png"]
+    results = [checkout.folder / "results" / name for name in names]
+    for result in results:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        result.write_text(result.suffix)
     checkout.make(".venv")
     checkout.calls()
     (checkout.folder / ".git" / "info" / "exclude").write_text("calls\n")
@@ -299,7 +300,9 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     (checkout.folder / "changed.py").unlink()
     run = checkout.make("publish")
     assert run.returncode == 0, run.stderr
-    targets = "results/table3.csv results/table3.md results/table3.tex"
+    targets = " ".join(f"results/{name}" for name in names)
     assert checkout.calls()[0] == f"snakemake --cores all {targets}"
     published = checkout.folder / "docs" / "results" / "mini"
-    assert {path.name: path.read_text() for path in published.iterdir()} == {t.name: t.suffix for t in tables}
+    assert {path.name: path.read_text() for path in published.iterdir()} == {
+        r.name: r.suffix for r in results
+    }

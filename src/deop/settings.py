@@ -173,7 +173,10 @@ class Network(Settings):
 
 
 class Segmentation(Settings):
-    """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4)."""
+    """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
+
+    ``anchors_lr_factor`` is the anchor decoder's learning rate over ``lr``: it starts from nothing, prompts from CLIP.
+    """
 
     focal_weight: float = 2.0
     focal_alpha: Fraction = 0.25
@@ -182,6 +185,7 @@ class Segmentation(Settings):
     iterations: Annotated[int, Field(ge=0)]
     batch_size: Positive = 32
     lr: float = 2e-4
+    anchors_lr_factor: float = 1.0
     weight_decay: float = 1e-4
     clip_grad_norm: float = 0.01
     warmup: int = 0

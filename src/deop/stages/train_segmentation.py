@@ -30,8 +30,13 @@ def run(job: Job) -> None:
     seed_everything(job)
     dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
     segmenter = build_segmenter(job)
-    learned = [value for value in segmenter.parameters() if value.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=settings.lr, weight_decay=settings.weight_decay)
+    learned = {name: value for name, value in segmenter.named_parameters() if value.requires_grad}
+    anchors = [value for name, value in learned.items() if name.startswith("anchors.")]
+    prompts = [value for name, value in learned.items() if not name.startswith("anchors.")]
+    groups = [{"params": prompts}, {"params": anchors, "lr": settings.lr * settings.anchors_lr_factor}]
+    optimizer = torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=settings.lr, weight_decay=settings.weight_decay
+    )
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
         fit_on_images(
