@@ -75,7 +75,7 @@ class MainFile(Settings):
     """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
 
     Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
-    that is with a vocabulary filled in (``datasets``), with ``clip.model`` (``pretrain_clip``), or with the
+    that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of a round (``pretrain_clip``), or with the
     values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
     """
 
@@ -208,14 +208,28 @@ class Configuration:
             values = values | {"vocabulary": self._vocabulary(f"{'.'.join(at)}.vocabulary", vocabulary)}
         return validated(Dataset, values, SOURCE, at)
 
-    def _read_pretrain_clip(self) -> PretrainClip:
-        if "model" in self.main.pretrain_clip:
-            raise ConfigError(f"{SOURCE}: pretrain_clip: unknown key 'model'; the model is clip.model")
-        values = self.main.pretrain_clip | {"model": self.main.clip.model}
+    def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
+        """The rounds of pre-training: each starts from the weights of the one before it, on scenes of its own."""
+        section = dict(self.main.pretrain_clip)
+        rounds = section.pop("rounds", [{}])
+        if not isinstance(rounds, list) or not rounds or not all(isinstance(entry, dict) for entry in rounds):
+            raise ConfigError(
+                f"{SOURCE}: pretrain_clip.rounds: {rounds!r} is not a list of what each round changes, such as "
+                "[{}, {lr: 0.0005}]"
+            )
+        return tuple(
+            self._pretraining_round(section | changes, ("pretrain_clip", "rounds", str(index)))
+            for index, changes in enumerate(rounds)
+        )
+
+    def _pretraining_round(self, values: dict, at: tuple[str, ...]) -> PretrainClip:
+        if "model" in values:
+            raise ConfigError(f"{SOURCE}: {at[0]}: unknown key 'model'; the model is clip.model")
+        values = values | {"model": self.main.clip.model}
         if isinstance(values.get("common"), str):
             vocabulary = self._vocabulary("pretrain_clip.common", values["common"])
             values |= {"common": vocabulary.things}
-        return validated(PretrainClip, values, SOURCE, ("pretrain_clip",))
+        return validated(PretrainClip, values, SOURCE, at)
 
     def _vocabulary(self, key: str, name: str) -> Vocabulary:
         path = self._named_file(key, name, "vocabularies")

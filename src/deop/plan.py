@@ -121,9 +121,12 @@ class Plan:
     def _clip(self) -> Inputs:
         clip = self._config.main.clip
         if clip.retrain:
-            # One CLIP for all seeds of what comes after, as the paper has one.
-            settings = {"pretrain_clip": _dump(self._config.pretrain_clip)}
-            return {"clip": self._add("pretrain_clip", f"checkpoints/clip/{clip.model}", settings, {})}
+            # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
+            inputs: Inputs = {}
+            for index, values in enumerate(self._config.pretrain_clip):
+                settings, output = {"pretrain_clip": _dump(values)}, f"checkpoints/clip/{clip.model}"
+                inputs = {"clip": self._add("pretrain_clip", output, settings, inputs, seed=index)}
+            return inputs
         return {"clip": _bundled_sha256(clip.model)} if clip.pretrained == "bundled" else {}
 
     def _prompts(self, dataset: str, seed: int) -> Job:
