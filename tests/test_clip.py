@@ -131,7 +131,7 @@ def test_patch_attention_is_the_softmax_of_queries_and_keys(mini: DenseCLIP, lay
 
     block = mini.model.visual.transformer.resblocks[layer]
     seen = []
-    hook = block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))
+    hook = block.ln_1.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].double()))
     mini.visual(image)
     hook.remove()
     weight, bias = block.attn.in_proj_weight.double(), block.attn.in_proj_bias.double()

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from deop.severance import self_attention
+
 if TYPE_CHECKING:
     from deop.prompts import VisualPrompts
     from deop.severance import Severance
@@ -46,6 +48,7 @@ class DenseCLIP(nn.Module):
         pretrain_grid: (h, w) patches of the image size the model was pre-trained at.
         mean, std: per channel, of images with values in [0, 1].
         context_length, text_width: tokens of a text, start and end included, and their width.
+        logit_scale: factor of cosines in the contrastive loss it was pre-trained with (100 for OpenAI's models).
 
     Args:
         model: an open_clip ``CLIP`` or ``CustomTextCLIP``.
@@ -72,6 +75,7 @@ class DenseCLIP(nn.Module):
         self.std: tuple[float, float, float] = tuple(preprocessing["std"])
         self.context_length: int = model.context_length
         self.text_width: int = self._text_tower.token_embedding.embedding_dim
+        self.logit_scale: float = model.logit_scale.exp().item()
         self.eval()
 
     def train(self, mode: bool = True) -> DenseCLIP:
@@ -108,11 +112,9 @@ class DenseCLIP(nn.Module):
         for layer, (block, attend) in enumerate(zip(blocks, attentions, strict=True)):
             if visual_prompts is not None and 0 < layer < visual_prompts.depth:
                 tokens = tokens + visual_prompts(layer, grid).to(tokens.dtype)
-            if attend is None:
-                tokens = block(tokens)
-            else:
-                tokens = tokens + block.ls_1(attend(block.attn, block.ln_1(tokens), masks))
-                tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+            attend = attend or self_attention
+            tokens = tokens + block.ls_1(attend(block.attn, block.ln_1(tokens), masks))
+            tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
         # The tower's own pooling, since models differ in whether the last norm comes before or after it.
         pooled = tower._pool(tokens)[0] @ tower.proj
         patches = tower.ln_post(tokens[:, 1:]) @ tower.proj
@@ -164,7 +166,9 @@ class DenseCLIP(nn.Module):
         # The tower is causal, so nothing after the last end-of-text token counts: class names are short.
         length = int(eot.max()) + 1
         x = embeddings[:, :length] + text.positional_embedding[:length].to(embeddings.dtype)
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
+        for block in text.transformer.resblocks:
+            x = x + block.ls_1(self_attention(block.attn, block.ln_1(x), causal=True))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
         x = text.ln_final(x)[torch.arange(len(eot), device=eot.device), eot]
         projection = text.text_projection
         if projection is None:

@@ -88,11 +88,14 @@ class PretrainClip(Settings):
 
 
 class TextPrompts(Settings):
-    """Offline text prompt learning (section 3.2; SimBaseline's recipe)."""
+    """Offline text prompt learning (section 3.2; SimBaseline's recipe).
+
+    ``logit_scale`` None is the CLIP's own, learned in its pre-training: 100 for OpenAI's.
+    """
 
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
     init_std: float = 0.02
-    logit_scale: float = 100.0
+    logit_scale: float | None = None
     iterations: Annotated[int, Field(ge=0)]
     batch_size: Positive = 32
     lr: float = 0.02
@@ -155,7 +158,11 @@ class AnchorSettings(Settings):
 
 
 class Network(Settings):
-    """One system of the tables: which of DeOP's parts are on."""
+    """One system of the tables: which of DeOP's parts are on.
+
+    ``logit_scale`` multiplies the cosines that the softmax over classes sees; None is the CLIP's own, learned in its
+    pre-training: 100 for OpenAI's.
+    """
 
     method: Literal["deop"] = "deop"
     visual_prompts: bool = False
@@ -164,7 +171,7 @@ class Network(Settings):
     anchors: AnchorSettings = AnchorSettings()
     visual_prompt_grid: Positive = 24
     renormalise_pooled: bool = False
-    logit_scale: float = 100.0
+    logit_scale: float | None = None
 
     @property
     def trained(self) -> bool:

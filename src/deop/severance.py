@@ -64,7 +64,7 @@ class Severance:
             if index in named:
                 raise ValueError(f"severance layers {named[index]} and {layer} are the same of {layers}")
             named[index] = layer
-            # An alpha of 0 leaves the layer to the tower itself, so that it equals plain CLIP exactly.
+            # An alpha of 0 is plain self-attention, to the last bit.
             replacements[index] = KINDS[self.kind](alpha) if alpha > 0 else None
         return replacements
 
@@ -81,15 +81,34 @@ def generalised_patch_severance(alpha: float) -> Attend:
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
         if alpha == 1:
             return attention.out_proj(F.linear(tokens, weight[2 * width :], bias[2 * width :]))
-        query, key, value = (
-            projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # (B, heads, 1+h*w, C/heads)
-            for projected in F.linear(tokens, weight, bias).chunk(3, dim=-1)
-        )
+        query, key, value = project(attention, tokens)
         attended = F.scaled_dot_product_attention(query, key, value)
-        mixed = alpha * value + (1 - alpha) * attended
-        return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+        return merge(attention, alpha * value + (1 - alpha) * attended)
 
     return attend
+
+
+def project(attention: nn.MultiheadAttention, tokens: Tensor) -> list[Tensor]:
+    """Queries, keys and values, each (B, heads, T, C / heads), of tokens (B, T, C)."""
+    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
+    return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)]
+
+
+def merge(attention: nn.MultiheadAttention, heads: Tensor) -> Tensor:
+    """The output projection (B, T, C) of what the heads (B, heads, T, C / heads) found."""
+    return attention.out_proj(heads.transpose(1, 2).flatten(2))
+
+
+def self_attention(
+    attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """``attention(tokens, tokens, tokens)`` itself, as an :data:`Attend`; ``masks`` are of no use to it.
+
+    nn.MultiheadAttention would compute the same, but on a CPU its products with frozen weights take several times as
+    long while gradients flow through them: it lays tokens out so that the weights are copied for every token.
+    """
+    query, key, value = project(attention, tokens)
+    return merge(attention, F.scaled_dot_product_attention(query, key, value, is_causal=causal))
 
 
 KINDS: dict[str, Callable[[float], Attend] | None] = {"none": None, "gps": generalised_patch_severance}

@@ -56,6 +56,7 @@ class DeOP(Segmenter):
         super().__init__()
         self.clip, self.proposals, self.text_prompt = clip, proposals.requires_grad_(False), text_prompt
         self.network, self.loss, self.ignore = network, loss, ignore
+        self.logit_scale = network.logit_scale or clip.logit_scale
         self.mean, self.std = (
             (clip.mean, clip.std) if normalisation == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
         )
@@ -120,7 +121,7 @@ class DeOP(Segmenter):
             heatmaps, embeddings = self.anchors(features, masks)
         if self.network.renormalise_pooled:
             embeddings = F.normalize(embeddings.float(), dim=-1)
-        class_logits = self.network.logit_scale * embeddings.float() @ self.classifier(names).float().T
+        class_logits = self.logit_scale * embeddings.float() @ self.classifier(names).float().T
         if not self.network.trained:
             class_logits[..., -1] = -torch.inf
         return SegmenterOutput(mask_logits, class_logits, heatmaps)

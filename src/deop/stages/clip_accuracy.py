@@ -1,4 +1,4 @@
-"""How well a mini CLIP has learned: zero-shot accuracy on fresh objects and on regions of fresh scenes."""
+"""How well a mini CLIP has learned: zero-shot accuracy on fresh objects, crops, and regions of fresh scenes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from deop.anchors import mask_pool
 from deop.clip import DenseCLIP
-from deop.data.captioned import CaptionedScenes
-from deop.data.emoji import STYLES, concepts
+from deop.data.crops import crop_segment
+from deop.data.emoji import STYLES
 from deop.data.emoji_scenes import draw_scene, plan_split
 from deop.data.textures import texture_names
 from deop.methods.base import normalise
@@ -17,42 +17,46 @@ from deop.settings import EmojiScenes, Vocabulary
 from deop.severance import Severance
 
 _SEED = 0xACC  # of scenes that neither pre-training nor any dataset draws
+_BATCH = 64
+_ALONE_SIZE = (0.45, 1.0)  # of the image side, as in pre-training
 SEVERANCES = {
     "plain": Severance(),
-    "last layer severed": Severance("gps", {-1: 1.0}),
-    "last two layers severed": Severance("gps", {-2: 1.0, -1: 1.0}),
+    "last layer": Severance("gps", {-1: 1.0}),
+    "last two layers": Severance("gps", {-2: 1.0, -1: 1.0}),
+    "last three layers": Severance("gps", {-3: 1.0, -2: 1.0, -1: 1.0}),
 }
+Scenes = list[tuple[Tensor, Tensor]]
 
 
 @torch.inference_mode()
-def clip_accuracy(clip: DenseCLIP, *, image_size: int, scene_size: int = 96, scenes: int = 200) -> dict:
-    """Top-1 accuracies among the names of all concepts and textures, as fractions in [0, 1].
+def clip_accuracy(
+    clip: DenseCLIP, things: tuple[str, ...], *, image_size: int, scene_size: int = 96, scenes: int = 200
+) -> dict:
+    """Accuracies among the names of ``things`` and of all textures, as fractions in [0, 1], by style.
 
-    ``objects``: single emoji at the size of pre-training, by style. ``regions``: true regions of labelled scenes
-    of ``scene_size`` pixels, mean patch feature under the mask, by style, severance, and thing or stuff.
+    ``objects``: images of one emoji at the size of pre-training, top 1 and top 5. ``crops``: things of scenes, cut out
+    by their true masks (as multi-pass systems show them). ``regions``: true regions of scenes of ``scene_size``
+    pixels, mean patch feature under the mask, by the layers severed, things and stuff apart.
     """
-    names = [*(concept.name for concept in concepts()), *texture_names()]
+    names = [*things, *texture_names()]
     text = clip.encode_text(names, "{}.")
-    return {
-        "vocabulary": len(names),
-        "objects": _objects(clip, text, names, image_size, scenes),
-        "regions": {style: _regions(clip, text, style, scene_size, scenes) for style in STYLES},
-    }
+    results = {}
+    for style in STYLES:
+        alone = _draw(style, things, image_size, scenes, objects=(1, 1), object_size=_ALONE_SIZE)
+        fresh = _draw(style, things, scene_size, scenes)
+        results[style] = {
+            "objects": _objects(clip, text, alone, len(things)),
+            "crops": _crops(clip, text, fresh, len(things), image_size),
+            "regions": {
+                kind: _regions(clip, text, fresh, len(things), severance)
+                for kind, severance in SEVERANCES.items()
+            },
+        }
+    return {"vocabulary": len(names), **results}
 
 
-def _objects(clip: DenseCLIP, text: Tensor, names: list[str], image_size: int, count: int) -> float:
-    batch = CaptionedScenes(
-        image_size=image_size, batch_size=count, objects=(1, 1), steps=1, seed=_SEED, textures=2
-    )
-    images, shown = batch.scenes(0)
-    alone = [index for index, things in enumerate(shown) if things]
-    pooled = F.normalize(clip.visual(normalise(images[alone], clip.mean, clip.std)).pooled, dim=-1)
-    truth = torch.tensor([names.index(shown[index][0]) for index in alone])
-    return ((pooled @ text.T).argmax(1) == truth).float().mean().item()
-
-
-def _regions(clip: DenseCLIP, text: Tensor, style: str, size: int, count: int) -> dict[str, dict[str, float]]:
-    things = tuple(concept.name for concept in concepts())
+def _draw(style: str, things: tuple[str, ...], size: int, count: int, **more) -> Scenes:
+    """Images (3, S, S) in [0, 1] and label maps (S, S), things first in the label order."""
     settings = EmojiScenes(
         style=style,
         vocabulary=Vocabulary(things=things, stuff=texture_names()),
@@ -60,24 +64,54 @@ def _regions(clip: DenseCLIP, text: Tensor, style: str, size: int, count: int) -
         val=count,
         image_size=size,
         seed=_SEED,
+        **more,
     )
     scenes = [draw_scene(settings, "val", i, *s) for i, s in enumerate(plan_split(settings, "val"))]
-    results = {}
-    for kind, severance in SEVERANCES.items():
-        correct: dict[bool, list[bool]] = {True: [], False: []}
-        for image, label in scenes:
-            pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
-            patches = clip.visual(normalise(pixels, clip.mean, clip.std), severance=severance).patches
-            features = F.normalize(patches, dim=1)
-            truth = torch.from_numpy(label)
-            classes = truth.unique()
-            masks = (truth == classes[:, None, None]).float()[None]
-            masks = F.adaptive_avg_pool2d(masks, features.shape[-2:])
-            found = (mask_pool(features, masks)[0] @ text.T).argmax(1)
-            for predicted, true in zip(found.tolist(), classes.tolist(), strict=True):
-                correct[true < len(things)].append(predicted == true)
-        results[kind] = {
-            "things": sum(correct[True]) / len(correct[True]),
-            "stuff": sum(correct[False]) / len(correct[False]),
-        }
-    return results
+    return [
+        (torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255, torch.from_numpy(label))
+        for image, label in scenes
+    ]
+
+
+def _pooled(clip: DenseCLIP, images: list[Tensor]) -> Tensor:
+    """Image embeddings (B, D), L2-normalised."""
+    batches = torch.stack(images).split(_BATCH)
+    pooled = [clip.visual(normalise(batch, clip.mean, clip.std)).pooled for batch in batches]
+    return F.normalize(torch.cat(pooled), dim=-1)
+
+
+def _objects(clip: DenseCLIP, text: Tensor, scenes: Scenes, things: int) -> dict[str, float]:
+    """Top 1 and top 5 accuracy among the things' names."""
+    truth = torch.tensor([int(label[label < things][0]) for _, label in scenes])
+    ranked = (_pooled(clip, [image for image, _ in scenes]) @ text[:things].T).topk(min(5, things)).indices
+    right = ranked == truth[:, None]
+    return {"top 1": right[:, 0].float().mean().item(), "top 5": right.any(1).float().mean().item()}
+
+
+def _crops(clip: DenseCLIP, text: Tensor, scenes: Scenes, things: int, size: int) -> float:
+    fill = torch.tensor(clip.mean)
+    cut = [
+        (crop_segment(image, label == thing, size, fill), int(thing))
+        for image, label in scenes
+        for thing in label[label < things].unique()
+    ]
+    found = (_pooled(clip, [crop for crop, _ in cut]) @ text.T).argmax(1)
+    return (found == torch.tensor([thing for _, thing in cut])).float().mean().item()
+
+
+def _regions(
+    clip: DenseCLIP, text: Tensor, scenes: Scenes, things: int, severance: Severance
+) -> dict[str, float]:
+    correct: dict[bool, list[bool]] = {True: [], False: []}
+    for image, label in scenes:
+        patches = clip.visual(normalise(image[None], clip.mean, clip.std), severance=severance).patches
+        features = F.normalize(patches, dim=1)
+        classes = label.unique()
+        masks = F.adaptive_avg_pool2d((label == classes[:, None, None]).float()[None], features.shape[-2:])
+        found = (mask_pool(features, masks)[0] @ text.T).argmax(1)
+        for predicted, true in zip(found.tolist(), classes.tolist(), strict=True):
+            correct[true < things].append(predicted == true)
+    return {
+        "things": sum(correct[True]) / len(correct[True]),
+        "stuff": sum(correct[False]) / len(correct[False]),
+    }

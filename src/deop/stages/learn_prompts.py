@@ -99,7 +99,7 @@ def run(job: Job) -> None:
         segments = draw_segments(dataset, settings.samples_per_class, job.seed)
         embeddings = embed_segments(clip, dataset, segments, settings.crop_size, accelerator.device)
         labels = torch.tensor([label for _, label in segments])
-        step = PromptStep(clip, prompt, dataset.names, settings.logit_scale)
+        step = PromptStep(clip, prompt, dataset.names, settings.logit_scale or clip.logit_scale)
         optimizer = torch.optim.SGD(
             [prompt.context], lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )

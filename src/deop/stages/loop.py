@@ -6,6 +6,7 @@ both, so a run that was killed and resumed computes just what an uninterrupted o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -124,7 +126,7 @@ def fit(
     module.train()
     for step, batch in enumerate(progress, start=first):
         set_seed(hash((seed, step)) % 2**31)
-        with accelerator.autocast():
+        with accelerator.autocast(), _attention(accelerator.device):
             losses = module(_to(batch, accelerator.device))
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
@@ -179,6 +181,11 @@ def fit_on_images(
         description=job.stage,
         clip_grad_norm=settings.clip_grad_norm,
     )
+
+
+def _attention(device: torch.device) -> contextlib.AbstractContextManager:
+    """On a CPU, plain matrix products: for a few dozen tokens, fused attention makes a step a quarter longer."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
 def _save(path: Path, module: nn.Module, optimizer, scheduler, step: int) -> None:
