@@ -101,6 +101,21 @@ def test_inputs_of_an_evaluation_are_the_whole_chain(root, config):
     assert {Path(file).name for file in files} == {"dataset.json", "model.safetensors"}
 
 
+def test_rounds_of_pretraining_follow_each_other(root, config):
+    config["clip"]["retrain"] = True
+    config["pretrain_clip"]["rounds"] = [{"images": 1000}, {"images": 500, "lr": 1e-4}]
+    first, second = (job for (stage, _), job in Plan(config, root).jobs.items() if stage == "pretrain_clip")
+    assert first.inputs == {} and second.inputs == {"clip": first.output}
+    assert first.seed != second.seed  # fresh scenes
+    assert second.settings["pretrain_clip"]["lr"] == 1e-4
+    # What learns from CLIP learns from the last round; changing the first makes all of it new.
+    prompts = next(job for (stage, _), job in Plan(config, root).jobs.items() if stage == "learn_prompts")
+    assert prompts.inputs["clip"] == second.output
+    before = Plan(config, root)
+    config["pretrain_clip"]["rounds"][0]["images"] = 2000
+    assert new_jobs(before, Plan(config, root))["pretrain_clip"] == 2
+
+
 def test_a_change_of_one_experiment_changes_it_alone(root, config):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=3)
@@ -268,6 +283,16 @@ def _overlay(values: dict, changes: dict) -> None:
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
         (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
+        (
+            ("pretrain_clip", "rounds"),
+            {},
+            r"pretrain_clip.rounds: {} is not a list of what each round changes",
+        ),
+        (
+            ("pretrain_clip", "rounds"),
+            [{"lrate": 1}],
+            "pretrain_clip.rounds.0: unknown key 'lrate'; valid: .*lr",
+        ),
     ],
 )
 def test_config_errors_name_key_value_and_choices(root, config, keys, value, message):

@@ -75,8 +75,8 @@ class MainFile(Settings):
     """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
 
     Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
-    that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of a round (``pretrain_clip``), or with the
-    values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
+    that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of each round
+    (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
     """
 
     profile: str

@@ -91,7 +91,9 @@ def generalised_patch_severance(alpha: float) -> Attend:
 def project(attention: nn.MultiheadAttention, tokens: Tensor) -> list[Tensor]:
     """Queries, keys and values, each (B, heads, T, C / heads), of tokens (B, T, C)."""
     projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    return [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)]
+    return [
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)
+    ]
 
 
 def merge(attention: nn.MultiheadAttention, heads: Tensor) -> Tensor:

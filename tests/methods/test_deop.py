@@ -94,7 +94,7 @@ def test_baseline_equals_a_literal_reading_of_section_3_1():
                         patch = patches[b, :, y, x]
                         pooled += masks[b, n, y, x] * patch / patch.norm()
                 pooled /= masks[b, n].sum()
-                probability = torch.exp(100 * text @ pooled)
+                probability = torch.exp(segmenter.logit_scale * text @ pooled)
                 probability /= probability.sum()
                 for c in range(len(NAMES)):
                     expected[b, c] += probability[c] * full[b, n]

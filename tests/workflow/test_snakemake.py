@@ -16,7 +16,7 @@ DATASETS, ROWS, TRAINED = 2, 5, 4
 def test_table3_from_nothing(workflow):
     expected = {
         "prepare_data": DATASETS,
-        "pretrain_clip": 1,
+        "pretrain_clip": 2,  # rounds
         "learn_prompts": DATASETS,
         "train_proposals": DATASETS,
         "train_segmentation": TRAINED * DATASETS,
