@@ -290,7 +290,7 @@ def _overlay(values: dict, changes: dict) -> None:
         ),
         (
             ("pretrain_clip", "rounds"),
-            [{"lrate": 1}],
+            [{"images": 1, "lrate": 1}],
             "pretrain_clip.rounds.0: unknown key 'lrate'; valid: .*lr",
         ),
     ],

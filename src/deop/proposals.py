@@ -123,7 +123,9 @@ class ProposalNetwork(nn.Module):
 
         Each class present in an image is one ground-truth mask; :func:`match` pairs the masks of an image
         with proposals, separately for every layer. Losses are taken at the resolution of the masks. Pixels
-        labelled ``ignore`` take no part, neither in the losses nor in the matching.
+        labelled ``ignore`` (unseen classes, unlabelled background) lie outside every ground-truth mask, and a
+        proposal that leaks into them pays for it, as in the public implementations; proposals that match no
+        ground truth are free to cover them.
 
         Args:
             outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
@@ -136,13 +138,13 @@ class ProposalNetwork(nn.Module):
         """
         with torch.autocast(labels.device.type, enabled=False):
             logits = torch.stack([output.float().flatten(2) for output in outputs])  # (layers, B, N, pixels)
-            targets, valid, counts = ground_truth_masks(labels_at(labels, outputs[0].shape[-2:]), ignore)
+            targets, counts = ground_truth_masks(labels_at(labels, outputs[0].shape[-2:]), ignore)
             layer, image, query, segment = match(
-                logits.detach(), targets, valid, counts, self.focal_weight, self.dice_weight
+                logits.detach(), targets, counts, self.focal_weight, self.dice_weight
             )
-            matched, target, kept = logits[layer, image, query], targets[image, segment], valid[image]
-            focal = sigmoid_focal(matched, target, kept)
-            probability = matched.sigmoid() * kept
+            matched, target = logits[layer, image, query], targets[image, segment]
+            focal = sigmoid_focal(matched, target)
+            probability = matched.sigmoid()
             overlap = dice((probability * target).sum(-1), probability.sum(-1), target.sum(-1))
             masks = max(sum(counts), 1)
             return {
@@ -151,7 +153,7 @@ class ProposalNetwork(nn.Module):
             }
 
 
-def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, list[int]]:
+def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
     """One binary mask for every class present in an image.
 
     Args:
@@ -160,23 +162,21 @@ def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, lis
 
     Returns:
         targets (B, K, pixels) in {0, 1}, K the largest number of classes in one image, missing masks all 0;
-        valid (B, pixels), 1 for pixels that count; the number of masks of each image.
+        the number of masks of each image.
     """
     labels = labels.flatten(1)
     present = [image.unique() for image in labels]
     present = [classes[classes != ignore] for classes in present]
     # Padding with ``ignore`` names no class: those masks come out empty below.
     ids = nn.utils.rnn.pad_sequence(present, batch_first=True, padding_value=ignore)
-    valid = labels != ignore
-    targets = (labels[:, None] == ids[:, :, None]) & valid[:, None]
-    return targets.float(), valid.float(), [len(classes) for classes in present]
+    targets = (labels[:, None] == ids[:, :, None]) & (labels != ignore)[:, None]
+    return targets.float(), [len(classes) for classes in present]
 
 
 @torch.no_grad()
 def match(
     logits: Tensor,
     targets: Tensor,
-    valid: Tensor,
     counts: Sequence[int],
     focal_weight: float,
     dice_weight: float,
@@ -187,8 +187,7 @@ def match(
 
     Args:
         logits: (layers, B, N, pixels) mask logits, float32.
-        targets: (B, K, pixels) ground-truth masks, 0 outside the valid pixels.
-        valid: (B, pixels).
+        targets: (B, K, pixels) ground-truth masks.
         counts: B numbers of ground-truth masks; where these outnumber the proposals, the dearest stay
             unmatched.
         focal_weight: weight of the focal cost.
@@ -198,15 +197,14 @@ def match(
         Four (M,) index tensors: layer, image, query and ground-truth mask of each of the M pairs.
     """
     transposed = targets.transpose(1, 2)
-    pixels = valid.sum(-1).clamp(min=1)[:, None, None]
     costs = []
     for layer in logits:
         positive, negative = focal_terms(layer)
-        all_negative = torch.bmm(negative, valid[..., None])
-        focal = (torch.bmm(positive - negative, transposed) + all_negative) / pixels
+        focal = (torch.bmm(positive - negative, transposed) + negative.sum(-1, keepdim=True)) / layer.shape[-1]
         probability = layer.sigmoid()
-        predicted = torch.bmm(probability, valid[..., None])
-        overlap = dice(torch.bmm(probability, transposed), predicted, targets.sum(-1)[:, None])
+        overlap = dice(
+            torch.bmm(probability, transposed), probability.sum(-1, keepdim=True), targets.sum(-1)[:, None]
+        )
         costs.append(focal_weight * focal + dice_weight * overlap)
     pairs = []
     for layer_index, cost in enumerate(torch.stack(costs).cpu().numpy()):
