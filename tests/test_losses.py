@@ -104,14 +104,16 @@ def test_segmentation_loss_names_a_label_that_is_no_class(example):
         segmentation_loss(class_logits, mask_logits, labels)
 
 
-def test_sigmoid_focal_is_the_literal_mean_over_pixels():
+def test_sigmoid_focal_is_the_literal_mean_over_valid_pixels():
     torch.manual_seed(1)
-    logits, targets = 4 * torch.randn(3, 7), torch.randint(0, 2, (3, 7))
+    logits, targets, valid = 4 * torch.randn(3, 7), torch.randint(0, 2, (3, 7)), torch.ones(3, 7)
+    valid[0, 2:5] = 0
+    valid[2] = 0
     expected = [
-        sum(literal_focal(x, t, 0.3, 2.0) for x, t in zip(*rows)) / 7
-        for rows in zip(logits.tolist(), targets.tolist())
+        sum(literal_focal(x, t, 0.3, 2.0) for x, t, v in zip(*rows) if v) / max(sum(rows[2]), 1)
+        for rows in zip(logits.tolist(), targets.tolist(), valid.tolist())
     ]
-    assert sigmoid_focal(logits, targets, alpha=0.3).tolist() == pytest.approx(expected, rel=1e-5)
+    assert sigmoid_focal(logits, targets, valid, alpha=0.3).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_focal_terms_stay_finite_for_extreme_logits():

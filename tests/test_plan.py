@@ -199,12 +199,33 @@ def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeyp
     config["clip"]["pretrained"] = "bundled"
     with pytest.raises(ConfigError, match=r"no weights are bundled for model 'deop-mini'.*clip.retrain"):
         Plan(config, root)
+    (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": "aa"}))
+    with pytest.raises(ConfigError, match=r"no weights are bundled for model 'resnet10t'.*backbone.retrain"):
+        Plan(config, root)
+    (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "00"}))
     plans = []
     for checksum in ("aa", "bb"):
         (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": checksum}))
         plans.append(Plan(config, root))
     shared = {stage for stage, _ in jobs(plans[0]) & jobs(plans[1])}
     assert shared == {"prepare_data", "train_proposals"}
+
+    # The proposal network's backbone: of no interest to prompts.
+    (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "11"}))
+    shared = {stage for stage, _ in jobs(plans[1]) & jobs(Plan(config, root))}
+    assert shared == {"prepare_data", "learn_prompts"}
+
+
+def test_a_backbone_trained_here_is_one_input_of_all_proposals(root, config):
+    config["pretrain_backbone"]["retrain"] = True
+    plan = Plan(config, root)
+    (backbone,) = (job for (stage, _), job in plan.jobs.items() if stage == "pretrain_backbone")
+    assert backbone.settings["pretrain_backbone"]["backbone"] == config["proposals"]["backbone"]
+    proposals = [job for (stage, _), job in plan.jobs.items() if stage == "train_proposals"]
+    assert len(proposals) == 2 and all(job.inputs["backbone"] == backbone.output for job in proposals)
+    config["pretrain_backbone"]["backbone"] = "resnet50"
+    with pytest.raises(ConfigError, match=r"unknown key 'backbone'; it is proposals\.backbone"):
+        Plan(config, root)
 
 
 def test_job_files_hold_the_jobs_and_are_mended(root, config):
@@ -220,9 +241,10 @@ def test_job_files_hold_the_jobs_and_are_mended(root, config):
 
 
 def test_every_profile_can_be_planned(tmp_path, monkeypatch):
-    """The files as they are; only the checksum of the weights is made up."""
+    """The files as they are; only the checksums of the weights are made up."""
     monkeypatch.setattr(plan_module, "WEIGHTS", tmp_path)
-    (tmp_path / "deop-mini.json").write_text('{"sha256": "aa"}')
+    for model in ("deop-mini", "resnet10t"):
+        (tmp_path / f"{model}.json").write_text('{"sha256": "aa"}')
     default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     profiles = set()
     for path in sorted((ROOT / "config").glob("*.yaml")):

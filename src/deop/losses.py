@@ -34,18 +34,22 @@ def _focal(wrong: Tensor, gamma: float) -> Tensor:
     return wrong.sigmoid().pow(gamma) * F.softplus(wrong)
 
 
-def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Mean sigmoid focal loss over the pixels of each mask.
+def sigmoid_focal(
+    logits: Tensor, targets: Tensor, valid: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Mean sigmoid focal loss over the valid pixels of each mask.
 
     Args:
         logits: (M, P) mask logits, M masks of P pixels.
         targets: (M, P) target masks, 0 or 1.
+        valid: (M, P), 1 where the pixel counts, 0 where it takes no part.
 
     Returns:
-        (M,) one loss a mask.
+        (M,) one loss a mask; 0 for a mask without a valid pixel.
     """
     positive, negative = focal_terms(logits.float(), alpha, gamma)
-    return torch.lerp(negative, positive, targets.float()).mean(-1)
+    loss = torch.lerp(negative, positive, targets.float()) * valid
+    return loss.sum(-1) / valid.sum(-1).clamp(min=1)
 
 
 def dice(intersection: Tensor, prediction: Tensor, target: Tensor) -> Tensor:
