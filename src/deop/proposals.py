@@ -1,10 +1,14 @@
-"""Class-agnostic mask proposals: MaskFormer without its class head (section 3.1)."""
+"""Class-agnostic mask proposals: MaskFormer without its class head (section 3.1).
+
+A system with a class head builds on the same network: :meth:`ProposalNetwork.decode` gives it the states of the
+queries, and :meth:`ProposalNetwork.matched_loss` the matching, with a class cost of its own, and the masks' losses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -23,8 +27,20 @@ from deop.losses import dice, focal_terms, labels_at, sigmoid_focal
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
 
+class Pairs(NamedTuple):
+    """M pairs of a query and a ground-truth segment, as index tensors (M,): decoder layer, image, query, class."""
+
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    label: Tensor
+
+
 class ProposalNetwork(nn.Module):
     """A timm backbone, MaskFormer's pixel and transformer decoders and its mask embedding; no class head.
+
+    Attributes:
+        width: channels of the query states and of the decoders.
 
     Args:
         backbone: timm model name, one that supports ``features_only``.
@@ -69,6 +85,7 @@ class ProposalNetwork(nn.Module):
         if not timm.is_model(backbone):
             close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
             raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
+        self.width = width
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
         self.backbone = timm.create_model(
@@ -112,11 +129,15 @@ class ProposalNetwork(nn.Module):
             One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of
             the first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
         """
+        return self.decode(images)[1]
+
+    def decode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Query states of every decoder layer (layers, B, N, width), for a class head, and :meth:`forward`'s masks."""
         features = self.backbone(images)
         pixels = self.pixel_decoder(features).last_hidden_state
         states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
         embeddings = self.mask_embedding(states)
-        return [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
+        return states, [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
         """Focal and dice loss of the matched masks, summed over the decoder layers.
@@ -134,21 +155,61 @@ class ProposalNetwork(nn.Module):
             ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the
             mean over all ground-truth masks of the batch, so 0 for a batch without any.
         """
+        return self.matched_loss(outputs, labels, ignore=ignore)[0]
+
+    def matched_loss(
+        self,
+        outputs: Sequence[Tensor],
+        labels: Tensor,
+        *,
+        ignore: int = 255,
+        class_costs: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], Pairs]:
+        """:meth:`loss`, and the matching under it.
+
+        Args:
+            outputs, labels, ignore: as in :meth:`loss`.
+            class_costs: (layers, B, N, C), what it costs to pair a query with a segment of each of C classes,
+                beside the cost of its mask; None for a class-agnostic matching.
+        """
         with torch.autocast(labels.device.type, enabled=False):
             logits = torch.stack([output.float().flatten(2) for output in outputs])  # (layers, B, N, pixels)
-            targets, valid, counts = ground_truth_masks(labels_at(labels, outputs[0].shape[-2:]), ignore)
+            labels = labels_at(labels, outputs[0].shape[-2:])
+            targets, valid, counts = ground_truth_masks(labels, ignore)
+            classes = segment_classes(labels, ignore)[0]
+            costs = None
+            if class_costs is not None:
+                # Segments that only fill up the tensor are never matched: any class will do for them.
+                index = classes.masked_fill(classes == ignore, 0)[None, :, None]
+                costs = class_costs.gather(3, index.expand(*class_costs.shape[:3], -1))
             layer, image, query, segment = match(
-                logits.detach(), targets, valid, counts, self.focal_weight, self.dice_weight
+                logits.detach(), targets, valid, counts, self.focal_weight, self.dice_weight, costs
             )
             matched, target, kept = logits[layer, image, query], targets[image, segment], valid[image]
             focal = sigmoid_focal(matched, target, kept)
             probability = matched.sigmoid() * kept
             overlap = dice((probability * target).sum(-1), probability.sum(-1), target.sum(-1))
             masks = max(sum(counts), 1)
-            return {
+            losses = {
                 "focal": self.focal_weight * focal.sum() / masks,
                 "dice": self.dice_weight * overlap.sum() / masks,
             }
+            return losses, Pairs(layer, image, query, classes[image, segment])
+
+
+def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
+    """Classes of the ground-truth segments of each image, ascending.
+
+    Args:
+        labels: (B, h, w) class indices, or ``ignore``.
+
+    Returns:
+        (B, K) classes, ``ignore`` where an image has fewer than K; the number of classes of each image.
+    """
+    present = [image.unique() for image in labels]
+    present = [classes[classes != ignore] for classes in present]
+    padded = nn.utils.rnn.pad_sequence(present, batch_first=True, padding_value=ignore)
+    return padded, [len(classes) for classes in present]
 
 
 def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -162,14 +223,12 @@ def ground_truth_masks(labels: Tensor, ignore: int) -> tuple[Tensor, Tensor, lis
         targets (B, K, pixels) in {0, 1}, K the largest number of classes in one image, missing masks all 0;
         valid (B, pixels), 1 for pixels that count; the number of masks of each image.
     """
-    labels = labels.flatten(1)
-    present = [image.unique() for image in labels]
-    present = [classes[classes != ignore] for classes in present]
     # Padding with ``ignore`` names no class: those masks come out empty below.
-    ids = nn.utils.rnn.pad_sequence(present, batch_first=True, padding_value=ignore)
+    ids, counts = segment_classes(labels, ignore)
+    labels = labels.flatten(1)
     valid = labels != ignore
     targets = (labels[:, None] == ids[:, :, None]) & valid[:, None]
-    return targets.float(), valid.float(), [len(classes) for classes in present]
+    return targets.float(), valid.float(), counts
 
 
 @torch.no_grad()
@@ -180,10 +239,11 @@ def match(
     counts: Sequence[int],
     focal_weight: float,
     dice_weight: float,
+    class_costs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cheapest one-to-one assignment of proposals to ground-truth masks, for every decoder layer and image.
 
-    The cost of a pair is the loss it would have, weighted focal plus weighted dice; there is no class cost.
+    The cost of a pair is the loss it would have, weighted focal plus weighted dice, and its class cost if there is one.
 
     Args:
         logits: (layers, B, N, pixels) mask logits, float32.
@@ -193,6 +253,7 @@ def match(
             unmatched.
         focal_weight: weight of the focal cost.
         dice_weight: weight of the dice cost.
+        class_costs: (layers, B, N, K), already weighted, or None.
 
     Returns:
         Four (M,) index tensors: layer, image, query and ground-truth mask of each of the M pairs.
@@ -208,8 +269,9 @@ def match(
         predicted = torch.bmm(probability, valid[..., None])
         overlap = dice(torch.bmm(probability, transposed), predicted, targets.sum(-1)[:, None])
         costs.append(focal_weight * focal + dice_weight * overlap)
+    total = torch.stack(costs) if class_costs is None else torch.stack(costs) + class_costs
     pairs = []
-    for layer_index, cost in enumerate(torch.stack(costs).cpu().numpy()):
+    for layer_index, cost in enumerate(total.cpu().numpy()):
         for image, count in enumerate(counts):
             assignment = linear_sum_assignment(cost[image, :, :count])
             pairs += [(layer_index, image, query, segment) for query, segment in zip(*assignment)]
