@@ -37,6 +37,7 @@ rule all:
 include: "workflow/rules/data.smk"
 include: "workflow/rules/clip.smk"
 include: "workflow/rules/prompts.smk"
+include: "workflow/rules/backbone.smk"
 include: "workflow/rules/proposals.smk"
 include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/evaluation.smk"

@@ -101,6 +101,21 @@ def test_inputs_of_an_evaluation_are_the_whole_chain(root, config):
     assert {Path(file).name for file in files} == {"dataset.json", "model.safetensors"}
 
 
+def test_rounds_of_pretraining_follow_each_other(root, config):
+    config["clip"]["retrain"] = True
+    config["pretrain_clip"]["rounds"] = [{"images": 1000}, {"images": 500, "lr": 1e-4}]
+    first, second = (job for (stage, _), job in Plan(config, root).jobs.items() if stage == "pretrain_clip")
+    assert first.inputs == {} and second.inputs == {"clip": first.output}
+    assert first.seed != second.seed  # fresh scenes
+    assert second.settings["pretrain_clip"]["lr"] == 1e-4
+    # What learns from CLIP learns from the last round; changing the first makes all of it new.
+    prompts = next(job for (stage, _), job in Plan(config, root).jobs.items() if stage == "learn_prompts")
+    assert prompts.inputs["clip"] == second.output
+    before = Plan(config, root)
+    config["pretrain_clip"]["rounds"][0]["images"] = 2000
+    assert new_jobs(before, Plan(config, root))["pretrain_clip"] == 2
+
+
 def test_a_change_of_one_experiment_changes_it_alone(root, config):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=3)
@@ -184,12 +199,33 @@ def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeyp
     config["clip"]["pretrained"] = "bundled"
     with pytest.raises(ConfigError, match=r"no weights are bundled for model 'deop-mini'.*clip.retrain"):
         Plan(config, root)
+    (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": "aa"}))
+    with pytest.raises(ConfigError, match=r"no weights are bundled for model 'resnet10t'.*backbone.retrain"):
+        Plan(config, root)
+    (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "00"}))
     plans = []
     for checksum in ("aa", "bb"):
         (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": checksum}))
         plans.append(Plan(config, root))
     shared = {stage for stage, _ in jobs(plans[0]) & jobs(plans[1])}
     assert shared == {"prepare_data", "train_proposals"}
+
+    # The proposal network's backbone: of no interest to prompts.
+    (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "11"}))
+    shared = {stage for stage, _ in jobs(plans[1]) & jobs(Plan(config, root))}
+    assert shared == {"prepare_data", "learn_prompts"}
+
+
+def test_a_backbone_trained_here_is_one_input_of_all_proposals(root, config):
+    config["pretrain_backbone"]["retrain"] = True
+    plan = Plan(config, root)
+    (backbone,) = (job for (stage, _), job in plan.jobs.items() if stage == "pretrain_backbone")
+    assert backbone.settings["pretrain_backbone"]["backbone"] == config["proposals"]["backbone"]
+    proposals = [job for (stage, _), job in plan.jobs.items() if stage == "train_proposals"]
+    assert len(proposals) == 2 and all(job.inputs["backbone"] == backbone.output for job in proposals)
+    config["pretrain_backbone"]["backbone"] = "resnet50"
+    with pytest.raises(ConfigError, match=r"unknown key 'backbone'; it is proposals\.backbone"):
+        Plan(config, root)
 
 
 def test_job_files_hold_the_jobs_and_are_mended(root, config):
@@ -205,9 +241,10 @@ def test_job_files_hold_the_jobs_and_are_mended(root, config):
 
 
 def test_every_profile_can_be_planned(tmp_path, monkeypatch):
-    """The files as they are; only the checksum of the weights is made up."""
+    """The files as they are; only the checksums of the weights are made up."""
     monkeypatch.setattr(plan_module, "WEIGHTS", tmp_path)
-    (tmp_path / "deop-mini.json").write_text('{"sha256": "aa"}')
+    for model in ("deop-mini", "resnet10t"):
+        (tmp_path / f"{model}.json").write_text('{"sha256": "aa"}')
     default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     profiles = set()
     for path in sorted((ROOT / "config").glob("*.yaml")):
@@ -268,6 +305,16 @@ def _overlay(values: dict, changes: dict) -> None:
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
         (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
+        (
+            ("pretrain_clip", "rounds"),
+            {},
+            r"pretrain_clip.rounds: {} is not a list of what each round changes",
+        ),
+        (
+            ("pretrain_clip", "rounds"),
+            [{"images": 1, "lrate": 1}],
+            "pretrain_clip.rounds.0: unknown key 'lrate'; valid: .*lr",
+        ),
     ],
 )
 def test_config_errors_name_key_value_and_choices(root, config, keys, value, message):

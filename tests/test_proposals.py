@@ -6,9 +6,9 @@ from itertools import permutations
 import pytest
 import torch
 
-from deop.proposals import ProposalNetwork, ground_truth_masks, match
+from deop.proposals import ProposalNetwork, match, segment_classes, segment_masks
 
-QUERIES, LAYERS, IGNORE = 5, 2, 255
+QUERIES, LAYERS, IGNORE, NO_CLASS = 5, 2, 255, -1
 
 
 def network(**changes) -> ProposalNetwork:
@@ -29,11 +29,12 @@ def network(**changes) -> ProposalNetwork:
 
 @pytest.fixture
 def example():
-    """Mask logits of two layers; labels of images with 3, 2 and no segments, all with ignored pixels."""
+    """Mask logits of two layers; labels of images with 3, 2 and no segments, all with ignored and unlabelled pixels."""
     torch.manual_seed(1)
     labels = torch.randint(0, 3, (3, 4, 5))
     labels[1] = labels[1].clamp(max=1)
     labels[:, 2, 1:4] = IGNORE
+    labels[:, 0, 2] = NO_CLASS
     labels[2] = IGNORE
     return [2 * torch.randn(3, QUERIES, 4, 5) for _ in range(LAYERS)], labels
 
@@ -45,21 +46,21 @@ def literal_pair_losses(logits, segment, kept) -> tuple[float, float]:
     for x, hit, valid in zip(logits.flatten().tolist(), segment.flatten(), kept.flatten()):
         if not valid:
             continue
+        pixels += 1
         score = 1 / (1 + math.exp(-x))
         focal += -0.25 * (1 - score) ** 2 * math.log(score) if hit else -0.75 * score**2 * math.log(1 - score)
         intersection, predicted, target = intersection + score * hit, predicted + score, target + float(hit)
-        pixels += 1
     return focal / pixels, float(1 - (2 * intersection + 1) / (predicted + target + 1))
 
 
 def literal_loss(outputs, labels, focal_weight, dice_weight):
     """Weighted focal and dice under the best of all assignments of queries to segments, each tried."""
     focal = dice = 0.0
-    count = sum(len(image[image != IGNORE].unique()) for image in labels)
+    named = [image[(image != IGNORE) & (image != NO_CLASS)].unique() for image in labels]
+    count = sum(map(len, named))
     for output in outputs:
-        for masks, image in zip(output, labels):
-            kept = image != IGNORE
-            segments = [(image == c) & kept for c in image[kept].unique()]
+        for masks, image, present in zip(output, labels, named):
+            segments, kept = [image == c for c in present], image != IGNORE
             pairs = [[literal_pair_losses(m, s, kept) for s in segments] for m in masks.double()]
             assigned = (
                 [pairs[query][segment] for segment, query in enumerate(order)]
@@ -105,6 +106,18 @@ def test_ignored_pixels_have_no_influence(example):
         assert (output.grad[~ignored] != 0).any()
 
 
+def test_a_proposal_pays_for_leaking_into_pixels_without_a_class(example):
+    outputs, labels = example
+    net = network()
+    labels = labels.masked_fill(labels == IGNORE, NO_CLASS)
+    outside = (labels == NO_CLASS)[:, None].expand_as(outputs[0])
+    kept, leaked = (
+        sum(net.loss([output.masked_fill(outside, fill) for output in outputs], labels).values())
+        for fill in (-8.0, 8.0)
+    )
+    assert leaked > 1.5 * kept
+
+
 def test_only_matched_proposals_are_supervised(example):
     outputs, labels = example
     outputs = [output.requires_grad_() for output in outputs]
@@ -117,8 +130,9 @@ def test_only_matched_proposals_are_supervised(example):
 def test_more_segments_than_proposals_leaves_the_dearest_unmatched():
     labels = torch.tensor([[[0, 1, 2]]])
     logits = torch.tensor([[[[9.0, -9.0, -9.0], [-9.0, -9.0, 9.0]]]])
-    targets, valid, counts = ground_truth_masks(labels, IGNORE)
-    _, _, queries, segments = match(logits, targets, valid, counts, 20.0, 1.0)
+    classes, counts = segment_classes(labels, IGNORE)
+    targets = segment_masks(labels, classes, IGNORE).flatten(2)
+    [(_, queries, segments)] = match(logits.flatten(3), targets, torch.ones(1, 3), counts, 20.0, 1.0)
     assert dict(zip(queries.tolist(), segments.tolist())) == {0: 0, 1: 2}
 
 

@@ -19,6 +19,7 @@ from deop.settings import Job
 STAGES = {
     "prepare_data": "Make a dataset: images, label maps, class list, splits.",
     "pretrain_clip": "Pre-train the mini CLIP on generated scenes and captions.",
+    "pretrain_backbone": "Pre-train the proposal network's backbone to name single emoji.",
     "learn_prompts": "Learn text prompts offline (section 3.2).",
     "train_proposals": "Train the class-agnostic mask proposal network (section 3.1).",
     "train_segmentation": "Train a segmentation network end to end (section 4).",

@@ -157,6 +157,11 @@ class DenseCLIP(nn.Module):
         """Token ids (T, L) -> embeddings (T, L, text_width), without positions."""
         return self._text_tower.token_embedding(tokens)
 
+    def word_embeddings(self, text: str) -> Tensor:
+        """Embeddings (W, text_width) of the tokens of a text alone, without start, end and positions."""
+        tokens = self.tokenize([text])
+        return self.token_embeddings(tokens)[0, 1 : int(self.end_of_text(tokens)[0])]
+
     def encode_text_embeddings(self, embeddings: Tensor, eot: Tensor) -> Tensor:
         """Text embeddings (T, D), not normalised, from token embeddings; differentiable in them.
 

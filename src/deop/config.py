@@ -20,6 +20,7 @@ from deop.settings import (
     Evaluation,
     Network,
     Positive,
+    PretrainBackbone,
     PretrainClip,
     Proposals,
     Segmentation,
@@ -63,6 +64,7 @@ class Resources(Settings):
 
     prepare_data: StageResources = StageResources()
     pretrain_clip: StageResources = StageResources()
+    pretrain_backbone: StageResources = StageResources()
     learn_prompts: StageResources = StageResources()
     train_proposals: StageResources = StageResources()
     train_segmentation: StageResources = StageResources()
@@ -75,8 +77,8 @@ class MainFile(Settings):
     """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
 
     Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
-    that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of a round (``pretrain_clip``), or with the
-    values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
+    that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of each round
+    (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
     """
 
     profile: str
@@ -84,6 +86,7 @@ class MainFile(Settings):
     datasets: dict[str, dict]
     clip: ClipSection
     pretrain_clip: dict
+    pretrain_backbone: Annotated[dict, Field(default_factory=dict)]
     prompts: dict
     proposals: dict
     segmentation: dict
@@ -152,6 +155,7 @@ class Configuration:
         self.datasets = {name: self._dataset(name) for name in self.main.datasets}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
+        self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
         experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
         self.experiments = {name: self._network(name, values) for name, values in experiments.items()}
         tables = self._read(TablesFile, "tables.yaml")
@@ -170,6 +174,16 @@ class Configuration:
             if picture.experiment not in self.experiments:
                 raise unknown(f"{place}.experiment", "experiment", picture.experiment, self.experiments)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
+
+    def pretrain_backbone(self, dataset: str) -> PretrainBackbone:
+        """How the backbone of a dataset's proposal network is pre-trained."""
+        values = {key: value for key, value in self.main.pretrain_backbone.items() if key != "retrain"}
+        proposals = self.stages["proposals"][dataset]
+        for key in ("backbone", "backbone_args"):
+            if key in values:
+                raise ConfigError(f"{SOURCE}: pretrain_backbone: unknown key {key!r}; it is proposals.{key}")
+            values[key] = getattr(proposals, key)
+        return validated(PretrainBackbone, values, SOURCE, ("pretrain_backbone",))
 
     def clip(self) -> Clip:
         """The CLIP that stages load. One trained here reaches them as an input, not as ``pretrained``."""

@@ -127,7 +127,20 @@ class Plan:
                 settings, output = {"pretrain_clip": _dump(values)}, f"checkpoints/clip/{clip.model}"
                 inputs = {"clip": self._add("pretrain_clip", output, settings, inputs, seed=index)}
             return inputs
-        return {"clip": _bundled_sha256(clip.model)} if clip.pretrained == "bundled" else {}
+        if clip.pretrained != "bundled":
+            return {}
+        return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain")}
+
+    def _backbone(self, dataset: str) -> Inputs:
+        network = self._config.stages["proposals"][dataset]
+        if network.pretrained_backbone != "bundled":
+            return {}
+        if self._config.retrain_backbone:
+            settings = {"pretrain_backbone": _dump(self._config.pretrain_backbone(dataset))}
+            output = f"checkpoints/backbone/{network.backbone}"
+            return {"backbone": self._add("pretrain_backbone", output, settings, {})}
+        keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain")
+        return {"backbone": _bundled_sha256(network.backbone, *keys)}
 
     def _prompts(self, dataset: str, seed: int) -> Job:
         settings = self._settings(dataset, "clip", "prompts")
@@ -136,7 +149,7 @@ class Plan:
 
     def _proposals(self, dataset: str, seed: int) -> Job:
         settings = self._settings(dataset, "proposals")
-        inputs: Inputs = {"data": self._data(dataset)}
+        inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
         return self._add("train_proposals", f"checkpoints/proposals/{dataset}", settings, inputs, seed=seed)
 
     def _evaluation(self, experiment: str, dataset: str, seed: int) -> Job:
@@ -271,14 +284,17 @@ def _dump(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def _bundled_sha256(model: str) -> str:
-    """The checksum of the weights that the package ships for ``model``: part of keys that rest on them."""
+def _bundled_sha256(model: str, key: str, retrain: str) -> str:
+    """The checksum of the weights that the package ships for ``model``: part of keys that rest on them.
+
+    ``key`` is where the configuration asks for them, ``retrain`` what makes it train them.
+    """
     path = WEIGHTS / f"{model}.json"
     try:
         return json.loads(path.read_text())["sha256"]
     except FileNotFoundError:
         bundled = sorted(other.stem for other in WEIGHTS.glob("*.json"))
         raise ConfigError(
-            f"{SOURCE}: clip.pretrained: no weights are bundled for model {model!r} (bundled: "
-            f"{', '.join(bundled) or 'none'}); clip.retrain: true trains them"
+            f"{SOURCE}: {key}: no weights are bundled for model {model!r} (bundled: "
+            f"{', '.join(bundled) or 'none'}); {retrain}: true trains them"
         ) from None

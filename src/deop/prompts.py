@@ -12,20 +12,32 @@ from deop.clip import DenseCLIP, resize_grid
 class TextPrompt(nn.Module):
     """A learned prefix before every class name, shared by all classes, and the embedding of "no object".
 
-    A prompt is ``[start] context_1 ... context_n name tokens . [end]``. The prefix is learned offline, on
+    A prompt is ``[start] context_1 ... context_n name tokens . [end]``, where the context begins with ``n_prefix``
+    random tokens and ends with those of ``words``. The prefix is learned offline, on
     crops, and goes on learning end to end in Baseline+ and DeOP. Classes are names: any vocabulary fits.
     ``no_object`` (D,), not normalised, is one more classifier row of the segmentation stage.
 
     Args:
-        n_prefix: number of learned prefix tokens, 0 for none.
+        n_prefix: number of prefix tokens that start from random values, 0 for none.
         text_width: width of the text encoder's tokens (``DenseCLIP.text_width``).
         embed_dim: width D of CLIP's joint space.
         init_std: standard deviation of the normal initialisation.
+        words: (W, text_width) token embeddings that further prefix tokens start from, such as those of "a picture
+            of": an untrained prompt then is a template that CLIP knows.
     """
 
-    def __init__(self, n_prefix: int, text_width: int, embed_dim: int, *, init_std: float = 0.02) -> None:
+    def __init__(
+        self,
+        n_prefix: int,
+        text_width: int,
+        embed_dim: int,
+        *,
+        init_std: float = 0.02,
+        words: Tensor | None = None,
+    ) -> None:
         super().__init__()
-        self.context = nn.Parameter(torch.randn(n_prefix, text_width) * init_std)
+        random = torch.randn(n_prefix, text_width) * init_std
+        self.context = nn.Parameter(random if words is None else torch.cat([random, words.to(random)]))
         self.no_object = nn.Parameter(torch.randn(embed_dim) * init_std)
 
     @property

@@ -87,13 +87,30 @@ class PretrainClip(Settings):
     accuracy_scenes: Positive = 200
 
 
+class PretrainBackbone(Settings):
+    """Classification of single emoji by the proposal network's backbone, in the place of ImageNet (mini profile)."""
+
+    backbone: str
+    backbone_args: dict = {}
+    image_size: Positive = 64
+    images: Positive
+    batch_size: Positive = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_images: int = 10_000
+    textures: Positive = 16
+
+
 class TextPrompts(Settings):
     """Offline text prompt learning (section 3.2; SimBaseline's recipe).
 
-    ``logit_scale`` None is the CLIP's own, learned in its pre-training: 100 for OpenAI's.
+    The learned prefix has ``prefix_tokens`` tokens that start from random values (standard deviation ``init_std``) and
+    then those of ``prefix_words``, which start from what they mean. ``logit_scale`` None is the CLIP's own, learned in
+    its pre-training: 100 for OpenAI's.
     """
 
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
+    prefix_words: str = ""
     init_std: float = 0.02
     logit_scale: float | None = None
     iterations: Annotated[int, Field(ge=0)]
@@ -116,11 +133,15 @@ class Augmentation(Settings):
 
 
 class Proposals(Settings):
-    """The class-agnostic MaskFormer and its schedule (section 3.1)."""
+    """The class-agnostic MaskFormer and its schedule (section 3.1).
+
+    ``pretrained_backbone`` true loads timm's weights (the paper's are ImageNet's), ``"bundled"`` those of this package,
+    or what ``pretrain_backbone`` trains in their place.
+    """
 
     backbone: str
     backbone_args: dict = {}
-    pretrained_backbone: bool
+    pretrained_backbone: bool | Literal["bundled"]
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
     queries: Positive = 100
     decoder_layers: Positive = 6

@@ -12,7 +12,7 @@ from deop.data import emoji_scenes
 from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import STYLES, concepts, draw
 from deop.data.scenes import Placement, compose
-from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.data.segmentation import HIDDEN, IGNORE, SegmentationDataset
 from deop.data.textures import draw_texture, texture_names
 from deop.errors import DeopError
 from deop.settings import EmojiScenes, Vocabulary
@@ -96,7 +96,7 @@ def test_training_sees_no_unseen_class_and_validation_sees_all(root):
     train, val = SegmentationDataset(root, "train", seen_only=True), SegmentationDataset(root, "val")
     assert train.names == ["dog", "carrot", "key", "grass"]
     labels = torch.cat([train[index].label.unique() for index in range(len(train))]).unique().tolist()
-    assert set(labels) <= {IGNORE, 0, 1, 2, 3}
+    assert set(labels) == {HIDDEN, 0, 1, 2, 3}
     whole = SegmentationDataset(root, "train")
     only_unseen = [entry for entry in whole.entries if not set(entry.classes) - set(whole.card.unseen)]
     assert len(train) == len(whole) - len(only_unseen)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deop.clip import DenseCLIP, load_clip
+from deop.data.segmentation import HIDDEN
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
 
@@ -46,7 +47,10 @@ def build(mini_clip) -> Callable:
 
 @pytest.fixture
 def example() -> SimpleNamespace:
-    """Two images, names, and proposals of image size: the last of image 0 and all of image 1 are shown to no one."""
+    """Two images, names, labels of all sorts, and proposals of image size.
+
+    The last proposal of image 0 and all of image 1 are shown to no one.
+    """
     generator = torch.Generator().manual_seed(1)
     masks = torch.randn(2, QUERIES, 24, 32, generator=generator)
     masks[0, 1, :, 7:] = -3  # a narrow one
@@ -56,7 +60,7 @@ def example() -> SimpleNamespace:
     masks[1] = masks[1].clamp(max=0)
     return SimpleNamespace(
         images=torch.rand(2, 3, 24, 32, generator=generator),
-        labels=torch.randint(-1, 3, (2, 24, 32), generator=generator),
+        labels=torch.randint(HIDDEN, 3, (2, 24, 32), generator=generator),
         names=["dog", "cow", "grass"],
         masks=masks,
         states=torch.randn(LAYERS, 2, QUERIES, 32, generator=generator),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from deop.anchors import mask_pool
 from deop.clip import load_clip
+from deop.data.segmentation import HIDDEN, IGNORE
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
@@ -83,6 +84,13 @@ def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals
     expected = {"text_prompt", "visual_prompts"} | ({"anchors"} if network.anchors.kind != "none" else set())
     assert parts == expected
     assert "text_prompt.context" in moved and "text_prompt.no_object" in moved
+
+
+def test_pixels_without_a_seen_class_take_no_part_whatever_the_reason():
+    images, labels = batch()
+    segmenter = build(ROWS["deop"]).eval()
+    hidden = segmenter.losses(images, labels.masked_fill(labels == IGNORE, HIDDEN), NAMES)
+    assert hidden == segmenter.losses(images, labels, NAMES)
 
 
 def test_baseline_equals_a_literal_reading_of_section_3_1():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from deop.data.crops import crop_segment, crop_segments
-from deop.losses import labels_at
+from deop.data.segmentation import HIDDEN, IGNORE
 from deop.methods.multipass import classification_loss
 from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
 from deop.methods.zegformer import ZegFormer, ZegFormerSettings
@@ -30,11 +30,11 @@ def cost_of_pair(logits, segment, kept) -> tuple[float, float]:
 def literal_losses(masks, class_logits, labels, no_object_weight):
     """Class, focal and dice loss under the best of all assignments with a class cost, each tried."""
     focal = dice = entropy = 0.0
-    segments_of = [image[image != -1].unique().tolist() for image in labels]
+    segments_of = [image[image >= 0].unique().tolist() for image in labels]
     for layer_masks, layer_logits in zip(masks, class_logits.double()):
         nll, weights = 0.0, 0.0
         for of_image, logits, image, classes in zip(layer_masks, layer_logits, labels, segments_of):
-            kept = image != -1
+            kept = image != HIDDEN
             probability = logits.exp() / logits.exp().sum(-1, keepdim=True)
             pairs = [[cost_of_pair(mask, image == c, kept) for c in classes] for mask in of_image]
             best = min(
@@ -75,7 +75,7 @@ def test_the_class_cost_decides_between_equal_masks(build, example):
     masks = torch.tensor([[[[4.0, 4, -4, -4]], [[4, 4, -4, -4]], [[-4, -4, 4, 4]], [[-4, -4, 4, 4]]]])
     costs = torch.zeros(1, 1, 4, 3)
     costs[0, 0, 1, 0] = costs[0, 0, 3, 2] = -1
-    _, pairs = proposals.matched_loss([masks], labels, ignore=-1, class_costs=costs)
+    _, [pairs] = proposals.matched_loss([masks], labels, class_costs=costs)
     assert set(zip(pairs.query.tolist(), pairs.label.tolist())) == {(1, 0), (3, 2)}
 
 
@@ -100,20 +100,31 @@ def test_training_lowers_the_loss_and_leaves_clip_and_the_prompt_alone(build, ex
     assert all(value.grad is not None for value in segmenter.class_head.parameters())
 
 
-def test_a_batch_without_segments_trains_no_object_alone(build, example):
+@pytest.mark.parametrize("label", [IGNORE, HIDDEN])
+def test_a_batch_without_segments_trains_no_object_alone(build, example, label):
     segmenter = build(*SYSTEMS[0]).train()
-    losses = segmenter.losses(example.images, torch.full_like(example.labels, -1), example.names)
+    losses = segmenter.losses(example.images, torch.full_like(example.labels, label), example.names)
     assert losses["focal"] == 0 and losses["dice"] == 0 and losses["class"] > 0
 
 
 def test_labels_that_name_no_class_are_refused(build, example):
-    with pytest.raises(ValueError, match=r"label 2 is neither a class \(0 to 1\) nor ignore \(-1\)"):
-        build(*SYSTEMS[0]).losses(example.images, example.labels.clamp(0), example.names[:2])
+    with pytest.raises(ValueError, match=r"label 2 is no class \(0 to 1\), nor negative or ignore \(-2\)"):
+        build(*SYSTEMS[0]).losses(example.images, example.labels, example.names[:2])
+
+
+def test_masks_pay_for_unlabelled_pixels_and_not_for_unseen_ones(build, propose, example):
+    segmenter = propose(build(*SYSTEMS[0]))
+    example.labels[:, :4], example.labels[:, 4:8] = IGNORE, HIDDEN
+    example.masks.requires_grad_()
+    losses = segmenter.losses(example.images, example.labels, example.names)
+    (losses["focal"] + losses["dice"]).backward()
+    touched = example.masks.grad.abs().amax((0, 1)) > 0
+    assert touched[:4].all() and not touched[4:8].any()
 
 
 def test_classification_is_a_weighted_mean_of_each_layer():
     logits = torch.randn(2, 1, 3, 3, dtype=torch.float64)
-    pairs = Pairs(*torch.tensor([(0, 0, 1, 0), (1, 0, 2, 1)]).unbind(1))
+    pairs = [Pairs(*torch.tensor([row]).unbind(1)) for row in [(0, 1, 0), (0, 2, 1)]]
     nll = -logits.log_softmax(-1)
     first = (nll[0, 0, 1, 0] + 0.1 * (nll[0, 0, 0, 2] + nll[0, 0, 2, 2])) / 1.2
     second = (nll[1, 0, 2, 1] + 0.1 * (nll[1, 0, 0, 2] + nll[1, 0, 1, 2])) / 1.2
@@ -230,17 +241,16 @@ def test_bad_settings_are_named(build):
         build(SimBaseline, SimBaselineSettings(crop_size=33))
 
 
-def test_labels_are_taken_at_the_resolution_of_the_masks(build, example):
-    """The classes of the pairs are those that the coarse label map still shows."""
+def test_a_segment_that_the_masks_are_too_coarse_for_is_learned_all_the_same(build, example):
     segmenter = build(*SYSTEMS[0]).train()
     masks, class_logits = segmenter.proposal_stream(example.images, example.names)
     labels = torch.zeros(2, 24, 32, dtype=torch.long)
     labels[:, 0, 0] = 1
-    coarse = labels_at(labels, masks[0].shape[-2:])
     _, pairs = segmenter.proposals.matched_loss(
-        masks, labels, ignore=-1, class_costs=-class_logits.detach().softmax(-1)[..., :-1]
+        masks, labels, class_costs=-class_logits.detach().softmax(-1)[..., :-1]
     )
-    assert set(pairs.label.tolist()) == set(coarse.unique().tolist())
+    assert masks[0].shape[-1] < labels.shape[-1]
+    assert [sorted(of_layer.label.tolist()) for of_layer in pairs] == [[0, 0, 1, 1]] * len(masks)
 
 
 @pytest.mark.parametrize(("system", "settings"), SYSTEMS)

@@ -27,6 +27,8 @@ from deop.settings import Settings
 
 IGNORE = -1
 """What label maps hold in memory where a pixel has no class; on disk it is the largest value of the map's depth."""
+HIDDEN = -2
+"""What label maps hold in training where a pixel has a class, but an unseen one."""
 
 
 class LabelledClass(Settings):
@@ -60,7 +62,7 @@ class DatasetCard(Settings):
 
 
 class Sample(NamedTuple):
-    """image (3, H, W) uint8 RGB; label (H, W) int64 with :data:`IGNORE` where there is no class."""
+    """image (3, H, W) uint8 RGB; label (H, W) int64, :data:`IGNORE` where there is no class, or :data:`HIDDEN`."""
 
     image: Tensor
     label: Tensor
@@ -92,8 +94,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
     Args:
         root: a prepared dataset.
         split: ``"train"`` or ``"val"``.
-        seen_only: what training sees: unseen classes become ignore, seen classes are renumbered 0, 1, ... in
-            label order, and images without a seen pixel are left out.
+        seen_only: what training sees: unseen classes become :data:`HIDDEN`, which one of them is not said, seen
+            classes are renumbered 0, 1, ... in label order, and images without a seen pixel are left out.
 
     Raises:
         DeopError: a folder, card or split file that is missing or malformed.
@@ -105,7 +107,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
         entries = _read_split(self.root / f"{split}.csv")
         self._lookup: Tensor | None = None
         if seen_only:
-            self._lookup = torch.full((len(self.card.classes) + 1,), IGNORE, dtype=torch.int64)
+            self._lookup = torch.full((len(self.card.classes) + 1,), HIDDEN, dtype=torch.int64)
+            self._lookup[IGNORE] = IGNORE  # the last entry
             self._lookup[self.card.seen] = torch.arange(len(self.card.seen))
             position = {label: index for index, label in enumerate(self.card.seen)}
             entries = [

@@ -38,7 +38,7 @@ class DeOP(Segmenter):
         network: which parts are on.
         queries: number N of proposals, one anchor query each.
         normalisation: whose mean and deviation CLIP's input is normalised with, ``"clip"`` or ``"imagenet"``.
-        ignore: label of pixels that take no part in the losses.
+        ignore: label of pixels that take no part in the losses; nor do those of other negative labels.
     """
 
     def __init__(
@@ -117,8 +117,12 @@ class DeOP(Segmenter):
         return SegmenterOutput(mask_logits, class_logits, heatmaps)
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2)."""
+        """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2).
+
+        A pixel without a seen class takes no part, whatever the reason.
+        """
         output = self(images, names)
+        labels = labels.masked_fill(labels < 0, self.ignore)
         return segmentation_loss(
             output.class_logits,
             output.mask_logits,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deop.clip import DenseCLIP
 from deop.data.crops import crop_segments
+from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, Segmenter, normalise
 from deop.prompts import TextPrompt
 from deop.proposals import Pairs, ProposalNetwork
@@ -106,11 +107,12 @@ class MultiPass(Segmenter):
 
     Args:
         clip: the frozen CLIP.
-        proposals: the proposal network, fresh or trained; it learns here, with the class head.
+        proposals: the proposal network, trained or fresh (in the releases, on a pre-trained backbone); it learns here,
+            backbone and all, with the class head.
         settings: as above; a system extends them.
         seen_names: the classes that training shows, which the ensemble trusts the proposal stream on.
         text_prompt: the offline learned text prompt, frozen; needed by a stream without templates.
-        ignore: label of pixels that take no part in the losses.
+        ignore: label of pixels that take no part in the losses; other negative labels lie outside every segment.
 
     Raises:
         ValueError: a stream has neither templates nor a text prompt, or the crop size does not fit CLIP's patches.
@@ -124,7 +126,7 @@ class MultiPass(Segmenter):
         *,
         seen_names: Sequence[str],
         text_prompt: TextPrompt | None = None,
-        ignore: int = -1,
+        ignore: int = HIDDEN,
     ) -> None:
         super().__init__()
         if text_prompt is None and not (settings.proposal_templates and settings.crop_templates):
@@ -177,16 +179,18 @@ class MultiPass(Segmenter):
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """MaskFormer's set criterion, summed over the decoder layers: ``class``, ``focal`` and ``dice``, weighted.
 
-        Queries are matched with the segments of an image at the least sum of mask losses and ``-probability`` of the
-        segment's class. CLIP takes no part.
+        Queries are matched with the segments of an image at the least sum of mask costs and ``-probability`` of the
+        segment's class, and masks are supervised, as in :meth:`deop.proposals.ProposalNetwork.loss`, where it is also
+        said what negative labels mean. Queries without a segment learn to be "no object", those on unseen classes too,
+        as in MaskFormer. CLIP takes no part.
 
         Raises:
-            ValueError: a label is neither an index into ``names`` nor ``ignore``.
+            ValueError: a label is no index into ``names``, nor negative or ``ignore``.
         """
-        strays = labels[(labels != self.ignore) & ((labels < 0) | (labels >= len(names)))]
+        strays = labels[(labels != self.ignore) & (labels >= len(names))]
         if strays.numel():
             raise ValueError(
-                f"label {strays[0].item()} is neither a class (0 to {len(names) - 1}) nor ignore ({self.ignore})"
+                f"label {strays[0].item()} is no class (0 to {len(names) - 1}), nor negative or ignore ({self.ignore})"
             )
         masks, class_logits = self.proposal_stream(images, names)
         probabilities = class_logits.detach().softmax(-1)[..., :-1]
@@ -264,24 +268,23 @@ class MultiPass(Segmenter):
         return embedded[templates]
 
 
-def classification_loss(class_logits: Tensor, pairs: Pairs, no_object_weight: float) -> Tensor:
+def classification_loss(class_logits: Tensor, pairs: Sequence[Pairs], no_object_weight: float) -> Tensor:
     """Cross-entropy of all queries, those without a segment as "no object", summed over the decoder layers.
 
     Args:
         class_logits: (layers, B, N, C + 1), the last column "no object".
-        pairs: the matching; queries outside it have no segment.
+        pairs: the matching of each layer; queries outside it have no segment.
         no_object_weight: weight of queries without a segment; the others have weight 1. Each layer's loss is the
             weighted mean over all its queries, as in MaskFormer.
     """
     no_object = class_logits.shape[-1] - 1
-    targets = torch.full(class_logits.shape[:-1], no_object, device=class_logits.device)
-    targets[pairs.layer, pairs.image, pairs.query] = pairs.label
     weight = class_logits.new_ones(no_object + 1)
     weight[-1] = no_object_weight
-    of_layers = [
-        F.cross_entropy(logits.flatten(0, 1), target.flatten(), weight)
-        for logits, target in zip(class_logits, targets)
-    ]
+    of_layers = []
+    for logits, matched in zip(class_logits, pairs, strict=True):
+        targets = torch.full(logits.shape[:-1], no_object, device=logits.device)
+        targets[matched.image, matched.query] = matched.label
+        of_layers.append(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), weight))
     return torch.stack(of_layers).sum()
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -93,8 +95,6 @@ class Workspace:
 @contextlib.contextmanager
 def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
     """Makes ``job.output``: yields a workspace and, if the block ends well, publishes it under its final name."""
-    import shutil
-
     workspace = Workspace(Path(job.output))
     workspace.state.mkdir(parents=True, exist_ok=True)
     yield workspace
@@ -104,3 +104,19 @@ def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
     if workspace.output.exists():
         shutil.rmtree(workspace.output)
     os.replace(workspace.path, workspace.output)
+
+
+def bundle(folder: Path, name: str, package_weights: Path) -> Path:
+    """Makes the weights that a pre-training wrote into ``folder`` the bundled ones called ``name``.
+
+    They are copied into the package with a JSON that says how they were made and how accurate they are; it holds their
+    SHA-256, which is checked whenever they are loaded.
+    """
+    target = package_weights / f"{name}.safetensors"
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(folder / "model.safetensors", target)
+    with target.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    provenance, accuracy = (json.loads((folder / part).read_text()) for part in (PROVENANCE, "accuracy.json"))
+    write_json(target.with_suffix(".json"), {"sha256": sha256, **provenance, "accuracy": accuracy})
+    return target

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deop.clip import DenseCLIP, load_clip
+from deop.clip import BUNDLED, DenseCLIP, check_sha256, load_clip
 from deop.data.segmentation import IGNORE
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
@@ -28,7 +29,13 @@ def build_clip(job: Job) -> DenseCLIP:
 def build_prompt(job: Job, clip: DenseCLIP) -> TextPrompt:
     """The text prompt, with the offline learned weights if the job has them as input."""
     settings = TextPrompts.model_validate(job.settings["prompts"])
-    prompt = TextPrompt(settings.prefix_tokens, clip.text_width, clip.embed_dim, init_std=settings.init_std)
+    prompt = TextPrompt(
+        settings.prefix_tokens,
+        clip.text_width,
+        clip.embed_dim,
+        init_std=settings.init_std,
+        words=clip.word_embeddings(settings.prefix_words),
+    )
     if "prompts" in job.inputs:
         load_weights(prompt, job.inputs["prompts"])
     return prompt
@@ -42,7 +49,7 @@ def build_proposals(job: Job) -> ProposalNetwork:
         backbone=settings.backbone,
         backbone_args=settings.backbone_args,
         # The trained weights hold the backbone's.
-        pretrained_backbone=settings.pretrained_backbone and trained is None,
+        pretrained_backbone=settings.pretrained_backbone is True and trained is None,
         out_indices=settings.out_indices,
         queries=settings.queries,
         decoder_layers=settings.decoder_layers,
@@ -54,7 +61,24 @@ def build_proposals(job: Job) -> ProposalNetwork:
     )
     if trained:
         load_weights(network, trained)
+    elif settings.pretrained_backbone == "bundled":
+        _load_backbone(network, settings.backbone, job.inputs.get("backbone"))
     return network
+
+
+def _load_backbone(network: ProposalNetwork, name: str, folder: str | None) -> None:
+    """Loads pre-trained weights from ``folder``, or the bundled ones, into the stages of the backbone that are used.
+
+    Raises:
+        ValueError: the weights lack one that the backbone needs, or the file is not the bundled one.
+    """
+    path = BUNDLED / f"{name}.safetensors" if folder is None else Path(folder) / WEIGHTS
+    if folder is None:
+        check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
+    missing = network.backbone.load_state_dict(load_file(path), strict=False).missing_keys
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"{path} does not fit backbone {name}: it lacks {', '.join(sorted(missing)[:5])}")
 
 
 def build_segmenter(job: Job) -> DeOP:

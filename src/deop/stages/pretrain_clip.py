@@ -6,10 +6,8 @@ supervision alone, no masks and no validation scene.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import shutil
 from pathlib import Path
 
 import open_clip
@@ -18,7 +16,7 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from deop.clip import BUNDLED, load_clip
+from deop.clip import load_clip
 from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import concepts
 from deop.settings import Job, PretrainClip
@@ -117,19 +115,3 @@ def run(job: Job) -> None:
             for name, things in vocabularies.items()
         }
         write_json(workspace.path / "accuracy.json", accuracy)
-
-
-def bundle(folder: Path, package_weights: Path = BUNDLED) -> Path:
-    """Makes a pre-trained CLIP the bundled one: copies its weights into the package with the JSON that describes them.
-
-    The JSON holds the weights' SHA-256, which is checked whenever they are loaded.
-    """
-    provenance = json.loads((folder / PROVENANCE).read_text())
-    target = package_weights / f"{provenance['settings']['pretrain_clip']['model']}.safetensors"
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / WEIGHTS, target)
-    with target.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    accuracy = json.loads((folder / "accuracy.json").read_text())
-    write_json(target.with_suffix(".json"), {"sha256": sha256, **provenance, "accuracy": accuracy})
-    return target

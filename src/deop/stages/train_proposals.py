@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.data.segmentation import HIDDEN, SegmentationDataset
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.proposals import ProposalNetwork
 from deop.settings import Job, Proposals
@@ -23,7 +23,7 @@ class ProposalStep(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
-        return self.network.loss(outputs, batch["label"], ignore=IGNORE)
+        return self.network.loss(outputs, batch["label"], ignore=HIDDEN)
 
 
 def run(job: Job) -> None:

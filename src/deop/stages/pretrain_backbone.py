@@ -1,0 +1,117 @@
+"""Stage ``pretrain_backbone``: the proposal network's backbone, trained to name single emoji (mini profile only).
+
+It plays the part of ImageNet: the paper's proposal network starts from a backbone that learned to classify images of
+one object each (details in section 5), which no mask of the datasets could teach it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from deop.data.captioned import CaptionedScenes
+from deop.data.emoji import concepts
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.settings import Job, PretrainBackbone
+from deop.stages.artifacts import artifact, write_json
+from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.networks import WEIGHTS, seed_everything
+
+_SEED = 0xACC  # of images that training does not draw
+
+
+class NamedObjects(torch.utils.data.Dataset):
+    """Batches by step number of fresh images of one emoji each: ``image`` (B, 3, S, S) in [0, 1] and ``label`` (B,)."""
+
+    def __init__(self, settings: PretrainBackbone, *, steps: int, seed: int) -> None:
+        self.scenes = CaptionedScenes(
+            image_size=settings.image_size,
+            batch_size=settings.batch_size,
+            objects=(1, 1),
+            steps=steps,
+            seed=seed,
+            textures=settings.textures,
+        )
+        self.index = {concept.name: position for position, concept in enumerate(concepts())}
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        images, shown = self.scenes.scenes(step)
+        named = [position for position, names in enumerate(shown) if names]  # the others are textures alone
+        labels = torch.tensor([self.index[shown[position][0]] for position in named])
+        return {"image": images[named], "label": labels}
+
+
+class ClassificationStep(nn.Module):
+    """A classifier and its cross-entropy on a batch of :class:`NamedObjects`."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits = self.classifier(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        return {"cross_entropy": F.cross_entropy(logits.float(), batch["label"])}
+
+
+def run(job: Job) -> None:
+    """Trains the backbone of ``job.settings["pretrain_backbone"]`` and writes its weights (fp16), no classifier."""
+    settings = PretrainBackbone.model_validate(job.settings["pretrain_backbone"])
+    seed_everything(job)
+    classifier = timm.create_model(
+        settings.backbone, num_classes=len(concepts()), **settings.backbone_args
+    ).to(memory_format=torch.channels_last)
+    steps = settings.images // settings.batch_size
+    matrices = [value for value in classifier.parameters() if value.ndim >= 2]
+    vectors = [value for value in classifier.parameters() if value.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+    )
+    with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
+        accelerator = make_accelerator(workspace.path / "tensorboard")
+        fit(
+            ClassificationStep(classifier),
+            NamedObjects(settings, steps=steps, seed=job.seed),
+            optimizer=optimizer,
+            schedule=cosine(steps, settings.warmup_images // settings.batch_size),
+            iterations=steps,
+            seed=job.seed,
+            workspace=workspace,
+            accelerator=accelerator,
+            description="pretrain_backbone",
+            clip_grad_norm=1.0,
+            checkpoint_seconds=60,
+            workers=1,
+        )
+        backbone = {
+            name: value.detach().cpu().half().contiguous()
+            for name, value in classifier.state_dict().items()
+            if not name.startswith("fc.") and value.is_floating_point()
+        }
+        save_file(backbone, workspace.path / WEIGHTS)
+        accuracy = _accuracy(classifier.eval().cpu(), settings)
+        write_json(workspace.path / "accuracy.json", {"classes": len(concepts()), "top 1": accuracy})
+
+
+@torch.inference_mode()
+def _accuracy(classifier: nn.Module, settings: PretrainBackbone, batches: int = 8) -> float:
+    """Top-1 accuracy on fresh images."""
+    fresh = NamedObjects(settings, steps=batches, seed=_SEED)
+    right = []
+    for step in tqdm(range(batches), desc="accuracy", mininterval=1 if sys.stderr.isatty() else 15):
+        batch = fresh[step]
+        logits = classifier(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        right.append(logits.argmax(1) == batch["label"])
+    return torch.cat(right).float().mean().item()

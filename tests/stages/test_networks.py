@@ -1,0 +1,79 @@
+"""Networks built from a job, with pre-trained and bundled weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from deop.settings import Job
+from deop.stages import networks
+from deop.stages.artifacts import bundle, write_json
+
+CHANNELS = {"channels": [8, 8, 16, 16], "stem_width": 8}
+
+
+def job(**inputs: str) -> Job:
+    settings = {
+        "backbone": "resnet10t",
+        "backbone_args": CHANNELS,
+        "pretrained_backbone": "bundled",
+        "out_indices": [1, 2, 3],
+        "queries": 3,
+        "decoder_layers": 1,
+        "width": 32,
+        "ffn_width": 32,
+        "heads": 2,
+        "iterations": 1,
+        "augmentation": {"crop": 32},
+    }
+    return Job(stage="train_proposals", key="x", output="x", inputs=inputs, settings={"proposals": settings})
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """What a pre-training of the backbone leaves: every stage, the last of which the proposal network does not use."""
+    torch.manual_seed(3)
+    folder = tmp_path / "backbone"
+    folder.mkdir()
+    state = timm.create_model("resnet10t", num_classes=0, **CHANNELS).state_dict()
+    save_file({k: v.half() for k, v in state.items() if v.is_floating_point()}, folder / "model.safetensors")
+    write_json(folder / "provenance.json", {"stage": "pretrain_backbone"})
+    write_json(folder / "accuracy.json", {"top 1": 0.5})
+    return folder
+
+
+def assert_loaded(network, folder) -> None:
+    weights = load_file(folder / "model.safetensors")
+    for name, value in network.backbone.state_dict().items():
+        if value.is_floating_point():
+            assert torch.equal(value, weights[name].float()), name
+
+
+def test_proposals_start_from_the_backbone_of_an_earlier_stage(pretrained):
+    assert_loaded(networks.build_proposals(job(backbone=str(pretrained))), pretrained)
+
+
+def test_bundled_backbone_is_checked_and_loaded(pretrained, tmp_path, monkeypatch):
+    package = tmp_path / "weights"
+    monkeypatch.setattr(networks, "BUNDLED", package)
+    path = bundle(pretrained, "resnet10t", package)
+    assert json.loads(path.with_suffix(".json").read_text())["accuracy"] == {"top 1": 0.5}
+    assert_loaded(networks.build_proposals(job()), pretrained)
+
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"resnet10t\.safetensors has SHA-256 .*, not the expected"):
+        networks.build_proposals(job())
+
+
+def test_a_backbone_of_other_stages_is_refused(pretrained):
+    weights = load_file(pretrained / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("layer2")}
+    save_file(kept, pretrained / "model.safetensors")
+    with pytest.raises(ValueError, match="does not fit backbone resnet10t: it lacks layer2"):
+        networks.build_proposals(job(backbone=str(pretrained)))

@@ -1,0 +1,29 @@
+# Classification of single emoji, which the proposal network's backbone starts from; no job asks for it unless
+# pretrain_backbone.retrain is true.
+
+
+rule backbone:
+    input:
+        plan.outputs("pretrain_backbone"),
+
+
+rule pretrain_backbone:
+    output:
+        model="checkpoints/backbone/{name}-{key}/model.safetensors",
+        provenance="checkpoints/backbone/{name}-{key}/provenance.json",
+    log:
+        "logs/pretrain_backbone/{name}-{key}.log",
+    benchmark:
+        "benchmarks/pretrain_backbone/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.pretrain_backbone.threads
+    resources:
+        mem_mb=plan.resources.pretrain_backbone.mem_mb,
+        gpus=plan.resources.pretrain_backbone.gpus,
+        runtime=plan.resources.pretrain_backbone.runtime,
+    params:
+        launch=plan.launch,
+        job=plan.job_file("pretrain_backbone"),
+    shell:
+        "{params.launch} pretrain-backbone {params.job} --threads {threads} 2>&1 | tee {log}"
