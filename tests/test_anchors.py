@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deop.anchors import QueryHeatmapDecoder, mask_pool
+from deop.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
 
 BATCH, QUERIES, WIDTH, HEADS, HEIGHT, WIDE = 2, 3, 16, 4, 3, 5
 
@@ -136,6 +136,128 @@ def test_decoder_names_inputs_that_do_not_fit(inputs):
         net(features, masks[:, :2])
     with pytest.raises(ValueError, match="width 18 must be a multiple of heads"):
         QueryHeatmapDecoder(width=18, queries=3, heads=4)
+
+
+def conv_decoder(layers: int, **arguments) -> ConvHeatmapDecoder:
+    """A decoder with every number of it drawn, as if trained for long."""
+    torch.manual_seed(1)
+    net = ConvHeatmapDecoder(width=WIDTH, layers=layers, **arguments)
+    for name, value in net.state_dict().items():
+        if "num_batches" not in name:
+            torch.nn.init.uniform_(value, *((0.5, 2) if "var" in name or "norms" in name else (-0.5, 0.5)))
+    return net
+
+
+def literal_convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Zero-padded convolution of one map (D, h, w) by (C, D, k, k), in float64, a number at a time over the patches."""
+    reach = weight.shape[-1] // 2
+    out = torch.zeros(weight.shape[0], HEIGHT, WIDE, dtype=torch.float64)
+    for y in range(HEIGHT):
+        for z in range(WIDE):
+            for dy in range(-reach, reach + 1):
+                for dz in range(-reach, reach + 1):
+                    if 0 <= y + dy < HEIGHT and 0 <= z + dz < WIDE:
+                        out[:, y, z] += weight[:, :, dy + reach, dz + reach] @ x[:, y + dy, z + dz]
+    return out
+
+
+def literal_conv_heatmaps(net: ConvHeatmapDecoder, features, masks, *, training: bool, over_mask: bool):
+    """Eq. 4 in float64 from the raw weights, a masked copy at a time: (heatmaps, embeddings)."""
+    state = {name: value.detach().double() for name, value in net.state_dict().items()}
+    copies = {
+        (b, n): masks[b, n].double() * features[b].double() for b in range(BATCH) for n in range(QUERIES)
+    }
+    for k in range(len(net.norms)):
+        copies = {at: literal_convolution(x, state[f"convolutions.{k}.weight"]) for at, x in copies.items()}
+        for c in range(WIDTH):
+            values = torch.cat([x[c].flatten() for x in copies.values()])
+            mean, variance = state[f"norms.{k}.running_mean"][c], state[f"norms.{k}.running_var"][c]
+            if training:
+                mean, variance = values.mean(), values.var(unbiased=False)
+            for x in copies.values():
+                normed = (x[c] - mean) / (variance + 1e-5).sqrt()
+                normed = normed * state[f"norms.{k}.weight"][c] + state[f"norms.{k}.bias"][c]
+                x[c] = normed.clamp(min=0)
+    heatmaps = torch.zeros(BATCH, QUERIES, HEIGHT * WIDE, dtype=torch.float64)
+    embeddings = torch.zeros(BATCH, QUERIES, WIDTH, dtype=torch.float64)
+    for (b, n), x in copies.items():
+        scores = literal_convolution(x, state["score.weight"]).flatten().tolist()
+        shares = masks[b, n].flatten().tolist() if over_mask else [1.0] * len(scores)
+        weights = [math.exp(score) * share for score, share in zip(scores, shares)]
+        for p, weight in enumerate(weights):
+            heatmaps[b, n, p] = weight / sum(weights)
+            embeddings[b, n] += heatmaps[b, n, p] * features[b].double().flatten(1)[:, p]
+    return heatmaps.unflatten(-1, (HEIGHT, WIDE)), embeddings
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("softmax_over", ["mask", "image"])
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_conv_decoder_is_equation_4(inputs, layers, softmax_over, training):
+    net = conv_decoder(layers, softmax_over=softmax_over).train(training)
+    how = {"training": training, "over_mask": softmax_over == "mask"}
+    heatmaps, embeddings = literal_conv_heatmaps(
+        net, *inputs, **how
+    )  # before a step moves the batch statistics
+    output = net(*inputs)
+    assert output.heatmaps.shape == (BATCH, QUERIES, 1, HEIGHT, WIDE)
+    torch.testing.assert_close(output.heatmaps[:, :, 0].double(), heatmaps, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(output.embeddings.double(), embeddings, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3, 5])
+@pytest.mark.parametrize("build", [QueryHeatmapDecoder, ConvHeatmapDecoder])
+def test_untrained_decoders_of_any_depth_start_from_mask_pooling(inputs, build, layers):
+    torch.manual_seed(1)
+    features, masks = inputs
+    arguments = {"queries": QUERIES, "heads": HEADS, "dropout": 0.0} if build is QueryHeatmapDecoder else {}
+    net = build(width=WIDTH, layers=layers, **arguments)
+    for mode in (True, False):
+        embeddings = net.train(mode)(features, masks).embeddings
+        pooled = mask_pool(features, masks)
+        assert torch.nn.functional.cosine_similarity(embeddings, pooled, dim=-1).min() > 0.97
+
+
+def test_conv_heatmaps_sum_to_one_and_lie_inside_a_hard_mask(inputs):
+    features, masks = inputs
+    hard = (masks > 0.5).float()
+    hard[1, 2] = 0
+    heatmaps, embeddings = conv_decoder(1)(features, hard)
+    torch.testing.assert_close(heatmaps.sum((-2, -1)), torch.ones(BATCH, QUERIES, 1))
+    outside = (heatmaps[:, :, 0] * (1 - hard)).sum((-2, -1))
+    assert outside[:, :2].max() < 1e-30 and outside[0, 2] < 1e-30
+    assert embeddings.isfinite().all()  # also where the mask is empty
+
+
+def test_every_parameter_of_the_conv_decoder_learns_from_the_first_step(inputs):
+    torch.manual_seed(1)
+    net = ConvHeatmapDecoder(width=WIDTH, layers=3)
+    embeddings = net(*inputs).embeddings
+    (embeddings * torch.randn_like(embeddings)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_conv_decoder_keeps_two_maps_a_block_for_training(inputs):
+    features, masks = (torch.rand(1, WIDTH, 16, 16), torch.rand(1, 40, 16, 16))
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.setdefault(tensor.untyped_storage().data_ptr(), tensor), lambda tensor: tensor
+    ):
+        ConvHeatmapDecoder(width=WIDTH, layers=3)(features, masks)
+    maps = [tensor for tensor in kept.values() if tensor.numel() >= masks.shape[1] * features.numel()]
+    assert len(maps) == 2 * 3
+
+
+def test_conv_decoder_names_inputs_that_do_not_fit(inputs):
+    features, masks = inputs
+    net = conv_decoder(1)
+    assert net(features, masks[:, :2]).embeddings.shape == (BATCH, 2, WIDTH)  # any number of proposals
+    with pytest.raises(ValueError, match=r"masks \(2, 3, 2, 5\) do not fit a decoder of width 16"):
+        net(features, masks[..., :2, :])
+    with pytest.raises(ValueError, match=r"features \(2, 8, 3, 5\)"):
+        net(features[:, :8], masks)
+    with pytest.raises(ValueError, match="unknown softmax_over 'masks'; valid: mask, image"):
+        ConvHeatmapDecoder(width=WIDTH, softmax_over="masks")
 
 
 def test_mask_pool_is_the_weighted_mean_of_patches(inputs):

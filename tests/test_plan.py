@@ -340,6 +340,8 @@ def test_config_errors_name_key_value_and_choices(root, config, keys, value, mes
          "config/tables.yaml: tables.table3.rows.0: unknown key 'name'; valid: experiment, label"),
         ("experiments.yaml", ("experiments", "deop", "anchors", "kind"), "conv3",
          "config/experiments.yaml: experiments.deop.anchors.kind: unknown value 'conv3'; valid: 'none'"),
+        ("experiments.yaml", ("experiments", "deop", "severance"), {"kind": "mps", "alpha": {-1: 0.5}},
+         "experiments.deop.severance: .*'mps' has only alphas 0 and 1"),
         ("vocabularies/es20.yaml", ("unseen",), ["unicorn"],
          "config/vocabularies/es20.yaml: unseen classes that are not in things or stuff: unicorn"),
     ],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.maskformer.configuration_maskformer import MaskFormerDetrConfig
 from transformers.models.maskformer.modeling_maskformer import (
@@ -151,3 +152,119 @@ class QueryHeatmapDecoder(nn.Module):
     def _split(self, tokens: Tensor) -> Tensor:
         """(B, T, D) to (B, heads, T, D / heads)."""
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class ConvHeatmapDecoder(nn.Module):
+    """Convolutional anchor heatmap decoder (Eq. 4, figure 4 left), the query decoder's counterpart in Table 5.
+
+    Every proposal has a copy of the feature map to itself, multiplied by its mask. ``layers`` blocks of 3x3
+    convolution, batch norm and ReLU, shared by all copies, are followed by a 1x1 convolution to one score a patch,
+    and a softmax over the patches makes of the scores the proposal's heatmap, which pools the unmasked features
+    (section 4.2.2).
+
+    The paper does not say which patches the softmax of Eq. 4 runs over, and names no kernel size for the last
+    convolution. Nor does it multiply the heatmap by the mask once more, as Eq. 3 does.
+
+    Args:
+        width: D, channels of the patch features (CLIP's joint embedding) and of the blocks.
+        layers: K, convolution blocks before the last convolution; may be 0.
+        softmax_over: ``"mask"``, the patches of the proposal: each patch counts in the softmax as much as the mask
+            has of it (for a mask of zeros and ones, the softmax sees just the patches inside). ``"image"``, all
+            patches alike: then the mask acts through the masked features alone.
+        feature_scale: factor of the patch features in the scores; the features that are pooled keep unit length.
+            Batch norm undoes it but for its epsilon, so it matters most with K = 0.
+
+    The untrained last convolution gives almost equal scores. With ``softmax_over="mask"`` that is an almost uniform
+    heatmap over the mask, so training starts from mask pooling and moves away from it only where this helps. A
+    decoder that starts with scores at random first has to unlearn them; and with ``"image"`` all proposals start
+    from the mean of the image, the same embedding for each.
+
+    What it costs: training keeps 2 K maps of B * N * D * h * w numbers, two a block. At the paper's size (4 images a
+    GPU, N = 100, D = 512, a 32 x 32 grid) a map is 0.84 GB in float32, so K = 3 keeps 5 GB. Each block but the
+    first costs 9 * D^2 * N * h * w multiplications an image, 2.4e11 at that size: more than twice the whole visual
+    tower of ViT-B/16. The masked copies themselves are never made (:func:`masked_convolution`). Splitting the
+    proposals into groups would save memory, but change what batch norm averages over: all copies of the batch.
+
+    Raises:
+        ValueError: unknown ``softmax_over``.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        layers: int = 3,
+        softmax_over: Literal["mask", "image"] = "mask",
+        feature_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if softmax_over not in ("mask", "image"):
+            raise ValueError(f"unknown softmax_over {softmax_over!r}; valid: mask, image")
+        self.softmax_over = softmax_over
+        self.feature_scale = feature_scale
+        # Batch norm takes the mean away and a softmax a constant, so a bias would do nothing in either place.
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(layers)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(layers))
+        self.score = nn.Conv2d(width, 1, 1, bias=False)
+        for convolution in self.convolutions:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        # Small and not zero: behind zeros no block would get a gradient in the first step.
+        nn.init.normal_(self.score.weight, std=0.1 / width**0.5)
+
+    def forward(self, features: Tensor, masks: Tensor) -> AnchorOutput:
+        """Heatmaps (heads = 1) and pooled embeddings of all proposals.
+
+        Args:
+            features: (B, D, h, w) patch features in CLIP's joint space, L2-normalised per patch.
+            masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, any number N. In training the batch
+                statistics are over all B * N copies and all patches.
+
+        Raises:
+            ValueError: features or masks do not fit the decoder or each other.
+        """
+        batch, channels, height, width = features.shape
+        if (
+            channels != self.score.in_channels
+            or masks.shape[0] != batch
+            or masks.shape[2:] != features.shape[2:]
+        ):
+            raise ValueError(
+                f"features {tuple(features.shape)} and masks {tuple(masks.shape)} do not fit a decoder of width "
+                f"{self.score.in_channels}: wanted (B, {self.score.in_channels}, h, w) and (B, N, h, w)"
+            )
+        first, *rest = (*self.convolutions, self.score)
+        x = masked_convolution(first, features * self.feature_scale, masks)
+        for norm, convolution in zip(self.norms, rest, strict=True):
+            x = convolution(F.relu(norm(x), inplace=True))
+        scores = x.unflatten(0, (batch, -1)).flatten(2).float()  # (B, N, h*w)
+        if self.softmax_over == "mask":
+            # Not -inf outside the mask: a mask of zeros alone would then have no heatmap but nan.
+            scores = scores + masks.flatten(2).float().clamp(min=torch.finfo(torch.float32).tiny).log()
+        heatmaps = scores.softmax(-1)
+        embeddings = heatmaps @ features.flatten(2).transpose(1, 2)
+        return AnchorOutput(heatmaps.unflatten(-1, (height, width))[:, :, None], embeddings)
+
+
+def masked_convolution(convolution: nn.Conv2d, features: Tensor, masks: Tensor) -> Tensor:
+    """``convolution`` of the N masked copies F * M of each feature map, without making the copies.
+
+    The result at a patch is the sum, over the taps of the kernel, of the mask there times the tap's product with the
+    features there. These products are the same for all N copies, so they are computed once: 1/N + 1/C of the
+    multiplications of a convolution of every copy.
+
+    Args:
+        convolution: D channels to C; odd square kernel, stride 1, padding that keeps the size, no bias.
+        features: (B, D, h, w).
+        masks: (B, N, h, w).
+
+    Returns:
+        (B * N, C, h, w), the copies of an image one after another.
+    """
+    around = {"kernel_size": convolution.kernel_size, "padding": convolution.padding}
+    near_features = F.unfold(features, **around).unflatten(1, (features.shape[1], -1))  # (B, D, taps, h*w)
+    near_masks = F.unfold(masks, **around).unflatten(1, (masks.shape[1], -1))  # (B, N, taps, h*w)
+    products = torch.einsum("bdtp,cdt->bptc", near_features, convolution.weight.flatten(2))
+    copies = torch.einsum("bntp,bptc->bncp", near_masks, products)
+    return copies.flatten(0, 1).unflatten(-1, features.shape[2:])

@@ -97,11 +97,13 @@ class DenseCLIP(nn.Module):
                 Positions are interpolated to the patch grid h = H / patch, w = W / patch.
             severance: what replaces self-attention in which layers (section 4.1); None is plain CLIP.
             visual_prompts: learned maps added to the tokens that enter the first blocks (section 3.2).
-            masks: (B, N, h, w) proposal masks in [0, 1], for severance kinds that are guided by masks.
+            masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, for severance kinds that are guided
+                by masks.
 
         Raises:
             ValueError: an image size that is not a multiple of the patch size, a severed layer that the tower
-                does not have, or visual prompts of another width or more depth than the tower.
+                does not have, visual prompts of another width or more depth than the tower, or masks that are
+                missing or do not fit the patches where the severance needs them.
         """
         tower = self.model.visual
         if visual_prompts is not None:

@@ -1,10 +1,14 @@
-"""Class-agnostic mask proposals: MaskFormer without its class head (section 3.1)."""
+"""Class-agnostic mask proposals: MaskFormer without its class head (section 3.1).
+
+A system with a class head builds on the same network: :meth:`ProposalNetwork.decode` gives it the states of the
+queries, and :meth:`ProposalNetwork.matched_loss` the matching, with a class cost of its own, and the masks' losses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -24,8 +28,19 @@ from deop.losses import dice, focal_terms, labels_at, sigmoid_focal
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
 
+class Pairs(NamedTuple):
+    """M pairs of a query and a segment that one decoder layer has, as index tensors (M,): image, query, class."""
+
+    image: Tensor
+    query: Tensor
+    label: Tensor
+
+
 class ProposalNetwork(nn.Module):
     """A timm backbone, MaskFormer's pixel and transformer decoders and its mask embedding; no class head.
+
+    Attributes:
+        width: channels of the query states and of the decoders.
 
     Args:
         backbone: timm model name, one that supports ``features_only``.
@@ -70,6 +85,7 @@ class ProposalNetwork(nn.Module):
         if not timm.is_model(backbone):
             close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
             raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
+        self.width = width
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
         self.backbone = timm.create_model(
@@ -114,11 +130,15 @@ class ProposalNetwork(nn.Module):
             One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of
             the first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
         """
+        return self.decode(images)[1]
+
+    def decode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Query states of every decoder layer (layers, B, N, width), for a class head, and :meth:`forward`'s masks."""
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         pixels = self.pixel_decoder(features).last_hidden_state
         states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
         embeddings = self.mask_embedding(states)
-        return [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
+        return states, [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
         """Focal and dice loss of the matched masks, summed over the decoder layers.
@@ -143,21 +163,44 @@ class ProposalNetwork(nn.Module):
             ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the
             mean over all ground-truth masks of the batch, so 0 for a batch without any.
         """
+        return self.matched_loss(outputs, labels, ignore=ignore)[0]
+
+    def matched_loss(
+        self,
+        outputs: Sequence[Tensor],
+        labels: Tensor,
+        *,
+        ignore: int = 255,
+        class_costs: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], list[Pairs]]:
+        """:meth:`loss`, and the matching under it, one :class:`Pairs` a decoder layer.
+
+        Args:
+            outputs, labels, ignore: as in :meth:`loss`.
+            class_costs: (layers, B, N, C), what it costs to pair a query with a segment of each of C classes,
+                beside the cost of its mask; None for a class-agnostic matching.
+        """
         with torch.autocast(labels.device.type, enabled=False):
             logits = torch.stack([output.float() for output in outputs])  # (layers, B, N, h, w)
             classes, counts = segment_classes(labels, ignore)
             coarse = labels_at(labels, logits.shape[-2:])
-            pairs = match(
+            segment_costs = None
+            if class_costs is not None:
+                # What only fills up ``classes`` is never matched: any class will do for it.
+                index = classes.masked_fill(classes == ignore, 0)[None, :, None]
+                segment_costs = class_costs.gather(3, index.expand(*class_costs.shape[:3], -1))
+            matching = match(
                 logits.detach().flatten(3),
                 segment_masks(coarse, classes, ignore).flatten(2),
                 (coarse != ignore).flatten(1).float(),
                 counts,
                 self.focal_weight,
                 self.dice_weight,
+                segment_costs,
             )
             focal, overlap = logits.sum() * 0, logits.sum() * 0  # of the graph, also where nothing is matched
             # Layer by layer: the masks of all layers at full resolution would be most of a step's memory.
-            for layer_logits, (image, query, segment) in zip(logits, pairs, strict=True):
+            for layer_logits, (image, query, segment) in zip(logits, matching, strict=True):
                 if not len(image):
                     continue
                 matched = F.interpolate(
@@ -174,7 +217,9 @@ class ProposalNetwork(nn.Module):
                     overlap + dice((probability * target).sum(-1), probability.sum(-1), target.sum(-1)).sum()
                 )
             masks = max(sum(counts), 1)
-            return {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
+            losses = {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
+            pairs = [Pairs(image, query, classes[image, segment]) for image, query, segment in matching]
+            return losses, pairs
 
 
 def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
@@ -206,10 +251,12 @@ def match(
     counts: Sequence[int],
     focal_weight: float,
     dice_weight: float,
+    class_costs: Tensor | None = None,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Cheapest one-to-one assignment of proposals to ground-truth masks, for every decoder layer and image.
 
-    The cost of a pair is the loss it would have, weighted focal plus weighted dice; there is no class cost.
+    The cost of a pair is weighted focal plus weighted dice at the resolution of ``logits``, and its class cost if there
+    is one.
 
     Args:
         logits: (layers, B, N, pixels) mask logits, float32.
@@ -219,6 +266,7 @@ def match(
             unmatched.
         focal_weight: weight of the focal cost.
         dice_weight: weight of the dice cost.
+        class_costs: (layers, B, N, K), already weighted, or None.
 
     Returns:
         For every layer three (M,) index tensors: image, query and ground-truth mask of each of its M pairs.
@@ -234,8 +282,9 @@ def match(
         predicted = torch.bmm(probability, valid[..., None])
         overlap = dice(torch.bmm(probability, transposed), predicted, targets.sum(-1)[:, None])
         costs.append(focal_weight * focal + dice_weight * overlap)
+    total = torch.stack(costs) if class_costs is None else torch.stack(costs) + class_costs
     pairs = []
-    for layer_costs in torch.stack(costs).cpu().numpy():
+    for layer_costs in total.cpu().numpy():
         found = [
             (image, query, segment)
             for image, count in enumerate(counts)

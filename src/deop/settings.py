@@ -161,16 +161,31 @@ class Proposals(Settings):
 
 
 class SeveranceSettings(Settings):
-    """Patch severance (section 4.1). ``alpha`` maps a layer, counted from the end (-1 is the last), to its alpha."""
+    """Patch severance (section 4.1). ``alpha`` maps a layer, counted from the end (-1 is the last), to its alpha.
 
-    kind: Literal["none", "gps"] = "none"
+    The kinds that are guided by masks, ``mps`` and ``mask_sum``, sever a layer whole (1) or not at all (0).
+    """
+
+    kind: Literal["none", "gps", "mps", "mask_sum"] = "none"
     alpha: dict[int, Fraction] = {}
+
+    @model_validator(mode="after")
+    def _whole_layers(self) -> SeveranceSettings:
+        between = {layer: alpha for layer, alpha in self.alpha.items() if alpha not in (0, 1)}
+        if self.kind in ("mps", "mask_sum") and between:
+            raise ValueError(f"severance kind {self.kind!r} has only alphas 0 and 1 (got {between})")
+        return self
 
 
 class AnchorSettings(Settings):
-    """Classification anchor learning (section 4.2); ``kind: none`` is mask pooling."""
+    """Classification anchor learning (section 4.2); ``kind: none`` is mask pooling.
 
-    kind: Literal["none", "query"] = "none"
+    ``layers`` is K of both decoders. ``conv`` is Eq. 4 with its softmax over the patches of each mask, ``conv_image``
+    over all patches of the image (see :class:`deop.anchors.ConvHeatmapDecoder`); ``heads``, ``ffn_width`` and
+    ``dropout`` are the query decoder's alone.
+    """
+
+    kind: Literal["none", "query", "conv", "conv_image"] = "none"
     layers: Annotated[int, Field(ge=0)] = 1
     heads: Positive = 8
     ffn_width: Positive = 1024

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,13 +26,17 @@ class Severance:
     """Which layers of a ViT are severed, how, and how far.
 
     Args:
-        kind: one of :data:`KINDS`: ``"none"`` (plain self-attention everywhere) or ``"gps"``, generalised
-            patch severance (Eq. 2).
+        kind: one of :data:`KINDS`: ``"none"`` (plain self-attention everywhere); ``"gps"``, generalised patch
+            severance (Eq. 2); ``"mps"``, mask-guided patch severance (Eq. 1); or ``"mask_sum"``, the last layer
+            of the authors' released code.
         alpha: layer index -> alpha in [0, 1]. Negative indices count from the end (-1 is the last layer).
-            Layers that are not named have alpha 0, which is plain self-attention.
+            Layers that are not named have alpha 0, which is plain self-attention. The kinds guided by masks
+            replace the product of queries and keys altogether (section 4.1; Table 4 gives MPS no alpha), so
+            their layers have alpha 1.
 
     Raises:
-        ValueError: unknown kind, alpha outside [0, 1], or alphas given to kind ``"none"``.
+        ValueError: unknown kind, alpha outside [0, 1], an alpha between 0 and 1 for a kind in :data:`GUIDED`,
+            or alphas given to kind ``"none"``.
     """
 
     kind: str = "none"
@@ -45,6 +50,11 @@ class Severance:
         for layer, alpha in self.alpha.items():
             if not 0 <= alpha <= 1:
                 raise ValueError(f"severance alpha of layer {layer} is {alpha}; it must lie in [0, 1]")
+            if self.kind in GUIDED and alpha not in (0, 1):
+                raise ValueError(
+                    f"severance alpha of layer {layer} is {alpha}; kind {self.kind!r} has none in between: "
+                    "1 severs a layer, 0 leaves it alone"
+                )
 
     def attentions(self, layers: int) -> list[Attend | None]:
         """What replaces self-attention in each of a tower's ``layers`` layers, None where nothing does.
@@ -73,19 +83,82 @@ def generalised_patch_severance(alpha: float) -> Attend:
     """GPS, Eq. 2: F_out = (alpha * E + (1 - alpha) * Attn) F_in for every token, the class token included.
 
     F_in are the values as the layer projects them, per head; its output projection follows. With alpha = 1
-    queries and keys are not even computed.
+    queries and keys are not even computed. ``masks`` are of no use to it.
     """
 
     def attend(attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
-        width = attention.embed_dim
-        weight, bias = attention.in_proj_weight, attention.in_proj_bias
         if alpha == 1:
-            return attention.out_proj(F.linear(tokens, weight[2 * width :], bias[2 * width :]))
+            return attention.out_proj(project_values(attention, tokens))
         query, key, value = project(attention, tokens)
         attended = F.scaled_dot_product_attention(query, key, value)
         return merge(attention, alpha * value + (1 - alpha) * attended)
 
     return attend
+
+
+def mask_guided_patch_severance(
+    attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None
+) -> Tensor:
+    """MPS, Eq. 1, as an :data:`Attend`: patch i attends with M_i = sum_j M_j,i * M_j, divided by the sum of M_i.
+
+    The attention is the same for all heads, and comes from the N masks alone: no queries, no keys. Eq. 1 does not
+    say how its rows are normalised (the release takes their softmax); here they are divided by their sums, so that
+    a patch hears no patch that it shares no mask with. Nor does it speak of the class token: as in the release, that
+    lies in every mask, with value 1, so it attends to all and is to each patch like one more patch of that patch's
+    masks. A patch in no mask at all attends to nothing.
+
+    The (1+h*w)^2 attention is never made: it has rank N. Each mask is divided by its size, and the other factor
+    takes that size over: two weighted means in a row (of the values of each mask, then of the masks of each token),
+    no number of which is too large for half precision.
+
+    Raises:
+        ValueError: no masks, or masks that do not fit the tokens.
+    """
+    membership = token_masks(masks, tokens)  # (B, N, T)
+    size = membership.sum(-1, keepdim=True)  # at least 1, the class token's
+    of_tokens = membership * size
+    of_tokens = of_tokens / of_tokens.sum(1, keepdim=True).clamp(min=torch.finfo(of_tokens.dtype).tiny)
+    means = (membership / size) @ project_values(attention, tokens)  # (B, N, C)
+    return attention.out_proj(of_tokens.transpose(1, 2) @ means)
+
+
+def mask_sum(attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
+    """The release's last layer, as an :data:`Attend`: each patch's value times the sum over the N masks at it.
+
+    No patch hears another, as in GPS with alpha = 1, but patches weigh more the more proposals they lie in: here
+    the values are not divided by anything. The class token lies in every mask, with value 1, so its factor is N.
+    The paper does not have this kind; it is here so that the released weights can be compared.
+
+    Raises:
+        ValueError: no masks, or masks that do not fit the tokens.
+    """
+    factors = token_masks(masks, tokens).sum(1)  # (B, T)
+    return attention.out_proj(project_values(attention, tokens) * factors[..., None])
+
+
+def token_masks(masks: Tensor | None, tokens: Tensor) -> Tensor:
+    """Masks (B, N, h, w) as (B, N, 1+h*w): the class token, which lies in every mask, before the patches.
+
+    Raises:
+        ValueError: no masks, or masks that do not fit tokens (B, 1+h*w, C).
+    """
+    if masks is None:
+        raise ValueError(
+            "patch severance guided by masks needs the proposal masks on the patch grid; got none"
+        )
+    batch, patches = tokens.shape[0], tokens.shape[1] - 1
+    if masks.shape[0] != batch or masks.shape[-2] * masks.shape[-1] != patches:
+        raise ValueError(
+            f"masks {tuple(masks.shape)} do not fit {patches} patches of {batch} images: wanted (B, N, h, w) "
+            "on the patch grid"
+        )
+    return F.pad(masks.flatten(2), (1, 0), value=1.0)
+
+
+def project_values(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
+    """The values alone, (B, T, C), heads side by side, of tokens (B, T, C)."""
+    width = attention.embed_dim
+    return F.linear(tokens, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
 
 
 def project(attention: nn.MultiheadAttention, tokens: Tensor) -> list[Tensor]:
@@ -113,5 +186,13 @@ def self_attention(
     return merge(attention, F.scaled_dot_product_attention(query, key, value, is_causal=causal))
 
 
-KINDS: dict[str, Callable[[float], Attend] | None] = {"none": None, "gps": generalised_patch_severance}
+KINDS: dict[str, Callable[[float], Attend] | None] = {
+    "none": None,
+    "gps": generalised_patch_severance,
+    "mps": lambda alpha: mask_guided_patch_severance,
+    "mask_sum": lambda alpha: mask_sum,
+}
 """Kind -> rule that turns a layer's alpha into its attention; another kind of severance is one more entry."""
+
+GUIDED = ("mps", "mask_sum")
+"""Kinds that read the proposal masks and have no alpha: a layer is severed whole or not at all."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from deop.anchors import mask_pool
 from deop.clip import load_clip
-from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.data.segmentation import HIDDEN, IGNORE
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
@@ -18,12 +22,20 @@ QUERIES = 5
 PLUS = {"visual_prompts": True, "text_prompts": "online"}
 PS = {"severance": SeveranceSettings(kind="gps", alpha={-2: 0.0, -1: 1.0})}
 CAL = {"anchors": AnchorSettings(kind="query", layers=1)}
+MPS = {"severance": SeveranceSettings(kind="mps", alpha={-1: 1.0})}
+MASK_SUM = {"severance": SeveranceSettings(kind="mask_sum", alpha={-1: 1.0})}
+CONV = {"anchors": AnchorSettings(kind="conv", layers=3)}
+CONV_IMAGE = {"anchors": AnchorSettings(kind="conv_image", layers=1)}
 ROWS = {
     "baseline": Network(),
     "baseline_plus": Network(**PLUS),
     "baseline_plus_ps": Network(**PLUS, **PS),
     "baseline_plus_cal": Network(**PLUS, **CAL),
     "deop": Network(**PLUS, **PS, **CAL),
+    "deop_mps": Network(**PLUS, **MPS, **CAL),
+    "deop_mask_sum": Network(**PLUS, **MASK_SUM, **CAL),
+    "deop_conv": Network(**PLUS, **PS, **CONV),
+    "deop_conv_image": Network(**PLUS, **PS, **CONV_IMAGE),
 }
 
 
@@ -74,6 +86,13 @@ def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals
     assert "text_prompt.context" in moved and "text_prompt.no_object" in moved
 
 
+def test_pixels_without_a_seen_class_take_no_part_whatever_the_reason():
+    images, labels = batch()
+    segmenter = build(ROWS["deop"]).eval()
+    hidden = segmenter.losses(images, labels.masked_fill(labels == IGNORE, HIDDEN), NAMES)
+    assert hidden == segmenter.losses(images, labels, NAMES)
+
+
 def test_baseline_equals_a_literal_reading_of_section_3_1():
     segmenter = build(ROWS["baseline"]).eval()
     images, _ = batch()
@@ -106,6 +125,25 @@ def test_severance_and_anchors_each_change_the_answer():
     scores = {row: build(network).eval().segment(images, NAMES) for row, network in ROWS.items()}
     assert not torch.allclose(scores["baseline_plus"], scores["baseline_plus_ps"], atol=1e-5)
     assert not torch.allclose(scores["baseline_plus"], scores["baseline_plus_cal"], atol=1e-5)
+    variants = [row for row in ROWS if row.startswith("deop")]
+    for first, second in itertools.combinations(variants, 2):
+        assert not torch.allclose(scores[first], scores[second], atol=1e-5), (first, second)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("severance", [MPS, MASK_SUM])
+def test_severance_is_guided_by_the_masks_that_features_are_pooled_with(severance):
+    segmenter = build(Network(**severance)).eval()
+    images = torch.rand(2, 3, 37, 50)  # no multiple of the patch size
+    output = segmenter(images, NAMES)
+    masks = output.heatmaps[:, :, 0]
+    inputs = normalise(
+        to_multiple(images, segmenter.clip.patch_size), segmenter.clip.mean, segmenter.clip.std
+    )
+    patches = segmenter.clip.visual(inputs, severance=segmenter.severance, masks=masks).patches
+    pooled = mask_pool(F.normalize(patches, dim=1), masks)
+    expected = segmenter.logit_scale * pooled @ segmenter.text_prompt(segmenter.clip, NAMES).T
+    torch.testing.assert_close(output.class_logits[..., :-1], expected, atol=1e-3, rtol=1e-4)
 
 
 def test_any_image_size_and_any_class_list_are_answered():

@@ -23,16 +23,35 @@ def crop_segment(image: Tensor, mask: Tensor, size: int, fill: Tensor, expand: f
     Returns:
         (3, size, size) in [0, 1].
     """
-    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
-    bounds = []
-    for inside, length in ((rows, mask.shape[0]), (columns, mask.shape[1])):
-        first, last = int(inside[0]), int(inside[-1]) + 1
-        grow = (expand - 1) * (last - first) / 2
-        bounds.append((max(0, round(first - grow)), min(length, round(last + grow))))
-    (top, bottom), (left, right) = bounds
-    filled = torch.where(mask, image, fill.view(3, 1, 1))[:, top:bottom, left:right]
-    resized = F.interpolate(filled[None], (size, size), mode="bicubic", align_corners=False, antialias=True)
-    return resized[0].clamp(0, 1)
+    return crop_segments(image, mask[None], size, fill, expand)[0]
+
+
+def crop_segments(image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float = 1.0) -> Tensor:
+    """:func:`crop_segment` of M masks (M, H, W) of one image: (M, 3, size, size). No mask may be empty."""
+    crops = image.new_empty(len(masks), 3, size, size)
+    spans = zip(_spans(masks.any(2), expand), _spans(masks.any(1), expand))
+    for crop, mask, ((top, bottom), (left, right)) in zip(crops, masks, spans):
+        box = slice(top, bottom), slice(left, right)
+        filled = torch.where(mask[box], image[:, *box], fill.view(3, 1, 1))
+        crop.copy_(
+            F.interpolate(filled[None], (size, size), mode="bicubic", align_corners=False, antialias=True)[0]
+        )
+    return crops.clamp_(0, 1)
+
+
+def _spans(occupied: Tensor, expand: float) -> list[tuple[int, int]]:
+    """First and last + 1 index of each line (M, L) that is occupied, expanded within the image.
+
+    All lines at once: on a GPU every number read one by one would wait for all work before it.
+    """
+    length = occupied.shape[1]
+    first = occupied.int().argmax(1)
+    last = length - occupied.flip(1).int().argmax(1)
+    spans = []
+    for start, end in torch.stack([first, last], 1).tolist():
+        grow = (expand - 1) * (end - start) / 2
+        spans.append((max(0, round(start - grow)), min(length, round(end + grow))))
+    return spans
 
 
 def draw_segments(dataset: SegmentationDataset, per_class: int, seed: int) -> list[tuple[int, int]]:

@@ -37,7 +37,8 @@ class Segmenter(nn.Module, ABC):
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
-            labels: (B, H, W) int64 indices into ``names``, ``deop.data.IGNORE`` where a pixel has no class.
+            labels: (B, H, W) int64 indices into ``names``; of :mod:`deop.data.segmentation`, ``IGNORE`` where a pixel
+                has no class and ``HIDDEN`` where it has an unseen one.
         """
 
     @abstractmethod

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deop.anchors import QueryHeatmapDecoder, mask_pool
+from deop.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
 from deop.clip import DenseCLIP
 from deop.losses import labels_at, segmentation_loss
 from deop.methods.base import (
@@ -24,7 +24,7 @@ from deop.methods.base import (
 )
 from deop.prompts import TextPrompt, VisualPrompts
 from deop.proposals import ProposalNetwork
-from deop.settings import Network, Segmentation
+from deop.settings import AnchorSettings, Network, Segmentation
 from deop.severance import Severance
 
 
@@ -38,7 +38,7 @@ class DeOP(Segmenter):
         network: which parts are on.
         queries: number N of proposals, one anchor query each.
         normalisation: whose mean and deviation CLIP's input is normalised with, ``"clip"`` or ``"imagenet"``.
-        ignore: label of pixels that take no part in the losses.
+        ignore: label of pixels that take no part in the losses; nor do those of other negative labels.
     """
 
     def __init__(
@@ -69,19 +69,7 @@ class DeOP(Segmenter):
             if network.visual_prompts
             else None
         )
-        self.anchors = (
-            QueryHeatmapDecoder(
-                width=clip.embed_dim,
-                queries=queries,
-                layers=network.anchors.layers,
-                heads=network.anchors.heads,
-                ffn_width=network.anchors.ffn_width,
-                dropout=network.anchors.dropout,
-                feature_scale=network.anchors.feature_scale,
-            )
-            if network.anchors.kind == "query"
-            else None
-        )
+        self.anchors = build_anchors(network.anchors, clip.embed_dim, queries)
         text_prompt.context.requires_grad_(network.text_prompts == "online")
         # Only training can teach what "no object" looks like.
         text_prompt.no_object.requires_grad_(network.trained)
@@ -110,11 +98,13 @@ class DeOP(Segmenter):
         with torch.no_grad():
             mask_logits = self.proposals(normalise(images, IMAGENET_MEAN, IMAGENET_STD))[-1].float()
         inputs = normalise(to_multiple(images, self.clip.patch_size), self.mean, self.std)
-        dense = self.clip.visual(inputs, severance=self.severance, visual_prompts=self.visual_prompts)
+        # Before CLIP's pass: severance may be guided by the masks.
+        grid = [side // self.clip.patch_size for side in inputs.shape[-2:]]
+        masks = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).sigmoid()
+        dense = self.clip.visual(
+            inputs, severance=self.severance, visual_prompts=self.visual_prompts, masks=masks
+        )
         features = F.normalize(dense.patches.float(), dim=1)
-        masks = F.interpolate(
-            mask_logits, features.shape[-2:], mode="bilinear", align_corners=False
-        ).sigmoid()
         if self.anchors is None:
             embeddings, heatmaps = mask_pool(features, masks), masks[:, :, None]
         else:
@@ -127,8 +117,12 @@ class DeOP(Segmenter):
         return SegmenterOutput(mask_logits, class_logits, heatmaps)
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2)."""
+        """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2).
+
+        A pixel without a seen class takes no part, whatever the reason.
+        """
         output = self(images, names)
+        labels = labels.masked_fill(labels < 0, self.ignore)
         return segmentation_loss(
             output.class_logits,
             output.mask_logits,
@@ -144,6 +138,30 @@ class DeOP(Segmenter):
     def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
         """Sum over proposals of class probability times mask (section 3.1), "no object" dropped."""
         return combine(self(images, names), size or tuple(images.shape[-2:]))
+
+
+def build_anchors(
+    settings: AnchorSettings, width: int, queries: int
+) -> QueryHeatmapDecoder | ConvHeatmapDecoder | None:
+    """The heatmap decoder (section 4.2) for D = ``width`` channels and N = ``queries``; None is mask pooling."""
+    if settings.kind == "none":
+        return None
+    if settings.kind == "query":
+        return QueryHeatmapDecoder(
+            width=width,
+            queries=queries,
+            layers=settings.layers,
+            heads=settings.heads,
+            ffn_width=settings.ffn_width,
+            dropout=settings.dropout,
+            feature_scale=settings.feature_scale,
+        )
+    return ConvHeatmapDecoder(
+        width=width,
+        layers=settings.layers,
+        softmax_over="image" if settings.kind == "conv_image" else "mask",
+        feature_scale=settings.feature_scale,
+    )
 
 
 def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:

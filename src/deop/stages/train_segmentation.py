@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.data.segmentation import SegmentationDataset
 from deop.methods.base import Segmenter
 from deop.settings import Job, Segmentation
 from deop.stages.artifacts import artifact
@@ -21,8 +21,7 @@ class SegmentationStep(nn.Module):
         self.segmenter, self.names = segmenter, names
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        # To the end-to-end loss a pixel without a seen class takes no part, whatever the reason.
-        return self.segmenter.losses(batch["image"], batch["label"].clamp(min=IGNORE), self.names)
+        return self.segmenter.losses(batch["image"], batch["label"], self.names)
 
 
 def run(job: Job) -> None:
