@@ -152,10 +152,9 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
     assert changed.settings["proposals"]["iterations"] == 7
     # Values inside a section are put over the defaults one by one.
     assert changed.settings["proposals"]["augmentation"] == {
-        "crop": 32,
-        "scale": config["proposals"]["augmentation"]["scale"],
         "flip": 0.5,
-        "colour_jitter": True,
+        **config["proposals"]["augmentation"],
+        "crop": 32,
     }
 
 
