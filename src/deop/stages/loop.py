@@ -62,6 +62,13 @@ def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
     return factor
 
 
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only: not on biases, norms, embeddings of positions or the logit scale."""
+    matrices = [value for value in model.parameters() if value.ndim >= 2]
+    vectors = [value for value in model.parameters() if value.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
     """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
     learned = {name for name, value in module.named_parameters() if value.requires_grad}

@@ -20,7 +20,7 @@ from deop.data.emoji import concepts
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.settings import Job, PretrainBackbone
 from deop.stages.artifacts import artifact, write_json
-from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.loop import cosine, fit, make_accelerator, parameter_groups
 from deop.stages.networks import WEIGHTS, seed_everything
 
 _SEED = 0xACC  # of images that training does not draw
@@ -70,15 +70,7 @@ def run(job: Job) -> None:
         settings.backbone, num_classes=len(concepts()), **settings.backbone_args
     ).to(memory_format=torch.channels_last)
     steps = settings.images // settings.batch_size
-    matrices = [value for value in classifier.parameters() if value.ndim >= 2]
-    vectors = [value for value in classifier.parameters() if value.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=settings.lr,
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(classifier, settings.weight_decay), lr=settings.lr)
     with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
         fit(

@@ -22,7 +22,7 @@ from deop.data.emoji import concepts
 from deop.settings import Job, PretrainClip
 from deop.stages.artifacts import PROVENANCE, artifact, write_json
 from deop.stages.clip_accuracy import clip_accuracy
-from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.loop import cosine, fit, make_accelerator, parameter_groups
 from deop.stages.networks import WEIGHTS
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
@@ -45,13 +45,6 @@ class ContrastiveStep(nn.Module):
             self.model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
         image, text, scale = self.model(images, tokens)
         return {"contrastive": self.loss(image.float(), text.float(), scale.float())}
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only: not on biases, norms, embeddings of positions or the logit scale."""
-    matrices = [value for value in model.parameters() if value.ndim >= 2]
-    vectors = [value for value in model.parameters() if value.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def run(job: Job) -> None:
@@ -82,7 +75,7 @@ def run(job: Job) -> None:
         textures=settings.textures,
     )
     optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), eps=1e-6
+        parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), eps=1e-6
     )
     seen = steps * settings.batch_size
     with artifact(job, images_seen=seen, steps=steps, started_from=started_from) as workspace:
