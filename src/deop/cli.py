@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from deop.errors import DeopError, explain
+from deop.launch import keep_freed_memory
 from deop.plan import marker
 from deop.settings import Job
 
@@ -97,6 +98,7 @@ def _add_command(stage: str, description: str) -> None:
     ) -> None:
         for variable in THREAD_VARIABLES:
             os.environ[variable] = str(threads)
+        keep_freed_memory()
         order = read_job(job, stage)
         with job.open() as job_file:
             if wait_for_others(job_file) and Path(marker(order)).exists():

@@ -174,6 +174,7 @@ class Configuration:
             if picture.experiment not in self.experiments:
                 raise unknown(f"{place}.experiment", "experiment", picture.experiment, self.experiments)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
+        self.launch_settings = _load(root / self.launch_file, self.launch_file)
 
     def pretrain_backbone(self, dataset: str) -> PretrainBackbone:
         """How the backbone of a dataset's proposal network is pre-trained."""

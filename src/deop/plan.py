@@ -23,6 +23,7 @@ from typing import Any
 
 from deop.config import SOURCE, Configuration
 from deop.errors import ConfigError, unknown
+from deop.launch import launch_command
 from deop.settings import Job, Settings
 
 JOBS = Path(".deop/jobs")
@@ -45,7 +46,7 @@ class Plan:
         tables: the table jobs by table name.
         pictures: the picture jobs by picture name.
         resources: what each stage asks of Snakemake.
-        launch: the command that runs ``deop`` under Accelerate, with the configured launch file.
+        launch: the command that runs ``deop`` as the configured Accelerate launch file says.
 
     Raises:
         ConfigError: the first thing in the configuration that cannot be run.
@@ -58,7 +59,7 @@ class Plan:
         self.tables = {name: self._table(name) for name in self._config.tables}
         self.pictures = {name: self._picture(name) for name in self._config.pictures}
         self.resources = self._config.main.resources
-        self.launch = f"accelerate launch --config_file {self._config.launch_file} -m deop"
+        self.launch = launch_command(self._config.launch_file, self._config.launch_settings)
 
     def outputs(self, stage: str) -> list[str]:
         """The files that say that all jobs of ``stage`` are done."""

@@ -74,7 +74,7 @@ def test_second_run_changes_and_lost_files(workflow):
 
 @pytest.mark.slow
 def test_killed_with_everything_it_started_then_run_again(workflow):
-    launcher = workflow.path / ".bin/accelerate"
+    launcher = workflow.path / ".bin/deop"
     stand_in = launcher.read_text()
     launcher.write_text("#!/bin/sh\ntouch started\nexec sleep 600\n")
     process = subprocess.Popen(
@@ -97,7 +97,7 @@ def test_killed_with_everything_it_started_then_run_again(workflow):
 
 @pytest.mark.slow
 def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
-    launcher = workflow.path / ".bin/accelerate"
+    launcher = workflow.path / ".bin/deop"
     launcher.write_text("#!/bin/sh\necho the reason >&2\nexit 3\n")
     output = workflow.snakemake(TABLE3, status=1)
     assert "the reason" in output

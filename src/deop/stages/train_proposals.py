@@ -40,6 +40,7 @@ def run(job: Job) -> None:
         ],
         lr=settings.lr,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")

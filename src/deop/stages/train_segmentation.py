@@ -35,7 +35,10 @@ def run(job: Job) -> None:
     prompts = [value for name, value in learned.items() if not name.startswith("anchors.")]
     groups = [{"params": prompts}, {"params": anchors, "lr": settings.lr * settings.anchors_lr_factor}]
     optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=settings.lr, weight_decay=settings.weight_decay
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")

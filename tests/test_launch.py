@@ -1,0 +1,52 @@
+"""How stages are started: with and without Accelerate's launcher, a process gets the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deop.launch import launch_command
+
+ROOT = Path(__file__).parents[1]
+TELL = "from accelerate import Accelerator as A; a = A(); print(a.mixed_precision, a.device, a.num_processes)"
+
+
+def launched(folder: Path, command: str) -> str:
+    """What Accelerate makes of ``command``, with a ``deop`` that only tells that."""
+    (folder / "deop.py").write_text(TELL)
+    script = folder / "deop"
+    script.write_text(f"#!/bin/sh\nexec {sys.executable} {folder / 'deop.py'}\n")
+    script.chmod(0o755)
+    path = f"{folder}:{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env={"PATH": path, "HOME": str(folder)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"mixed_precision": "no", "use_cpu": True}])
+def test_one_process_is_what_the_launcher_makes_it(tmp_path, changes):
+    values = yaml.safe_load((ROOT / "config/accelerate/single.yaml").read_text()) | changes
+    path = tmp_path / "launch.yaml"
+    path.write_text(yaml.safe_dump(values))
+    direct = launch_command(str(path), values)
+    assert "accelerate launch" not in direct
+    assert launched(tmp_path, direct) == launched(tmp_path, f"accelerate launch --config_file {path} -m deop")
+
+
+@pytest.mark.parametrize("name", ["gpus4", "gpus8"])
+def test_several_processes_go_through_the_launcher(name):
+    path = ROOT / f"config/accelerate/{name}.yaml"
+    command = launch_command(str(path), yaml.safe_load(path.read_text()))
+    assert command == f"accelerate launch --config_file {path} -m deop"
