@@ -158,6 +158,17 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
     }
 
 
+def test_a_profile_may_drop_what_the_defaults_say_of_one_dataset(root, config):
+    """Otherwise the mini profile's exception for es20 would hold in every profile."""
+    tiny = yaml.safe_load((root / "config/tiny.yaml").read_text())
+    assert config["proposals"]["per_dataset"]
+    for section in ("proposals", "segmentation"):
+        config[section] |= tiny[section]
+    trained = [job for job in Plan(config, root).jobs.values() if job.stage == "train_segmentation"]
+    assert {job.settings["proposals"]["iterations"] for job in trained} == {tiny["proposals"]["iterations"]}
+    assert {job.settings["segmentation"]["lr"] for job in trained} == {config["segmentation"]["lr"]}
+
+
 def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, config):
     config["network"]["severance"] = {"alpha": {-2: 1, -1: 1}}
     edit(

@@ -266,9 +266,9 @@ class Configuration:
         return validated(Network, merged, SOURCE, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
-        """The settings of one stage for each dataset."""
+        """The settings of one stage for each dataset. ``per_dataset: null`` in a profile drops what the defaults say."""
         defaults = dict(getattr(self.main, section))
-        overrides = defaults.pop("per_dataset", {})
+        overrides = defaults.pop("per_dataset", None) or {}
         for name in overrides:
             if name not in self.datasets:
                 raise unknown(f"{SOURCE}: {section}.per_dataset", "dataset", name, self.datasets)
