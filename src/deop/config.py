@@ -266,7 +266,7 @@ class Configuration:
         return validated(Network, merged, SOURCE, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
-        """The settings of one stage for each dataset. ``per_dataset: null`` in a profile drops what the defaults say."""
+        """The settings of one stage for each dataset. ``per_dataset: null`` in a profile drops the defaults."""
         defaults = dict(getattr(self.main, section))
         overrides = defaults.pop("per_dataset", None) or {}
         for name in overrides:
