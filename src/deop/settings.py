@@ -124,12 +124,15 @@ class TextPrompts(Settings):
 
 
 class Augmentation(Settings):
-    """Training augmentation: short side drawn from ``scale`` times ``crop``, random crop, flip, colour jitter."""
+    """Training augmentation: short side drawn from ``scale`` times ``crop``, random crop, flip, colour jitter.
+
+    ``flip`` and ``colour_jitter`` are the shares of images that are flipped and jittered.
+    """
 
     crop: Positive
     scale: tuple[float, float] = (0.5, 1.5)
     flip: Fraction = 0.5
-    colour_jitter: bool = True
+    colour_jitter: Fraction = 1.0
 
 
 class Proposals(Settings):

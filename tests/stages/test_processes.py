@@ -35,7 +35,7 @@ PROPOSALS = {
     "heads": 2,
     "iterations": 3,
     "batch_size": 4,
-    "augmentation": {"crop": 64, "scale": [1.0, 1.0], "flip": 0.0, "colour_jitter": False},
+    "augmentation": {"crop": 64, "scale": [1.0, 1.0], "flip": 0.0, "colour_jitter": 0.0},
 }
 
 

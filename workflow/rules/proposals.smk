@@ -18,7 +18,7 @@ rule train_proposals:
         "benchmarks/train_proposals/{name}-{key}.tsv"
     conda:
         "../../environment.yml"
-    priority: 1  # the longest chain starts here
+    priority: 1 # the longest chain starts here
     threads: plan.resources.train_proposals.threads
     resources:
         mem_mb=plan.resources.train_proposals.mem_mb,
