@@ -18,18 +18,18 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 COMMAND = ["snakemake", "--configfile", "config/tiny.yaml", "--cores", "2"]
-TABLE = "results/table3.csv"
+TABLE, SYSTEMS = "results/table3.csv", "results/table1.csv"
 METHODS = ["Baseline", "Baseline+", "Baseline+ w/ PS", "Baseline+ w/ CAL", "DeOP"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A copy of what a clone holds, with Table 3 made in it."""
+    """A copy of what a clone holds, with Tables 1 and 3 made in it."""
     path = tmp_path_factory.mktemp("clone")
     for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml", "requirements.lock"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, path / name)
-    done = snakemake(path, TABLE)
+    done = snakemake(path, TABLE, SYSTEMS)
     assert done.returncode == 0, done.stdout[-6000:]
     return path
 
@@ -65,6 +65,23 @@ def test_table_3_has_the_papers_rows_and_columns_measured(folder):
 
 
 @pytest.mark.slow
+def test_table_1_measures_the_multipass_systems_and_counts_their_passes(folder):
+    table = pd.read_csv(folder / SYSTEMS, index_col="method")
+    run = table.drop(["ZS3Net", "CaGNet"])
+    assert list(run.index) == ["ZegFormer", "SimBaseline", "DeOP"]
+    assert (table.loc["ZS3Net"].filter(like=".") == "not run").all()
+    for dataset in ("es171", "es20"):
+        assert float(run.loc["DeOP", f"{dataset}.passes"]) == 1
+        assert (run[f"{dataset}.FPS"].astype(float) > 0).all()
+        # At most one pass a proposal, of which the profile has six.
+        others = run.loc[["ZegFormer", "SimBaseline"], f"{dataset}.passes"].astype(float)
+        assert ((others >= 0) & (others <= 6)).all()
+    # One checkpoint for both tables.
+    ablation = pd.read_csv(folder / TABLE, index_col="method")
+    assert float(run.loc["DeOP", "es171.hIoU"]) == ablation.loc["DeOP", "es171.hIoU"]
+
+
+@pytest.mark.slow
 def test_numbers_are_those_of_the_evaluations(folder):
     table = pd.read_csv(folder / TABLE, index_col="method")
     found = set()
@@ -76,7 +93,7 @@ def test_numbers_are_those_of_the_evaluations(folder):
         harmonic = 2 * seen * unseen / (seen + unseen) if seen + unseen else 0
         assert metrics["hIoU"] == pytest.approx(harmonic)
         assert {"seed", "version", "wall_time_s", "device", "settings"} <= set(result["provenance"])
-    assert {round(value, 1) for value in table["es171.pAcc"]} == found
+    assert {round(value, 1) for value in table["es171.pAcc"]} <= found
 
 
 @pytest.mark.slow

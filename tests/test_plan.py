@@ -16,7 +16,7 @@ from deop import plan as plan_module
 from deop.config import Configuration
 from deop.errors import ConfigError
 from deop.plan import Plan, marker
-from deop.settings import Job
+from deop.settings import Job, Network
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,15 +59,17 @@ def new_jobs(before: Plan, after: Plan) -> Counter:
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_table3_needs_each_piece_once(root, config, seeds):
+def test_the_tables_need_each_piece_once(root, config, seeds):
     plan = Plan(config | {"seeds": list(range(seeds))}, root)
     assert Counter(stage for stage, _ in plan.jobs) == {
         "prepare_data": 2,
         "learn_prompts": 2 * seeds,
         "train_proposals": 2 * seeds,
         "train_segmentation": 4 * 2 * seeds,
-        "evaluate": 5 * 2 * seeds,
-        "table": 1,
+        "train_multipass": 2 * 2 * seeds,
+        "evaluate": (5 + 2) * 2 * seeds,
+        "measure_speed": 2,
+        "table": 2,
         "picture": 1,
     }
 
@@ -119,8 +121,33 @@ def test_rounds_of_pretraining_follow_each_other(root, config):
 def test_a_change_of_one_experiment_changes_it_alone(root, config):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=3)
-    expected = {"train_segmentation": 2, "evaluate": 2, "table": 1, "picture": 1}
+    expected = {"train_segmentation": 2, "evaluate": 2, "measure_speed": 2, "table": 2, "picture": 1}
     assert new_jobs(before, Plan(config, root)) == expected
+
+
+def test_what_a_multipass_system_is_trained_on_and_what_only_tests_it(root, config):
+    config["clip"]["retrain"] = True
+    before = Plan(config, root)
+    evaluation = before.tables["table1"].inputs["simbaseline/es20/0"]
+    by_output = {job.output: job for job in before.jobs.values()}
+    assert set(by_output[evaluation].inputs) == {"data", "clip", "prompts", "multipass"}
+    # Templates in place of the learned prompt, in both streams.
+    zegformer = by_output[before.tables["table1"].inputs["zegformer/es20/0"]]
+    assert set(zegformer.inputs) == {"data", "clip", "multipass"}
+    # As the release has it, for the dataset that stands for VOC alone.
+    weights = {
+        name: by_output[before.tables["table1"].inputs[f"simbaseline/{name}/0"]].settings["network"][
+            "ensemble_weight"
+        ]
+        for name in ("es171", "es20")
+    }
+    assert weights == {"es171": 0.8, "es20": 0.7}
+    # The ensemble is a matter of testing, the class head one of training.
+    edit(root / "config/experiments.yaml", "experiments", "simbaseline", "ensemble_weight", to=0.6)
+    assert new_jobs(before, Plan(config, root)) == {"evaluate": 2, "measure_speed": 2, "table": 1}
+    edit(root / "config/experiments.yaml", "experiments", "simbaseline", "class_weight", to=2.0)
+    retrained = {"train_multipass": 2, "evaluate": 2, "measure_speed": 2, "table": 1}
+    assert new_jobs(before, Plan(config, root)) == retrained
 
 
 def test_identical_experiments_under_two_names_are_one_job(root, config):
@@ -143,10 +170,12 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
     assert new_jobs(before, after) == {
         "train_proposals": 1,
         "train_segmentation": 4,
-        "evaluate": 5,
-        "table": 1,
+        "train_multipass": 2,
+        "evaluate": 7,
+        "measure_speed": 1,
+        "table": 2,
     }
-    outputs = {after.jobs[key].output for key in jobs(after) - jobs(before)} - {"results/table3.json"}
+    outputs = {job.output for key, job in after.jobs.items() if key not in before.jobs and key[0] != "table"}
     assert all(Path(output).name.startswith("es20-") for output in outputs)
     (changed,) = (after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "train_proposals")
     assert changed.settings["proposals"]["iterations"] == 7
@@ -179,7 +208,10 @@ def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, c
         "alpha",
         to={-1: 0.5},
     )
-    networks = {name: network.severance for name, network in Configuration(config, root).experiments.items()}
+    systems = Configuration(config, root).experiments
+    networks = {
+        name: of["es171"].severance for name, of in systems.items() if isinstance(of["es171"], Network)
+    }
     assert networks["deop"].alpha == {-2: 1, -1: 1}
     assert networks["baseline_plus_ps"].alpha == {-1: 0.5}  # as a whole, not on top of the profile's
     assert networks["baseline"].alpha == {}
@@ -310,7 +342,7 @@ def _overlay(values: dict, changes: dict) -> None:
         (
             ("datasets", "es20", "stands_for"),
             None,
-            "table3.datasets: unknown dataset 'voc'; valid: coco_stuff",
+            "table1.datasets: unknown dataset 'voc'; valid: coco_stuff",
         ),
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
         (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),
@@ -347,7 +379,13 @@ def test_config_errors_name_key_value_and_choices(root, config, keys, value, mes
          "tables.table3.datasets: unknown dataset 'ade20k'; valid: coco_stuff, voc"),
         ("tables.yaml", ("tables", "table3", "reported"), 9, "unknown table of the paper 9; valid: 1, 2, 3"),
         ("tables.yaml", ("tables", "table3", "rows", 0, "name"), "x",
-         "config/tables.yaml: tables.table3.rows.0: unknown key 'name'; valid: experiment, label"),
+         "config/tables.yaml: tables.table3.rows.0: unknown key 'name'; valid: decoupled, experiment, label"),
+        ("experiments.yaml", ("experiments", "simbaseline", "method"), "simbase",
+         "experiments.simbaseline.method: unknown method 'simbase'; valid: deop, simbaseline, zegformer"),
+        ("experiments.yaml", ("experiments", "zegformer", "ensemble_wieght"), 0.5,
+         "experiments.zegformer: unknown key 'ensemble_wieght'; valid: calibration, class_weight"),
+        ("tables.yaml", ("pictures", "scene", "experiment"), "zegformer",
+         "pictures.scene.experiment: 'zegformer' has no anchor heatmap to show"),
         ("experiments.yaml", ("experiments", "deop", "anchors", "kind"), "conv3",
          "config/experiments.yaml: experiments.deop.anchors.kind: unknown value 'conv3'; valid: 'none'"),
         ("experiments.yaml", ("experiments", "deop", "severance"), {"kind": "mps", "alpha": {-1: 0.5}},

@@ -24,7 +24,9 @@ STAGES = {
     "learn_prompts": "Learn text prompts offline (section 3.2).",
     "train_proposals": "Train the class-agnostic mask proposal network (section 3.1).",
     "train_segmentation": "Train a segmentation network end to end (section 4).",
+    "train_multipass": "Train a multi-pass system: proposals with a class head on names (figure 1b).",
     "evaluate": "Measure a segmentation network on a validation set.",
+    "measure_speed": "Measure how many images a second systems segment, side by side.",
     "table": "Write a table from evaluations.",
     "picture": "Draw one validation scene on its way through a network.",
 }

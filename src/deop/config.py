@@ -15,6 +15,7 @@ from pydantic import Field
 
 from deop.errors import ConfigError, unknown, validated
 from deop.settings import (
+    SYSTEMS,
     Clip,
     EmojiScenes,
     Evaluation,
@@ -25,6 +26,7 @@ from deop.settings import (
     Proposals,
     Segmentation,
     Settings,
+    Speed,
     TextPrompts,
     Vocabulary,
 )
@@ -35,6 +37,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "proposals": Proposals,
     "segmentation": Segmentation,
     "evaluation": Evaluation,
+    "speed": Speed,
 }
 
 
@@ -68,7 +71,9 @@ class Resources(Settings):
     learn_prompts: StageResources = StageResources()
     train_proposals: StageResources = StageResources()
     train_segmentation: StageResources = StageResources()
+    train_multipass: StageResources = StageResources()
     evaluate: StageResources = StageResources()
+    measure_speed: StageResources = StageResources()
     table: StageResources = StageResources()
     picture: StageResources = StageResources()
 
@@ -91,7 +96,9 @@ class MainFile(Settings):
     proposals: dict
     segmentation: dict
     evaluation: dict
+    speed: Annotated[dict, Field(default_factory=dict)]
     network: Annotated[dict, Field(default_factory=dict)]
+    multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
     resources: Resources = Resources()
 
@@ -102,11 +109,19 @@ class ExperimentsFile(Settings):
     experiments: dict[str, dict]
 
 
+Metric = Literal["pAcc", "mIoU", "hIoU", "seen", "unseen", "passes", "FPS"]
+
+
 class TableRow(Settings):
-    """A row: what it is called (as in the paper, where it has one) and the experiment it shows."""
+    """A row: what it is called (as in the paper, where it has one) and the experiment it shows.
+
+    One without an experiment is a system that is not implemented here. ``decoupled`` says, where a table has that
+    column, whether masks and their classes are found separately.
+    """
 
     label: str
-    experiment: str
+    experiment: str | None = None
+    decoupled: bool | None = None
 
 
 class TableLayout(Settings):
@@ -119,7 +134,7 @@ class TableLayout(Settings):
     reported: int | None = None
     rows: Annotated[tuple[TableRow, ...], Field(min_length=1)]
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    metrics: Annotated[tuple[Literal["pAcc", "mIoU", "hIoU", "seen", "unseen"], ...], Field(min_length=1)]
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
 
 
 class Picture(Settings):
@@ -157,7 +172,7 @@ class Configuration:
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
         experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
-        self.experiments = {name: self._network(name, values) for name, values in experiments.items()}
+        self.experiments = {name: self._system(name, values) for name, values in experiments.items()}
         tables = self._read(TablesFile, "tables.yaml")
         self.paper_datasets, self.tables, self.pictures = (
             tables.paper_datasets,
@@ -173,6 +188,8 @@ class Configuration:
                 raise unknown(f"{place}.dataset", "dataset", picture.dataset, self.stand_ins)
             if picture.experiment not in self.experiments:
                 raise unknown(f"{place}.experiment", "experiment", picture.experiment, self.experiments)
+            if not isinstance(self.experiments[picture.experiment][self.stand_ins[picture.dataset]], Network):
+                raise ConfigError(f"{place}.experiment: {picture.experiment!r} has no anchor heatmap to show")
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
         self.launch_settings = _load(root / self.launch_file, self.launch_file)
 
@@ -250,6 +267,20 @@ class Configuration:
         path = self._named_file(key, name, "vocabularies")
         return validated(Vocabulary, _load(self._root / path, path), path)
 
+    def _system(self, name: str, values: dict) -> dict[str, Settings]:
+        """An experiment's system for each dataset."""
+        place, method = f"{SOURCE}/experiments.yaml: experiments.{name}", values.get("method", "deop")
+        if method not in SYSTEMS:
+            raise unknown(f"{place}.method", "method", method, SYSTEMS)
+        if method == "deop":
+            return dict.fromkeys(self.datasets, self._network(name, values))
+        validated(SYSTEMS[method], values, f"{SOURCE}/experiments.yaml", ("experiments", name))
+        at = ("multipass", method)
+        return {
+            dataset: validated(SYSTEMS[method], _merged(profile, values), SOURCE, at)
+            for dataset, profile in self._per_dataset(self.main.multipass.get(method, {}), at).items()
+        }
+
     def _network(self, name: str, values: dict) -> Network:
         """An experiment's network: its own values over the profile's ``network``.
 
@@ -266,16 +297,20 @@ class Configuration:
         return validated(Network, merged, SOURCE, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
-        """The settings of one stage for each dataset. ``per_dataset: null`` in a profile drops the defaults."""
-        defaults = dict(getattr(self.main, section))
+        """The settings of one stage for each dataset."""
+        values = self._per_dataset(getattr(self.main, section), (section,))
+        return {
+            name: validated(SECTIONS[section], entry, SOURCE, (section,)) for name, entry in values.items()
+        }
+
+    def _per_dataset(self, values: dict, at: tuple[str, ...]) -> dict[str, dict]:
+        """A section's values for each dataset. ``per_dataset: null`` in a profile drops the defaults' exceptions."""
+        defaults = dict(values)
         overrides = defaults.pop("per_dataset", None) or {}
         for name in overrides:
             if name not in self.datasets:
-                raise unknown(f"{SOURCE}: {section}.per_dataset", "dataset", name, self.datasets)
-        return {
-            name: validated(SECTIONS[section], _merged(defaults, overrides.get(name, {})), SOURCE, (section,))
-            for name in self.datasets
-        }
+                raise unknown(f"{SOURCE}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
+        return {name: _merged(defaults, overrides.get(name, {})) for name in self.datasets}
 
     def _read_stand_ins(self) -> dict[str, str]:
         """The profile's dataset for each of the paper's that it has one for."""
@@ -297,7 +332,7 @@ class Configuration:
             if paper not in self.stand_ins:
                 raise unknown(f"{place}.datasets", "dataset", paper, self.stand_ins)
         for row in table.rows:
-            if row.experiment not in self.experiments:
+            if row.experiment is not None and row.experiment not in self.experiments:
                 raise unknown(f"{place}.rows", "experiment", row.experiment, self.experiments)
         self.reported(name)
 

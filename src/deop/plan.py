@@ -24,12 +24,14 @@ from typing import Any
 from deop.config import SOURCE, Configuration
 from deop.errors import ConfigError, unknown
 from deop.launch import launch_command
-from deop.settings import Job, Settings
+from deop.settings import Job, MultiPassSettings, Network, Settings
 
 JOBS = Path(".deop/jobs")
 SUPERSEDED = Path(".deop/superseded")
 NAMED = ("table", "picture")
 """Stages whose outputs keep their names when their content changes."""
+MEASURED = ("evaluate", "measure_speed")
+"""Stages whose output is one JSON."""
 WEIGHTS = Path(__file__).parent / "weights"
 Inputs = dict[str, "Job | str"]
 
@@ -154,7 +156,9 @@ class Plan:
         return self._add("train_proposals", f"checkpoints/proposals/{dataset}", settings, inputs, seed=seed)
 
     def _evaluation(self, experiment: str, dataset: str, seed: int) -> Job:
-        network = self._config.experiments[experiment]
+        network = self._config.experiments[experiment][dataset]
+        if not isinstance(network, Network):
+            return self._multipass_evaluation(network, dataset, seed)
         settings = {"network": _dump(network), **self._settings(dataset, "clip", "prompts", "proposals")}
         inputs: Inputs = {
             "data": self._data(dataset),
@@ -169,6 +173,37 @@ class Plan:
             inputs = {**inputs, "segmentation": trained}
         settings |= self._settings(dataset, "evaluation")
         return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+
+    def _multipass_evaluation(self, system: MultiPassSettings, dataset: str, seed: int) -> Job:
+        settings = self._settings(dataset, "clip", "prompts", "proposals")
+        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
+        if system.learned_prompts:
+            inputs["prompts"] = self._prompts(dataset, seed)
+        trained = self._add(
+            "train_multipass",
+            f"checkpoints/multipass/{dataset}",
+            {"network": system.for_training(), **settings},
+            {**inputs, **self._backbone(dataset)},
+            seed=seed,
+        )
+        settings |= {"network": _dump(system), **self._settings(dataset, "evaluation")}
+        output = f"results/evaluations/{dataset}"
+        return self._add("evaluate", output, settings, {**inputs, "multipass": trained}, seed=seed)
+
+    def _speed(self, experiments: list[str], dataset: str) -> Job:
+        """How fast the systems of a table are, in one run: the checkpoints that its scores of the first seed are of."""
+        seed = self._config.main.seeds[0]
+        measured = {name: self._evaluation(name, dataset, seed) for name in experiments}
+        settings = self._settings(dataset, "speed") | {
+            "evaluations": {name: job.key for name, job in measured.items()},
+            "systems": {name: job.settings for name, job in measured.items()},
+        }
+        inputs: Inputs = {
+            f"{name}/{role}": self._by_output[path]
+            for name, job in measured.items()
+            for role, path in job.inputs.items()
+        }
+        return self._add("measure_speed", f"results/speed/{dataset}", settings, inputs)
 
     def _picture(self, name: str) -> Job:
         """A picture of a system at work: the job that evaluates it, but for what is done with the answer."""
@@ -186,9 +221,13 @@ class Plan:
         inputs: Inputs = {
             f"{row.experiment}/{dataset}/{seed}": self._evaluation(row.experiment, dataset, seed)
             for row in layout.rows
+            if row.experiment is not None
             for dataset in datasets.values()
             for seed in config.main.seeds
         }
+        if "FPS" in layout.metrics:
+            shown = list(dict.fromkeys(row.experiment for row in layout.rows if row.experiment is not None))
+            inputs |= {f"speed/{dataset}": self._speed(shown, dataset) for dataset in datasets.values()}
         reported = config.reported(name)
         table = {
             "caption": layout.caption,
@@ -229,7 +268,7 @@ class Plan:
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (stage, key) not in self.jobs:
-            output += "" if stage in NAMED else f"-{key}.json" if stage == "evaluate" else f"-{key}"
+            output += "" if stage in NAMED else f"-{key}.json" if stage in MEASURED else f"-{key}"
             paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
             job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=settings)
             self.jobs[stage, key] = self._by_output[output] = job
@@ -264,7 +303,7 @@ class Plan:
 
 def marker(job: Job) -> str:
     """The file that says that a job is done: folders are renamed into place whole, so one file will do."""
-    if job.stage in (*NAMED, "evaluate"):
+    if job.stage in (*NAMED, *MEASURED):
         return job.output
     return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
 

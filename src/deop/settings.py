@@ -6,7 +6,7 @@ those artifacts by their keys, so that one hash identifies everything that went 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -124,12 +124,15 @@ class TextPrompts(Settings):
 
 
 class Augmentation(Settings):
-    """Training augmentation: short side drawn from ``scale`` times ``crop``, random crop, flip, colour jitter."""
+    """Training augmentation: short side drawn from ``scale`` times ``crop``, random crop, flip, colour jitter.
+
+    ``flip`` and ``colour_jitter`` are the shares of images that are flipped and jittered.
+    """
 
     crop: Positive
     scale: tuple[float, float] = (0.5, 1.5)
     flip: Fraction = 0.5
-    colour_jitter: bool = True
+    colour_jitter: Fraction = 1.0
 
 
 class Proposals(Settings):
@@ -215,6 +218,99 @@ class Network(Settings):
         return self.visual_prompts or self.text_prompts == "online" or self.anchors.kind != "none"
 
 
+_IN_TRAINING = (
+    "head_hidden",
+    "unit_no_object",
+    "proposal_templates",
+    "logit_scale",
+    "class_weight",
+    "no_object_weight",
+)
+
+
+class MultiPassSettings(Settings):
+    """What the multi-pass systems have in common; the defaults are those of both releases.
+
+    head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
+    unit_no_object: the learned row "no object" has unit length, like the rows of names.
+    proposal_templates, crop_templates: prompts of the two streams, ``{}`` for the name, of which the mean embedding is
+        taken; none for the learned text prompt.
+    logit_scale: factor of the cosines of both streams; None is the CLIP's own (100 for OpenAI's).
+    class_weight: weight of the classification, in the loss and in the matching cost.
+    no_object_weight: weight of the queries without a segment in the cross-entropy.
+    mask_threshold: a proposal is shown to CLIP if its mask exceeds this somewhere, and what exceeds it is shown.
+    crop_expand: side lengths of a crop over those of its mask's box.
+    crop_size: side of the resized crops in pixels; None is the size that CLIP was pre-trained at.
+    crop_batch: crops in one call of CLIP.
+    without_crop: what stands for CLIP's probability of each class where a proposal is not shown to it.
+    """
+
+    head_hidden: tuple[Positive, ...] = ()
+    unit_no_object: bool = True
+    proposal_templates: tuple[str, ...] = ()
+    crop_templates: tuple[str, ...] = ()
+    logit_scale: float | None = None
+    class_weight: Annotated[float, Field(ge=0)] = 1.0
+    no_object_weight: Annotated[float, Field(gt=0)] = 0.1
+    mask_threshold: Fraction = 0.5
+    crop_expand: Annotated[float, Field(gt=0)] = 1.0
+    crop_size: Positive | None = None
+    crop_batch: Positive = 128
+    without_crop: Literal["one", "uniform", "zero"] = "one"
+
+    @property
+    def learned_prompts(self) -> bool:
+        """Whether a stream asks for the learned text prompt."""
+        return not (self.proposal_templates and self.crop_templates)
+
+    def for_training(self) -> dict[str, Any]:
+        """What training depends on; how the streams are put together afterwards is no reason to train again."""
+        return self.model_dump(mode="json", include={"method", *_IN_TRAINING})
+
+
+class SimBaselineSettings(MultiPassSettings):
+    """The release's settings for COCO-Stuff.
+
+    For VOC it has ``ensemble_weight`` 0.7 and the proposal stream's prompt "a sculpture of a {}.". On a dataset that
+    it was not trained on, no class counts as seen (give no ``seen_names``); ``ensemble_weight`` and ``mask_threshold``
+    are then 0.4 and 0.5 (VOC-20, PC-59), 0.5 and 0.4 (A-150), 0.7 and 0.3 (A-847).
+
+    ensemble_weight: weight toward the proposal stream for seen classes, and toward CLIP for the others.
+    """
+
+    method: Literal["simbaseline"] = "simbaseline"
+    head_hidden: tuple[Positive, ...] = (1024,)
+    ensemble_weight: Fraction = 0.8
+
+
+class ZegFormerSettings(MultiPassSettings):
+    """The release's settings for COCO-Stuff and VOC, but for two.
+
+    It averages over eight templates in training on COCO-Stuff and over 32 for the crops; here it is one for each, and
+    more are a matter of configuration. And it sends all N proposals through CLIP, an empty one as a plain picture;
+    here those are left out, as the DeOP paper counts its passes, and CLIP is taken to be undecided on them.
+
+    ensemble_weight: weight toward the proposal stream for seen classes, and toward CLIP for the others.
+    calibration: what is subtracted from every pixel's score of each seen class.
+    """
+
+    method: Literal["zegformer"] = "zegformer"
+    unit_no_object: bool = False
+    proposal_templates: tuple[str, ...] = ("A photo of a {} in the scene",)
+    crop_templates: tuple[str, ...] = ("A photo of a {} in the scene",)
+    without_crop: Literal["one", "uniform", "zero"] = "uniform"
+    ensemble_weight: Fraction = 2 / 3
+    calibration: float = 0.1
+
+
+SYSTEMS: dict[str, type[Settings]] = {
+    "deop": Network,
+    "simbaseline": SimBaselineSettings,
+    "zegformer": ZegFormerSettings,
+}
+"""The settings of a system by its ``method``."""
+
+
 class Segmentation(Settings):
     """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
 
@@ -241,6 +337,13 @@ class Evaluation(Settings):
     short_side: Positive = 512
     batch_size: Positive = 1
     miou: Literal["occurring", "ground_truth"] = "occurring"
+
+
+class Speed(Settings):
+    """How fast systems are: ``images`` of a validation set one by one, after ``warmup`` others that do not count."""
+
+    images: Positive = 100
+    warmup: Positive = 5
 
 
 class Job(Settings):

@@ -30,7 +30,12 @@ output, score = Path(job["output"]), int(job["key"], 16) / 16**12
 if stage == "evaluate":
     metrics = dict.fromkeys(("pAcc", "mIoU", "hIoU", "seen", "unseen"), score)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"metrics": metrics, "per_class_iou": {}, "provenance": provenance}))
+    result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": provenance}
+    output.write_text(json.dumps(result))
+elif stage == "measure-speed":
+    speeds = {name: {"latency_median_ms": 100.0, "images_per_s": 10.0} for name in job["settings"]["systems"]}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps({"systems": speeds, "provenance": provenance}))
 else:
     output.mkdir(parents=True, exist_ok=True)
     (output / "provenance.json").write_text(json.dumps(provenance))

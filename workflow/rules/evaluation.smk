@@ -1,9 +1,10 @@
-# Networks measured on validation sets.
+# Networks measured on validation sets: how well they segment, and how fast.
 
 
 rule evaluations:
     input:
         plan.outputs("evaluate"),
+        plan.outputs("measure_speed"),
 
 
 rule evaluate:
@@ -27,3 +28,26 @@ rule evaluate:
         job=plan.job_file("evaluate"),
     shell:
         "{params.launch} evaluate {params.job} --threads {threads} 2>&1 | tee {log}"
+
+
+rule measure_speed:
+    input:
+        ancient(plan.inputs("measure_speed")),
+    output:
+        "results/speed/{name}-{key}.json",
+    log:
+        "logs/measure_speed/{name}-{key}.log",
+    benchmark:
+        "benchmarks/measure_speed/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.measure_speed.threads
+    resources:
+        mem_mb=plan.resources.measure_speed.mem_mb,
+        gpus=plan.resources.measure_speed.gpus,
+        runtime=plan.resources.measure_speed.runtime,
+    params:
+        launch=plan.launch,
+        job=plan.job_file("measure_speed"),
+    shell:
+        "{params.launch} measure-speed {params.job} --threads {threads} 2>&1 | tee {log}"

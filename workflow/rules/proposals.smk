@@ -16,9 +16,9 @@ rule train_proposals:
         "logs/train_proposals/{name}-{key}.log",
     benchmark:
         "benchmarks/train_proposals/{name}-{key}.tsv"
+    priority: 1  # the longest chain starts here
     conda:
         "../../environment.yml"
-    priority: 1  # the longest chain starts here
     threads: plan.resources.train_proposals.threads
     resources:
         mem_mb=plan.resources.train_proposals.mem_mb,

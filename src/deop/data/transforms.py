@@ -29,7 +29,7 @@ class Augment:
                 v2.RandomResize(low, high + 1, antialias=True),
                 v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
                 v2.RandomHorizontalFlip(settings.flip),
-                *([v2.RandomPhotometricDistort()] if settings.colour_jitter else []),
+                v2.RandomApply([v2.RandomPhotometricDistort()], settings.colour_jitter),
             ]
         )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,11 +19,13 @@ class SegmenterOutput(NamedTuple):
     mask_logits: (B, N, h, w) at the resolution of the proposal network's masks.
     class_logits: (B, N, C + 1), the last column "no object".
     heatmaps: (B, N, heads, h, w) on CLIP's patch grid: what each proposal's embedding was pooled with.
+    passes: (B,) int64, how many pictures of each image CLIP was shown.
     """
 
     mask_logits: Tensor
     class_logits: Tensor
     heatmaps: Tensor
+    passes: Tensor
 
 
 class Segmenter(nn.Module, ABC):
@@ -41,13 +44,22 @@ class Segmenter(nn.Module, ABC):
                 has no class and ``HIDDEN`` where it has an unseen one.
         """
 
+    @staticmethod
     @abstractmethod
+    def combine(output: Any, size: tuple[int, int]) -> Tensor:
+        """Per-pixel class scores (B, C, H, W) at ``size`` (H, W) of what calling the system gave.
+
+        Whatever else ``output`` has, its ``mask_logits`` are (B, N, h, w) and its ``passes`` (B,) int64.
+        """
+
+    @torch.inference_mode()
     def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
         """Per-pixel class scores (B, C, H, W), higher is likelier; ``size`` (H, W) is that of the images by default.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1], any size.
         """
+        return self.combine(self(images, names), size or tuple(images.shape[-2:]))
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -114,7 +114,8 @@ class DeOP(Segmenter):
         class_logits = self.logit_scale * embeddings.float() @ self.classifier(names).float().T
         if not self.network.trained:
             class_logits[..., -1] = -torch.inf
-        return SegmenterOutput(mask_logits, class_logits, heatmaps)
+        passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        return SegmenterOutput(mask_logits, class_logits, heatmaps, passes)
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2).
@@ -134,10 +135,12 @@ class DeOP(Segmenter):
             dice_weight=self.loss.dice_weight,
         )
 
-    @torch.inference_mode()
-    def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
-        """Sum over proposals of class probability times mask (section 3.1), "no object" dropped."""
-        return combine(self(images, names), size or tuple(images.shape[-2:]))
+    @staticmethod
+    def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:
+        """O = F_C * M of section 3.1: the sum over proposals of class probability times mask, "no object" dropped."""
+        probabilities = output.class_logits.softmax(-1)[..., :-1]
+        masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
+        return torch.einsum("bnc,bnhw->bchw", probabilities, masks)
 
 
 def build_anchors(
@@ -162,10 +165,3 @@ def build_anchors(
         softmax_over="image" if settings.kind == "conv_image" else "mask",
         feature_scale=settings.feature_scale,
     )
-
-
-def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:
-    """Per-pixel class scores (B, C, H, W) from proposals and their class logits: O = F_C * M of section 3.1."""
-    probabilities = output.class_logits.softmax(-1)[..., :-1]
-    masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
-    return torch.einsum("bnc,bnhw->bchw", probabilities, masks)

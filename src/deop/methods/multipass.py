@@ -11,11 +11,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from deop.clip import DenseCLIP
@@ -24,38 +23,7 @@ from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, Segmenter, normalise
 from deop.prompts import TextPrompt
 from deop.proposals import Pairs, ProposalNetwork
-from deop.settings import Fraction, Positive, Settings
-
-
-class MultiPassSettings(Settings):
-    """What the multi-pass systems have in common; the defaults are those of both releases.
-
-    head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
-    unit_no_object: the learned row "no object" has unit length, like the rows of names.
-    proposal_templates, crop_templates: prompts of the two streams, ``{}`` for the name, of which the mean embedding is
-        taken; none for the learned text prompt.
-    logit_scale: factor of the cosines of both streams; None is the CLIP's own (100 for OpenAI's).
-    class_weight: weight of the classification, in the loss and in the matching cost.
-    no_object_weight: weight of the queries without a segment in the cross-entropy.
-    mask_threshold: a proposal is shown to CLIP if its mask exceeds this somewhere, and what exceeds it is shown.
-    crop_expand: side lengths of a crop over those of its mask's box.
-    crop_size: side of the resized crops in pixels; None is the size that CLIP was pre-trained at.
-    crop_batch: crops in one call of CLIP.
-    without_crop: what stands for CLIP's probability of each class where a proposal is not shown to it.
-    """
-
-    head_hidden: tuple[Positive, ...] = ()
-    unit_no_object: bool = True
-    proposal_templates: tuple[str, ...] = ()
-    crop_templates: tuple[str, ...] = ()
-    logit_scale: float | None = None
-    class_weight: Annotated[float, Field(ge=0)] = 1.0
-    no_object_weight: Annotated[float, Field(gt=0)] = 0.1
-    mask_threshold: Fraction = 0.5
-    crop_expand: Annotated[float, Field(gt=0)] = 1.0
-    crop_size: Positive | None = None
-    crop_batch: Positive = 128
-    without_crop: Literal["one", "uniform", "zero"] = "one"
+from deop.settings import MultiPassSettings
 
 
 class MultiPassOutput(NamedTuple):
@@ -217,14 +185,9 @@ class MultiPass(Segmenter):
         scores = self.ensemble(class_logits.softmax(-1)[..., :-1], crop, seen)
         return MultiPassOutput(mask_logits, scores, self.calibration(seen), valid.sum(1))
 
-    @torch.inference_mode()
-    def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
-        """Sum over proposals of class score times mask, less the calibration."""
-        return self.combine(self(images, names), size or tuple(images.shape[-2:]))
-
     @staticmethod
     def combine(output: MultiPassOutput, size: tuple[int, int]) -> Tensor:
-        """Per-pixel class scores (B, C, H, W) of what :meth:`forward` gave, at ``size`` (H, W)."""
+        """Sum over proposals of class score times mask, less the calibration."""
         # In full precision: calibration and sums of small terms are compared with each other.
         with torch.autocast(output.mask_logits.device.type, enabled=False):
             masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False).sigmoid()

@@ -5,32 +5,11 @@ Ding et al., "Decoupling Zero-Shot Semantic Segmentation" (CVPR 2022); released 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-from deop.methods.multipass import MultiPass, MultiPassSettings, geometric_ensemble
-from deop.settings import Fraction
-
-
-class ZegFormerSettings(MultiPassSettings):
-    """The release's settings for COCO-Stuff and VOC, but for two.
-
-    It averages over eight templates in training on COCO-Stuff and over 32 for the crops; here it is one for each, and
-    more are a matter of configuration. And it sends all N proposals through CLIP, an empty one as a plain picture;
-    here those are left out, as the DeOP paper counts its passes, and CLIP is taken to be undecided on them.
-
-    ensemble_weight: weight toward the proposal stream for seen classes, and toward CLIP for the others.
-    calibration: what is subtracted from every pixel's score of each seen class.
-    """
-
-    unit_no_object: bool = False
-    proposal_templates: tuple[str, ...] = ("A photo of a {} in the scene",)
-    crop_templates: tuple[str, ...] = ("A photo of a {} in the scene",)
-    without_crop: Literal["one", "uniform", "zero"] = "uniform"
-    ensemble_weight: Fraction = 2 / 3
-    calibration: float = 0.1
+from deop.methods.multipass import MultiPass, geometric_ensemble
+from deop.settings import ZegFormerSettings
 
 
 class ZegFormer(MultiPass):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -42,18 +43,23 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+@functools.cache
+def code_version() -> dict[str, Any]:
+    """Commit of the code that runs, and whether files differ from it; as first asked, so ask before long work."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
 def describe(job: Job, **more: Any) -> dict[str, Any]:
     """The provenance of a job's output: what ran, on what, from which commit."""
     import torch
 
-    changed = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "stage": job.stage,
         "config_hash": job.key,
         "seed": job.seed,
         "version": __version__,
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if changed is None else bool(changed),
+        **code_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -70,14 +76,16 @@ class Workspace:
     """The unfinished form of an artifact: ``<output>.partial``, which a killed run leaves and the next one takes up.
 
     ``path`` is where the files of the artifact are written; ``state`` holds what is needed to resume and is
-    removed before the artifact is published.
+    removed before the artifact is published. Of several processes at one artifact, all but the first (``rank`` 0) write
+    to a ``path`` of their own, which is removed with the state.
     """
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        self.path = output.with_name(output.name + ".partial")
-        self.state = self.path / "state"
-        self._clock = self.path / "seconds"
+    def __init__(self, output: Path, rank: int = 0) -> None:
+        self.output, self.rank = output, rank
+        partial = output.with_name(output.name + ".partial")
+        self.state = partial / "state"
+        self.path = self.state / f"rank{rank}" if rank else partial
+        self._clock = partial / "seconds"
         self._started = time.monotonic()
 
     def seconds(self) -> float:
@@ -94,10 +102,21 @@ class Workspace:
 
 @contextlib.contextmanager
 def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
-    """Makes ``job.output``: yields a workspace and, if the block ends well, publishes it under its final name."""
-    workspace = Workspace(Path(job.output))
+    """Makes ``job.output``: yields a workspace and, if the block ends well, publishes it under its final name.
+
+    Of several processes that Accelerate launched, the first publishes, when all have ended their block.
+    """
+    code_version()
+    workspace = Workspace(Path(job.output), int(os.environ.get("RANK", "0")))
     workspace.state.mkdir(parents=True, exist_ok=True)
+    workspace.path.mkdir(exist_ok=True)
     yield workspace
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+    if workspace.rank:
+        return
     write_json(workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more))
     shutil.rmtree(workspace.state)
     workspace._clock.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
-from deop.methods.deop import DeOP, combine
+from deop.methods.base import Segmenter
 from deop.metrics import SegmentationMetrics, mean_best_iou
 from deop.settings import Evaluation, Job
 from deop.stages.artifacts import describe, write_json
@@ -21,7 +21,10 @@ from deop.stages.networks import build_segmenter
 
 
 def run(job: Job) -> None:
-    """Writes the scores of ``job``'s system as JSON to ``job.output``; all scores are fractions in [0, 1]."""
+    """Writes the scores of ``job``'s system as JSON to ``job.output``.
+
+    Scores are fractions in [0, 1]; ``passes`` is how many pictures of an image CLIP is shown, on average (N').
+    """
     started = time.monotonic()
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val")
@@ -34,7 +37,7 @@ def run(job: Job) -> None:
         convention=settings.miou,
         device=accelerator.device,
     )
-    classes, overlaps = [], []
+    classes, overlaps, passes = [], [], []
     for batch in tqdm(
         _batches(dataset, settings.batch_size), desc="evaluate", mininterval=1 if sys.stderr.isatty() else 15
     ):
@@ -42,10 +45,11 @@ def run(job: Job) -> None:
         images = torch.stack([sample.image for sample in samples]).to(accelerator.device).float() / 255
         labels = torch.stack([sample.label for sample in samples]).to(accelerator.device)
         with accelerator.autocast():
-            prediction, found = predict(segmenter, images, labels, dataset.names, settings.short_side)
+            prediction, found, shown = predict(segmenter, images, labels, dataset.names, settings.short_side)
         metrics.update(prediction, labels)
         classes.append(found.classes.cpu())
         overlaps.append(found.iou.cpu())
+        passes.append(shown.cpu())
     scores = metrics.compute()
     write_json(
         Path(job.output),
@@ -57,6 +61,7 @@ def run(job: Job) -> None:
                 "seen": scores.seen,
                 "unseen": scores.unseen,
             },
+            "passes": torch.cat(passes).double().mean().item(),
             "per_class_iou": {
                 name: None if iou != iou else iou for name, iou in zip(dataset.names, scores.iou, strict=True)
             },
@@ -68,11 +73,11 @@ def run(job: Job) -> None:
 
 
 @torch.inference_mode()
-def predict(segmenter: DeOP, images: Tensor, labels: Tensor, names: list[str], short_side: int):
-    """Label map (B, H, W) of images (B, 3, H, W), and how well the proposals cover the labelled segments."""
+def predict(segmenter: Segmenter, images: Tensor, labels: Tensor, names: list[str], short_side: int):
+    """Label map (B, H, W) of images (B, 3, H, W), how well the proposals cover its segments, and the passes."""
     output = segmenter(resize_short_side(images, short_side), names)
-    prediction = combine(output, tuple(labels.shape[-2:])).argmax(1)
-    return prediction, mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE)
+    prediction = segmenter.combine(output, tuple(labels.shape[-2:])).argmax(1)
+    return prediction, mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE), output.passes
 
 
 def resize_short_side(images: Tensor, short_side: int) -> Tensor:

@@ -10,13 +10,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deop.clip import BUNDLED, DenseCLIP, check_sha256, load_clip
-from deop.data.segmentation import IGNORE
+from deop.data.segmentation import IGNORE, read_card
+from deop.methods.base import Segmenter
 from deop.methods.deop import DeOP
+from deop.methods.multipass import MultiPass
+from deop.methods.simbaseline import SimBaseline
+from deop.methods.zegformer import ZegFormer
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
-from deop.settings import Clip, Job, Network, Proposals, Segmentation, TextPrompts
+from deop.settings import SYSTEMS, Clip, Job, Network, Proposals, Segmentation, TextPrompts
 
 WEIGHTS = "model.safetensors"
+MULTI_PASS: dict[str, type[MultiPass]] = {"simbaseline": SimBaseline, "zegformer": ZegFormer}
 
 
 def build_clip(job: Job) -> DenseCLIP:
@@ -44,7 +49,8 @@ def build_prompt(job: Job, clip: DenseCLIP) -> TextPrompt:
 def build_proposals(job: Job) -> ProposalNetwork:
     """The proposal network, with trained weights if the job has them as input."""
     settings = Proposals.model_validate(job.settings["proposals"])
-    trained = job.inputs.get("proposals")
+    # A trained multi-pass system has the network among its own weights.
+    trained = job.inputs.get("proposals", job.inputs.get("multipass"))
     network = ProposalNetwork(
         backbone=settings.backbone,
         backbone_args=settings.backbone_args,
@@ -59,9 +65,9 @@ def build_proposals(job: Job) -> ProposalNetwork:
         focal_weight=settings.focal_weight,
         dice_weight=settings.dice_weight,
     )
-    if trained:
+    if "proposals" in job.inputs:
         load_weights(network, trained)
-    elif settings.pretrained_backbone == "bundled":
+    elif trained is None and settings.pretrained_backbone == "bundled":
         _load_backbone(network, settings.backbone, job.inputs.get("backbone"))
     return network
 
@@ -81,8 +87,10 @@ def _load_backbone(network: ProposalNetwork, name: str, folder: str | None) -> N
         raise ValueError(f"{path} does not fit backbone {name}: it lacks {', '.join(sorted(missing)[:5])}")
 
 
-def build_segmenter(job: Job) -> DeOP:
-    """The whole system of ``settings.network``, with end-to-end trained weights if the job has them as input."""
+def build_segmenter(job: Job) -> Segmenter:
+    """The whole system of ``settings.network``, with trained weights if the job has them as input."""
+    if job.settings["network"]["method"] in MULTI_PASS:
+        return build_multipass(job)
     clip = build_clip(job)
     segmenter = DeOP(
         clip,
@@ -98,6 +106,23 @@ def build_segmenter(job: Job) -> DeOP:
     )
     if "segmentation" in job.inputs:
         load_weights(segmenter, job.inputs["segmentation"])
+    return segmenter
+
+
+def build_multipass(job: Job) -> MultiPass:
+    """A multi-pass system, which counts as seen what its dataset says is."""
+    values = job.settings["network"]
+    settings = SYSTEMS[values["method"]].model_validate(values)
+    card, clip = read_card(Path(job.inputs["data"])), build_clip(job)
+    segmenter = MULTI_PASS[settings.method](
+        clip,
+        build_proposals(job),
+        settings,
+        seen_names=[card.names[index] for index in card.seen],
+        text_prompt=build_prompt(job, clip) if settings.learned_prompts else None,
+    )
+    if "multipass" in job.inputs:
+        load_weights(segmenter, job.inputs["multipass"])
     return segmenter
 
 

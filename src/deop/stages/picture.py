@@ -16,7 +16,6 @@ from torch import Tensor
 
 from deop.data.contact_sheet import class_colours, paint_labels
 from deop.data.segmentation import IGNORE, SegmentationDataset
-from deop.methods.deop import combine
 from deop.settings import Evaluation, Job
 from deop.stages.artifacts import describe, write_json
 from deop.stages.evaluate import resize_short_side
@@ -55,7 +54,7 @@ def run(job: Job) -> None:
     images = resize_short_side(sample.image[None].float() / 255, settings.short_side)
     output = segmenter(images, dataset.names)
     size = tuple(sample.label.shape)
-    prediction = combine(output, size)[0].argmax(0)
+    prediction = segmenter.combine(output, size)[0].argmax(0)
     masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False)[0].sigmoid()
     label, query = choose_segment(sample.label, masks, dataset.card.unseen)
     heatmap = output.heatmaps[0, query].mean(0)

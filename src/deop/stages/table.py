@@ -19,6 +19,12 @@ MIOU = {
     "occurring": "classes that occur in the ground truth or in the prediction",
     "ground_truth": "classes that occur in the ground truth",
 }
+COUNTS = {
+    "FPS": "images a second, one at a time, from the median latency of systems that take turns in one run",
+    "passes": "how many pictures of an image CLIP is shown (mean over the images)",
+}
+"""Columns that are no fractions, and what they count."""
+NOT_RUN = "not run"
 COMMIT_LENGTH = 12
 
 
@@ -33,10 +39,14 @@ class TableDataset(Settings):
 
 
 class TableRow(Settings):
-    """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages."""
+    """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages.
+
+    Without an experiment it is a system that is not implemented here, of which nothing is measured.
+    """
 
     label: str
-    experiment: str
+    experiment: str | None = None
+    decoupled: bool | None = None
     reported: dict[str, float]
 
 
@@ -57,7 +67,7 @@ def run(job: Job) -> None:
 
     For ``dvc metrics``, each row is also ``metrics/<table>/<experiment>.json`` in the folder of the output.
     The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with
-    ``metrics`` (fractions in [0, 1]) and ``provenance``.
+    ``metrics`` (fractions in [0, 1]) and ``provenance``; ``speed/<dataset>`` is how fast the experiments are.
 
     Raises:
         DeopError: an evaluation that lacks a metric of the table.
@@ -72,43 +82,66 @@ def run(job: Job) -> None:
     write_text(output.with_suffix(".tex"), to_latex(output.stem, table, scores, origin))
     values = _fractions(table, scores)
     for row in table.rows:
-        write_json(output.parent / "metrics" / output.stem / f"{row.experiment}.json", values[row.label])
+        if row.experiment is not None:
+            write_json(output.parent / "metrics" / output.stem / f"{row.experiment}.json", values[row.label])
     # The workflow takes a table for up to date when this file holds its key.
     write_json(output, {"key": job.key, **origin, "methods": values})
 
 
 def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
-    """Percentages by row label, and by (dataset, metric, "mean" or "std"); one seed deviates by NaN."""
+    """Percentages, and counts, by row label, and by (dataset, metric, "mean" or "std"); one seed deviates by NaN.
+
+    What is not run is NaN.
+    """
     values = []
     for row in table.rows:
+        if row.experiment is None:
+            continue
         for dataset in table.datasets:
             for seed in table.seeds:
                 role = f"{row.experiment}/{dataset.name}/{seed}"
-                metrics = evaluations[role]["metrics"]
+                evaluation = evaluations[role]
+                counts = {"passes": evaluation["passes"]}
+                if "FPS" in table.metrics:  # of the first seed, whatever the seed
+                    speed = evaluations[f"speed/{dataset.name}"]
+                    counts["FPS"] = speed["systems"][row.experiment]["images_per_s"]
+                percent = {
+                    name: None if value is None else 100 * value
+                    for name, value in evaluation["metrics"].items()
+                }
+                metrics = percent | counts
                 for metric in table.metrics:
                     if metric not in metrics:
                         valid = ", ".join(metrics)
                         raise DeopError(f"{paths[role]} has no metric {metric!r}; it has: {valid}")
                     values.append((row.label, dataset.name, metric, metrics[metric]))
     frame = pd.DataFrame(values, columns=["method", "dataset", "metric", "value"])
-    frame["value"] = 100 * frame["value"].astype(float)
+    frame["value"] = frame["value"].astype(float)
     summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
     columns = summary.unstack(["dataset", "metric"]).reorder_levels([1, 2, 0], axis=1)
-    return columns.loc[[row.label for row in table.rows]]
+    return columns.reindex([row.label for row in table.rows])
 
 
 def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
     """One line a method, percentages with one decimal; columns ``.std`` only if there are several seeds."""
-    columns = {}
+    columns: dict[str, Any] = {}
+    if _shows_decoupled(table):
+        columns["decoupled"] = pd.Series({row.label: _yes(row.decoupled) for row in table.rows})
     for dataset in table.datasets:
         for metric in table.metrics:
             columns[f"{dataset.name}.{metric}"] = scores[dataset.name, metric, "mean"]
-            if len(table.seeds) > 1:
+            if _deviates(table, metric):
                 columns[f"{dataset.name}.{metric}.std"] = scores[dataset.name, metric, "std"]
-    frame = pd.DataFrame(columns).rename_axis("method")
+    frame = pd.DataFrame(columns).rename_axis("method").reindex([row.label for row in table.rows])
+    run = [row.experiment is not None for row in table.rows]
+    for column in frame.columns.drop("decoupled", errors="ignore"):
+        frame[column] = [
+            NOT_RUN if not of_system else "" if math.isnan(value) else f"{value:.1f}"
+            for value, of_system in zip(frame[column], run, strict=True)
+        ]
     return frame.assign(
         **{column: origin[column] for column in ("profile", "seeds", "commit", "version")}
-    ).to_csv(float_format="%.1f", lineterminator="\n")
+    ).to_csv(lineterminator="\n")
 
 
 def to_markdown(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
@@ -127,7 +160,7 @@ def to_latex(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict
         index=False,
         escape=True,
         multicolumn_format="c",
-        column_format="ll" + "r" * (frame.shape[1] - 2),
+        column_format="".join("r" if dataset else "l" for dataset, _ in frame.columns),
         caption=caption.replace("_", r"\_").replace("%", r"\%"),
         label=f"tab:{name}",
     )
@@ -137,19 +170,36 @@ def _with_reported(table: TableSettings, scores: pd.DataFrame, emphasis: str = "
     """Text cells: for each method a row of measured values and, where the paper has any, a row of its own."""
     lines = []
     for row in table.rows:
-        line = {("", "method"): row.label, ("", "values"): "measured"}
-        paper = {("", "method"): row.label, ("", "values"): f"{emphasis}paper{emphasis}"}
+        head = {("", "method"): row.label}
+        if _shows_decoupled(table):
+            head["", "decoupled"] = _yes(row.decoupled)
+        line = head | {("", "values"): "measured"}
+        paper = head | {("", "values"): f"{emphasis}paper{emphasis}"}
         for dataset in table.datasets:
             for metric in table.metrics:
                 column = (dataset.name, metric)
                 mean, deviation = (scores[(*column, statistic)][row.label] for statistic in ("mean", "std"))
-                line[column] = _number(mean, deviation if len(table.seeds) > 1 else None)
+                deviation = deviation if _deviates(table, metric) else None
+                line[column] = _number(mean, deviation) if row.experiment else NOT_RUN
                 reported = row.reported.get(f"{dataset.paper}.{metric}")
                 paper[column] = "–" if reported is None else f"{emphasis}{_number(reported)}{emphasis}"
         lines += [line, paper] if row.reported else [line]
     frame = pd.DataFrame(lines)
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
     return frame
+
+
+def _shows_decoupled(table: TableSettings) -> bool:
+    return any(row.decoupled is not None for row in table.rows)
+
+
+def _deviates(table: TableSettings, metric: str) -> bool:
+    """Speed is measured once, on the networks of the first seed."""
+    return len(table.seeds) > 1 and metric != "FPS"
+
+
+def _yes(value: bool | None) -> str:
+    return "" if value is None else "yes" if value else "no"
 
 
 def _number(value: float, deviation: float | None = None) -> str:
@@ -170,6 +220,9 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"IoU is averaged over {_list(conventions)}.",
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
+    notes[1:1] = [f"{metric}: {COUNTS[metric]}." for metric in table.metrics if metric in COUNTS]
+    if any(row.experiment is None for row in table.rows):
+        notes.insert(1, f"*{NOT_RUN}*: not implemented here.")
     if any(row.reported for row in table.rows):
         note = f"Rows *paper*: as the paper reports them, on {places}: other images, not measured here."
         notes.insert(1, note)
@@ -208,14 +261,18 @@ def _wall_time(path: Path) -> float | None:
 
 
 def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
-    """Mean values in [0, 1] by method, dataset and metric."""
+    """Mean values by method that was run, dataset and metric; scores are in [0, 1]."""
     return {
         row.label: {
             dataset.name: {
-                metric: round(float(scores[dataset.name, metric, "mean"][row.label]) / 100, 4)
+                metric: round(
+                    float(scores[dataset.name, metric, "mean"][row.label]) / (1 if metric in COUNTS else 100),
+                    4,
+                )
                 for metric in table.metrics
             }
             for dataset in table.datasets
         }
         for row in table.rows
+        if row.experiment is not None
     }

@@ -32,16 +32,7 @@ def run(job: Job) -> None:
     seed_everything(job)
     dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
     network = build_proposals(job)
-    backbone = set(network.backbone.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in network.parameters() if p not in backbone]},
-            {"params": list(backbone), "lr": settings.lr * settings.backbone_lr_factor},
-        ],
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    optimizer = proposal_optimizer(network, network, settings)
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
         fit_on_images(
@@ -54,3 +45,19 @@ def run(job: Job) -> None:
             accelerator=accelerator,
         )
         save_weights(network.state_dict(), workspace.path)
+
+
+def proposal_optimizer(module: nn.Module, network: ProposalNetwork, settings: Proposals) -> torch.optim.AdamW:
+    """AdamW over what ``module`` learns, ``network`` with the rest; its backbone goes on learning, but slower."""
+    backbone = set(network.backbone.parameters())
+    learned = [value for value in module.parameters() if value.requires_grad]
+    slower = [value for value in learned if value in backbone]
+    return torch.optim.AdamW(
+        [
+            {"params": [value for value in learned if value not in backbone]},
+            {"params": slower, "lr": settings.lr * settings.backbone_lr_factor},
+        ],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )

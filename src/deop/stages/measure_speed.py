@@ -1,0 +1,76 @@
+"""Stage ``measure_speed``: how many images a second systems segment, side by side in one run (section 5)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from deop.data.segmentation import SegmentationDataset
+from deop.settings import Evaluation, Job, Speed
+from deop.stages.artifacts import describe, write_json
+from deop.stages.evaluate import resize_short_side
+from deop.stages.loop import make_accelerator
+from deop.stages.networks import build_segmenter
+
+
+def run(job: Job) -> None:
+    """Writes as JSON to ``job.output``, for each system, its median latency and images a second.
+
+    Systems take turns at every image, one image at a time, so that whatever else the machine does slows all of them
+    alike. Timed is all between an image in memory and its label map: resizing, both networks, the scores of all classes
+    at the image's size. The names stay the same, so what a system keeps of them between images is not computed again.
+    """
+    started = time.monotonic()
+    settings = Speed.model_validate(job.settings["speed"])
+    accelerator = make_accelerator()
+    device = accelerator.device
+    jobs = {name: system_job(job, name) for name in job.settings["systems"]}
+    segmenters = {name: build_segmenter(each).to(device).eval() for name, each in jobs.items()}
+    short_sides = {
+        name: Evaluation.model_validate(each.settings["evaluation"]).short_side for name, each in jobs.items()
+    }
+    dataset = SegmentationDataset(next(iter(jobs.values())).inputs["data"], "val")
+    latencies: dict[str, list[float]] = {name: [] for name in jobs}
+    for step in tqdm(range(settings.warmup + settings.images), desc="measure_speed", mininterval=15):
+        sample = dataset[step % len(dataset)]
+        image = sample.image[None].to(device).float() / 255
+        size = tuple(sample.label.shape)
+        for name, segmenter in segmenters.items():
+            _wait(device)
+            begun = time.perf_counter()
+            with accelerator.autocast():
+                segmenter.segment(resize_short_side(image, short_sides[name]), dataset.names, size).argmax(1)
+            _wait(device)
+            if step >= settings.warmup:
+                latencies[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(values) for name, values in latencies.items()}
+    write_json(
+        Path(job.output),
+        {
+            "systems": {
+                name: {"latency_median_ms": 1000 * median, "images_per_s": 1 / median}
+                for name, median in medians.items()
+            },
+            "images": settings.images,
+            "provenance": describe(job, wall_time_s=round(time.monotonic() - started, 2)),
+        },
+    )
+
+
+def system_job(job: Job, name: str) -> Job:
+    """The evaluation of one system, out of a job that holds those of several: inputs are called ``<system>/<role>``."""
+    inputs = {
+        role.removeprefix(f"{name}/"): path
+        for role, path in job.inputs.items()
+        if role.startswith(f"{name}/")
+    }
+    return job.model_copy(update={"settings": job.settings["systems"][name], "inputs": inputs})
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,35 @@
+"""Stage ``train_multipass``: a multi-pass system's proposals with a class head on names (figure 1b).
+
+It is trained as the class-agnostic proposals are, with the same settings, so that the systems of Table 1 differ in
+how they classify, not in how long they were trained.
+"""
+
+from __future__ import annotations
+
+from deop.data.segmentation import SegmentationDataset
+from deop.settings import Job, Proposals
+from deop.stages.artifacts import artifact
+from deop.stages.loop import fit_on_images, learned_state, make_accelerator
+from deop.stages.networks import build_multipass, save_weights, seed_everything
+from deop.stages.train_proposals import proposal_optimizer
+from deop.stages.train_segmentation import SegmentationStep
+
+
+def run(job: Job) -> None:
+    """Trains the system of ``job.settings["network"]`` and writes what it learned."""
+    settings = Proposals.model_validate(job.settings["proposals"])
+    seed_everything(job)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    segmenter = build_multipass(job)
+    with artifact(job) as workspace:
+        accelerator = make_accelerator(workspace.path / "tensorboard")
+        fit_on_images(
+            SegmentationStep(segmenter, dataset.names),
+            dataset,
+            settings,
+            job,
+            optimizer=proposal_optimizer(segmenter, segmenter.proposals, settings),
+            workspace=workspace,
+            accelerator=accelerator,
+        )
+        save_weights(learned_state(segmenter), workspace.path)
