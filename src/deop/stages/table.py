@@ -101,7 +101,7 @@ def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str
             for seed in table.seeds:
                 role = f"{row.experiment}/{dataset.name}/{seed}"
                 evaluation = evaluations[role]
-                counts = {"passes": evaluation["passes"]}
+                counts = {"passes": evaluation["passes"]} if "passes" in evaluation else {}
                 if "FPS" in table.metrics:  # of the first seed, whatever the seed
                     speed = evaluations[f"speed/{dataset.name}"]
                     counts["FPS"] = speed["systems"][row.experiment]["images_per_s"]
