@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 
 import pytest
 
@@ -35,17 +36,15 @@ def test_second_run_changes_and_lost_files(workflow):
     workflow.snakemake(TABLE3)
     assert workflow.ran().count("evaluate") == ROWS * DATASETS
     assert "Nothing to be done" in workflow.snakemake(TABLE3)
-    # The other table shares what it can.
+    # The other tables share what they can.
     workflow.snakemake()
-    assert (
-        sorted(workflow.ran())
-        == ["evaluate"] * 4 + ["measure_speed"] * 2 + ["table"] + ["train_multipass"] * 4
-    )
+    counts = {"evaluate": 14, "measure_speed": 2, "table": 3, "train_multipass": 4, "train_segmentation": 3}
+    assert Counter(workflow.ran()) == counts
     assert "Nothing to be done" in workflow.snakemake()
 
     # A setting of one experiment: its trainings and evaluations and the table, nothing else.
     changed = {"train_segmentation": DATASETS, "evaluate": DATASETS, "table": 1}
-    workflow.edit("experiments.yaml", experiments__deop__anchors__layers=3)
+    workflow.edit("experiments.yaml", experiments__deop__anchors__layers=2)
     assert workflow.planned(TABLE3) == changed
     workflow.snakemake()
     assert workflow.planned() == {}
