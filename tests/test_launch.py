@@ -50,3 +50,6 @@ def test_several_processes_go_through_the_launcher(name):
     path = ROOT / f"config/accelerate/{name}.yaml"
     command = launch_command(str(path), yaml.safe_load(path.read_text()))
     assert command == f"accelerate launch --config_file {path} -m deop"
+    # But not for a stage that has nothing to share out.
+    alone = launch_command(str(path), yaml.safe_load(path.read_text()), alone=True)
+    assert alone == "ACCELERATE_MIXED_PRECISION=bf16 ACCELERATE_USE_CPU=False deop"

@@ -142,6 +142,10 @@ def test_what_a_multipass_system_is_trained_on_and_what_only_tests_it(root, conf
         for name in ("es171", "es20")
     }
     assert weights == {"es171": 0.8, "es20": 0.7}
+    config["prompts"]["iterations"] += 1
+    zegformer_again = Plan(config, root).tables["table1"].inputs["zegformer/es20/0"]
+    assert zegformer_again == before.tables["table1"].inputs["zegformer/es20/0"]
+    config["prompts"]["iterations"] -= 1
     # The ensemble is a matter of testing, the class head one of training.
     edit(root / "config/experiments.yaml", "experiments", "simbaseline", "ensemble_weight", to=0.6)
     assert new_jobs(before, Plan(config, root)) == {"evaluate": 2, "measure_speed": 2, "table": 1}
@@ -343,6 +347,11 @@ def _overlay(values: dict, changes: dict) -> None:
             ("datasets", "es20", "stands_for"),
             None,
             "table1.datasets: unknown dataset 'voc'; valid: coco_stuff",
+        ),
+        (
+            ("multipass", "zegfomer"),
+            {},
+            "config: multipass: unknown method 'zegfomer'; valid: simbaseline, zegformer",
         ),
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
         (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),

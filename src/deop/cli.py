@@ -16,6 +16,7 @@ from deop.errors import DeopError, explain
 from deop.launch import keep_freed_memory
 from deop.plan import marker
 from deop.settings import Job
+from deop.stages.artifacts import code_version
 
 STAGES = {
     "prepare_data": "Make a dataset: images, label maps, class list, splits.",
@@ -105,7 +106,9 @@ def _add_command(stage: str, description: str) -> None:
         with job.open() as job_file:
             if wait_for_others(job_file) and Path(marker(order)).exists():
                 return
-            importlib.import_module(f"deop.stages.{stage}").run(order)
+            run = importlib.import_module(f"deop.stages.{stage}").run
+            code_version()  # of what was just imported; files may change while it runs
+            run(order)
 
     app.command(name=stage.replace("_", "-"), help=description)(command)
 

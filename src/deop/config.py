@@ -170,6 +170,10 @@ class Configuration:
         self.datasets = {name: self._dataset(name) for name in self.main.datasets}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
+        for method in self.main.multipass:
+            if method not in SYSTEMS or method == "deop":
+                valid = [name for name in SYSTEMS if name != "deop"]
+                raise unknown(f"{SOURCE}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
         experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
         self.experiments = {name: self._system(name, values) for name, values in experiments.items()}

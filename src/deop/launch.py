@@ -18,7 +18,7 @@ _PLAIN = {
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def launch_command(path: str, values: dict[str, Any]) -> str:
+def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) -> str:
     """The shell command that runs ``deop`` as an Accelerate launch file says.
 
     A single process needs no launcher, which would import torch once more to set two variables: of an evaluation
@@ -27,15 +27,19 @@ def launch_command(path: str, values: dict[str, Any]) -> str:
     Args:
         path: the launch file.
         values: what is in it.
+        alone: one process, whatever the file says of their number, for a stage that has nothing to share out.
     """
+    precision = values.get("mixed_precision", "no")
+    direct = f"ACCELERATE_MIXED_PRECISION={precision} ACCELERATE_USE_CPU={values.get('use_cpu', False)} deop"
+    if alone:
+        return direct
     if (
         values.get("distributed_type") != "NO"
         or values.get("num_processes", 1) != 1
         or not values.keys() <= _PLAIN
     ):
         return f"accelerate launch --config_file {path} -m deop"
-    precision = values.get("mixed_precision", "no")
-    return f"ACCELERATE_MIXED_PRECISION={precision} ACCELERATE_USE_CPU={values.get('use_cpu', False)} deop"
+    return direct
 
 
 def keep_freed_memory() -> None:

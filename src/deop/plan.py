@@ -5,7 +5,7 @@ that one for text prompts and proposals, and so on down to the data. Every such 
 stage, its settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by
 that key, so an output that is there is the right one, whenever and in whatever order it was made, and two
 experiments that ask for the same thing share it. Names (of experiments, of rows) never enter the key of
-anything but a table.
+anything but a table and the speed of its systems.
 
 This module decides; it computes nothing and imports nothing heavy, because the Snakefile builds a plan each
 time it is read.
@@ -49,6 +49,7 @@ class Plan:
         pictures: the picture jobs by picture name.
         resources: what each stage asks of Snakemake.
         launch: the command that runs ``deop`` as the configured Accelerate launch file says.
+        launch_alone: the same, but as a single process.
 
     Raises:
         ConfigError: the first thing in the configuration that cannot be run.
@@ -61,7 +62,11 @@ class Plan:
         self.tables = {name: self._table(name) for name in self._config.tables}
         self.pictures = {name: self._picture(name) for name in self._config.pictures}
         self.resources = self._config.main.resources
-        self.launch = launch_command(self._config.launch_file, self._config.launch_settings)
+        launch_file = (self._config.launch_file, self._config.launch_settings)
+        self.launch, self.launch_alone = (
+            launch_command(*launch_file),
+            launch_command(*launch_file, alone=True),
+        )
 
     def outputs(self, stage: str) -> list[str]:
         """The files that say that all jobs of ``stage`` are done."""
@@ -175,20 +180,21 @@ class Plan:
         return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
 
     def _multipass_evaluation(self, system: MultiPassSettings, dataset: str, seed: int) -> Job:
-        settings = self._settings(dataset, "clip", "prompts", "proposals")
+        # Neither training nor a test depends on a learned prompt that it does not use.
+        training = ("clip", "proposals", *(() if system.proposal_templates else ("prompts",)))
+        testing = ("clip", "proposals", "evaluation", *(("prompts",) if system.learned_prompts else ()))
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        if system.learned_prompts:
-            inputs["prompts"] = self._prompts(dataset, seed)
+        prompts: Inputs = {"prompts": self._prompts(dataset, seed)} if system.learned_prompts else {}
         trained = self._add(
             "train_multipass",
             f"checkpoints/multipass/{dataset}",
-            {"network": system.for_training(), **settings},
-            {**inputs, **self._backbone(dataset)},
+            {"network": system.for_training(), **self._settings(dataset, *training)},
+            {**inputs, **self._backbone(dataset), **(prompts if "prompts" in training else {})},
             seed=seed,
         )
-        settings |= {"network": _dump(system), **self._settings(dataset, "evaluation")}
-        output = f"results/evaluations/{dataset}"
-        return self._add("evaluate", output, settings, {**inputs, "multipass": trained}, seed=seed)
+        settings = {"network": _dump(system), **self._settings(dataset, *testing)}
+        inputs |= {**prompts, "multipass": trained}
+        return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
 
     def _speed(self, experiments: list[str], dataset: str) -> Job:
         """How fast the systems of a table are, in one run: the checkpoints that its scores of the first seed are of."""

@@ -264,8 +264,12 @@ class MultiPassSettings(Settings):
         return not (self.proposal_templates and self.crop_templates)
 
     def for_training(self) -> dict[str, Any]:
-        """What training depends on; how the streams are put together afterwards is no reason to train again."""
-        return self.model_dump(mode="json", include={"method", *_IN_TRAINING})
+        """What training depends on; how crops are made and the streams put together is no reason to train again.
+
+        Crops play no part in it, so their stream is given the prompts of the other.
+        """
+        values = self.model_dump(mode="json", include={"method", *_IN_TRAINING})
+        return values | {"crop_templates": values["proposal_templates"]}
 
 
 class SimBaselineSettings(MultiPassSettings):
@@ -340,10 +344,14 @@ class Evaluation(Settings):
 
 
 class Speed(Settings):
-    """How fast systems are: ``images`` of a validation set one by one, after ``warmup`` others that do not count."""
+    """How fast systems are: ``images`` of a validation set one by one, after ``warmup`` that do not count.
+
+    The set is gone through again where it has fewer. ``threads`` are those of the CPU.
+    """
 
     images: Positive = 100
     warmup: Positive = 5
+    threads: Positive = 1
 
 
 class Job(Settings):

@@ -35,7 +35,9 @@ if stage == "evaluate":
 elif stage == "measure-speed":
     speeds = {name: {"latency_median_ms": 100.0, "images_per_s": 10.0} for name in job["settings"]["systems"]}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"systems": speeds, "provenance": provenance}))
+    output.write_text(
+        json.dumps({"systems": speeds, "provenance": provenance | {"device": "cpu", "threads": 1}})
+    )
 else:
     output.mkdir(parents=True, exist_ok=True)
     (output / "provenance.json").write_text(json.dumps(provenance))

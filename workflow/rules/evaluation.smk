@@ -24,7 +24,7 @@ rule evaluate:
         gpus=plan.resources.evaluate.gpus,
         runtime=plan.resources.evaluate.runtime,
     params:
-        launch=plan.launch,
+        launch=plan.launch_alone,
         job=plan.job_file("evaluate"),
     shell:
         "{params.launch} evaluate {params.job} --threads {threads} 2>&1 | tee {log}"
@@ -41,13 +41,13 @@ rule measure_speed:
         "benchmarks/measure_speed/{name}-{key}.tsv"
     conda:
         "../../environment.yml"
-    threads: plan.resources.measure_speed.threads
+    threads: workflow.cores  # all, so that nothing runs beside it; how many it computes with is speed.threads
     resources:
         mem_mb=plan.resources.measure_speed.mem_mb,
         gpus=plan.resources.measure_speed.gpus,
         runtime=plan.resources.measure_speed.runtime,
     params:
-        launch=plan.launch,
+        launch=plan.launch_alone,
         job=plan.job_file("measure_speed"),
     shell:
         "{params.launch} measure-speed {params.job} --threads {threads} 2>&1 | tee {log}"

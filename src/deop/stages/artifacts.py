@@ -45,7 +45,7 @@ def _git(*arguments: str) -> str | None:
 
 @functools.cache
 def code_version() -> dict[str, Any]:
-    """Commit of the code that runs, and whether files differ from it; as first asked, so ask before long work."""
+    """Commit of the code that runs, and whether files differ from it; as first asked, which is before a stage runs."""
     changed = _git("status", "--porcelain", "--untracked-files=no")
     return {"commit": _git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
@@ -106,7 +106,6 @@ def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
 
     Of several processes that Accelerate launched, the first publishes, when all have ended their block.
     """
-    code_version()
     workspace = Workspace(Path(job.output), int(os.environ.get("RANK", "0")))
     workspace.state.mkdir(parents=True, exist_ok=True)
     workspace.path.mkdir(exist_ok=True)

@@ -26,6 +26,7 @@ def run(job: Job) -> None:
     """
     started = time.monotonic()
     settings = Speed.model_validate(job.settings["speed"])
+    torch.set_num_threads(settings.threads)
     accelerator = make_accelerator()
     device = accelerator.device
     jobs = {name: system_job(job, name) for name in job.settings["systems"]}

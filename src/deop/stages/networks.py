@@ -119,7 +119,7 @@ def build_multipass(job: Job) -> MultiPass:
         build_proposals(job),
         settings,
         seen_names=[card.names[index] for index in card.seen],
-        text_prompt=build_prompt(job, clip) if settings.learned_prompts else None,
+        text_prompt=build_prompt(job, clip) if "prompts" in job.inputs else None,
     )
     if "multipass" in job.inputs:
         load_weights(segmenter, job.inputs["multipass"])

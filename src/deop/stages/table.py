@@ -216,11 +216,13 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
     places = _list([f"{dataset.paper_title} ({dataset.name} stands in for it)" for dataset in table.datasets])
     notes = [
-        f"Values in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
+        f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {_list(conventions)}.",
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
     notes[1:1] = [f"{metric}: {COUNTS[metric]}." for metric in table.metrics if metric in COUNTS]
+    if "FPS" in table.metrics:
+        notes.insert(1, f"Speed was measured on {origin['speed_measured_on']}.")
     if any(row.experiment is None for row in table.rows):
         notes.insert(1, f"*{NOT_RUN}*: not implemented here.")
     if any(row.reported for row in table.rows):
@@ -240,6 +242,8 @@ def _origin(table: TableSettings, evaluations: dict[str, dict]) -> dict[str, Any
         (provenance["commit"] or "unknown")[:COMMIT_LENGTH] + ("-dirty" if provenance["dirty"] else "")
         for provenance in provenances
     }
+    speeds = [value["provenance"] for role, value in evaluations.items() if role.startswith("speed/")]
+    machines = {f"{speed['device']}, threads: {speed['threads']}" for speed in speeds}
     times = [_wall_time(Path(path)) for path in table.artifacts]
     known = [seconds for seconds in times if seconds is not None]
     jobs = f"{len(times)} jobs" if len(known) == len(times) else f"{len(known)} of {len(times)} jobs"
@@ -248,6 +252,7 @@ def _origin(table: TableSettings, evaluations: dict[str, dict]) -> dict[str, Any
         "seeds": " ".join(map(str, table.seeds)),
         "commit": " ".join(sorted(commits)),
         "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
+        **({"speed_measured_on": "; ".join(sorted(machines))} if machines else {}),
         "wall_time": f"{timedelta(seconds=round(sum(known)))} (h:mm:ss), the sum over {jobs}",
     }
 
@@ -270,6 +275,7 @@ def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
                     4,
                 )
                 for metric in table.metrics
+                if metric != "FPS"  # another measurement is no other result
             }
             for dataset in table.datasets
         }

@@ -1,7 +1,6 @@
 """Stage ``train_multipass``: a multi-pass system's proposals with a class head on names (figure 1b).
 
-It is trained as the class-agnostic proposals are, with the same settings, so that the systems of Table 1 differ in
-how they classify, not in how long they were trained.
+It is trained as long as the class-agnostic proposals are and with the same settings, which were chosen for those.
 """
 
 from __future__ import annotations
