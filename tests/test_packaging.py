@@ -301,7 +301,7 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     run = checkout.make("publish")
     assert run.returncode == 0, run.stderr
     targets = " ".join(f"results/{name}" for name in names)
-    assert checkout.calls()[0] == f"snakemake --cores all {targets}"
+    assert checkout.calls()[0] == f"snakemake --cores all {targets} --config seeds=[0,1,2]"
     published = checkout.folder / "docs" / "results" / "mini"
     assert {path.name: path.read_text() for path in published.iterdir()} == {
         r.name: r.suffix for r in results
