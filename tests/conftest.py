@@ -1,0 +1,46 @@
+"""The configuration, to change and to plan from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A copy of ``config/`` to change."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    vocabularies = tmp_path / "config/vocabularies"
+    vocabularies.mkdir(exist_ok=True)
+    for name in ("es171", "es20"):
+        (vocabularies / f"{name}.yaml").write_text("{things: [dog, cow], unseen: [cow]}")
+    return tmp_path
+
+
+@pytest.fixture
+def config(root: Path) -> dict:
+    """The default configuration with one seed and no weights needed."""
+    values = yaml.safe_load((root / "config/config.yaml").read_text())
+    values["clip"] |= {"pretrained": None, "retrain": False}  # no job of its own, no weights
+    return values | {"seeds": [0]}
+
+
+@pytest.fixture
+def edit() -> Callable:
+    """``edit(path, "key", "key below", to=value)`` changes one value of a YAML file."""
+
+    def edit(path: Path, *keys: str | int, to: object) -> None:
+        values = yaml.safe_load(path.read_text())
+        place = values
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = to
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    return edit

@@ -1,0 +1,115 @@
+"""Configurations that cannot be run: one error, which names the file or key, the value and what is valid."""
+
+from __future__ import annotations
+
+import pytest
+
+from deop.errors import ConfigError
+from deop.plan import Plan
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, clip, datasets"),
+        (("profile",), "huge", "config: profile: unknown profile 'huge'; valid: mini, tiny"),
+        (("seeds",), [], "config: seeds: .* at least 1 item"),
+        (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),
+        (("prompts", "lrr"), 1, "config: prompts: unknown key 'lrr'; valid: .*batch_size.*lr"),
+        (("prompts", "iterations"), "many", r"config: prompts\.iterations: .* \(got 'many'\)"),
+        (
+            ("proposals", "augmentation", "zoom"),
+            2,
+            "proposals.augmentation: unknown key 'zoom'; valid: .*crop",
+        ),
+        (
+            ("proposals", "per_dataset"),
+            {"es21": {}},
+            "proposals.per_dataset: unknown dataset 'es21'; valid: es1",
+        ),
+        (("evaluation", "miou"), "all", "evaluation.miou: unknown value 'all'; valid: 'occurring' or"),
+        (
+            ("datasets", "es20", "vocabulary"),
+            "es21",
+            "datasets.es20.vocabulary: .* 'es21'; valid: es171, es20",
+        ),
+        (
+            ("datasets", "es20", "style"),
+            "noto",
+            "datasets.es20.style: unknown value 'noto'; valid: 'twemoji'",
+        ),
+        (("datasets", "es20", "stands_for"), "city", "es20.stands_for: .* 'city'; valid: coco_stuff, voc"),
+        (("datasets", "es20", "stands_for"), "coco_stuff", "'coco_stuff' already has a stand-in, 'es171'"),
+        (
+            ("datasets", "es20", "stands_for"),
+            None,
+            "table1.datasets: unknown dataset 'voc'; valid: coco_stuff",
+        ),
+        (
+            ("multipass", "zegfomer"),
+            {},
+            "config: multipass: unknown method 'zegfomer'; valid: simbaseline, zegformer",
+        ),
+        (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
+        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),
+        (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
+        (
+            ("pretrain_clip", "rounds"),
+            {},
+            r"pretrain_clip.rounds: {} is not a list of what each round changes",
+        ),
+        (
+            ("pretrain_clip", "rounds"),
+            [{"images": 1, "lrate": 1}],
+            "pretrain_clip.rounds.0: unknown key 'lrate'; valid: .*lr",
+        ),
+    ],
+)
+def test_config_errors_name_key_value_and_choices(root, config, keys, value, message):
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    with pytest.raises(ConfigError, match=f"^config error: .*{message}"):
+        Plan(config, root)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "message"),
+    [
+        ("tables.yaml", ("tables", "table3", "rows", 0, "experiment"), "doep",
+         "config/tables.yaml: tables.table3.rows: unknown experiment 'doep'; valid: baseline, .*deop"),
+        ("tables.yaml", ("tables", "table3", "metrics"), ["IoU"],
+         "config/tables.yaml: tables.table3.metrics.0: unknown value 'IoU'; valid: 'pAcc', 'mIoU'"),
+        ("tables.yaml", ("tables", "table3", "datasets"), ["ade20k"],
+         "tables.table3.datasets: unknown dataset 'ade20k'; valid: coco_stuff, voc"),
+        ("tables.yaml", ("tables", "table3", "reported"), 9, "unknown table of the paper 9; valid: 1, 2, 3"),
+        ("tables.yaml", ("tables", "table3", "rows", 0, "name"), "x",
+         "config/tables.yaml: tables.table3.rows.0: unknown key 'name'; valid: decoupled, experiment, label"),
+        ("experiments.yaml", ("experiments", "simbaseline", "method"), "simbase",
+         "experiments.simbaseline.method: unknown method 'simbase'; valid: deop, simbaseline, zegformer"),
+        ("experiments.yaml", ("experiments", "zegformer", "ensemble_wieght"), 0.5,
+         "experiments.zegformer: unknown key 'ensemble_wieght'; valid: calibration, class_weight"),
+        ("tables.yaml", ("pictures", "scene", "experiment"), "zegformer",
+         "pictures.scene.experiment: 'zegformer' has no anchor heatmap to show"),
+        ("experiments.yaml", ("experiments", "deop", "anchors", "kind"), "conv3",
+         "config/experiments.yaml: experiments.deop.anchors.kind: unknown value 'conv3'; valid: 'none'"),
+        ("experiments.yaml", ("experiments", "deop", "severance"), {"kind": "mps", "alpha": {-1: 0.5}},
+         "experiments.deop.severance: .*'mps' has only alphas 0 and 1"),
+        ("vocabularies/es20.yaml", ("unseen",), ["unicorn"],
+         "config/vocabularies/es20.yaml: unseen classes that are not in things or stuff: unicorn"),
+    ],
+)  # fmt: skip
+def test_errors_in_other_files_name_the_file(root, config, name, keys, value, message, edit):
+    edit(root / "config" / name, *keys, to=value)
+    with pytest.raises(ConfigError, match=message):
+        Plan(config, root)
+
+
+def test_files_that_cannot_be_read(root, config):
+    (root / "config/experiments.yaml").write_text("experiments: [")
+    with pytest.raises(ConfigError, match=r"config/experiments\.yaml is not YAML"):
+        Plan(config, root)
+    (root / "config/experiments.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"config/experiments\.yaml is not there"):
+        Plan(config, root)
