@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +14,8 @@ from safetensors.torch import load_file
 from deop.settings import EmojiScenes, Job, Vocabulary
 from deop.stages import prepare_data
 
-LAUNCH = [
-    sys.executable,
-    "-m",
-    "accelerate.commands.launch",
-    "--cpu",
-    "--num_machines",
-    "1",
-    "--dynamo_backend",
-    "no",
-]
+# What `accelerate launch` itself calls for several GPUs; for CPUs it wants MPI.
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 PROPOSALS = {
     "backbone": "resnet10t",
     "backbone_args": {"channels": [8, 8, 16, 16], "stem_width": 8},
@@ -61,8 +54,9 @@ def train(folder: Path, dataset: Path, processes: int, iterations: int = 3) -> d
     )
     path = folder / f"{output.name}.json"
     path.write_text(job.model_dump_json())
-    command = [*LAUNCH, "--num_processes", str(processes), "-m", "deop", "train-proposals", str(path)]
-    done = subprocess.run(command, text=True, capture_output=True, check=False)
+    command = [*LAUNCH, str(processes), "-m", "deop", "train-proposals", str(path)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert {file.name for file in output.iterdir()} == {"model.safetensors", "provenance.json", "tensorboard"}
     return load_file(output / "model.safetensors")
@@ -76,5 +70,5 @@ def test_two_processes_share_a_batch_and_publish_once(tmp_path, dataset):
     alone, shared = (
         torch.cat([(weights[name] - start[name]).flatten() for name in learned]) for weights in (one, two)
     )
-    # Not to the digit: batch norm sees half of the images at a time.
-    assert torch.cosine_similarity(alone, shared, dim=0) > 0.7
+    # Not the same, for batch norm sees half of the images at a time: equal weights would come of a single process.
+    assert 0.5 < torch.cosine_similarity(alone, shared, dim=0) < 0.99

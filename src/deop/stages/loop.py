@@ -153,7 +153,9 @@ def fit(
             _save(checkpoint, plain, optimizer, scheduler, step + 1)
             workspace.tick()
             saved = time.monotonic()
-    accelerator.end_training()
+    # Not end_training: it would part the processes, which still have to wait for each other (see artifact).
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def fit_on_images(
