@@ -47,6 +47,20 @@ class ContrastiveStep(nn.Module):
         return {"contrastive": self.loss(image.float(), text.float(), scale.float())}
 
 
+def _take_text_tower(model: nn.Module, source: str) -> None:
+    """Copies the text tower of the bundled model ``source``, all that is not its image tower, into ``model``.
+
+    Raises:
+        ValueError: the text tower of ``source`` is of another size.
+    """
+    weights = load_clip(source, "bundled").model.state_dict()
+    text = {name: value for name, value in weights.items() if not name.startswith("visual.")}
+    own = model.state_dict()
+    if wrong := [name for name, value in text.items() if name not in own or own[name].shape != value.shape]:
+        raise ValueError(f"pretrain_clip.text_from: the text tower of {source!r} does not fit: {', '.join(wrong[:5])}")
+    model.load_state_dict(text, strict=False)
+
+
 def run(job: Job) -> None:
     """Trains the model of ``job.settings["pretrain_clip"]`` and writes ``model.safetensors`` (fp16).
 
@@ -61,6 +75,8 @@ def run(job: Job) -> None:
         pretrained=None if earlier is None else str(earlier / WEIGHTS),
         force_patch_dropout=settings.patch_dropout,
     )
+    if earlier is None and settings.text_from is not None:
+        _take_text_tower(model, settings.text_from)
     started_from = None if earlier is None else json.loads((earlier / PROVENANCE).read_text())
     tokenizer = open_clip.get_tokenizer(settings.model)
     steps = settings.images // settings.batch_size
