@@ -31,6 +31,7 @@ if stage == "evaluate":
     metrics = dict.fromkeys(("pAcc", "mIoU", "hIoU", "seen", "unseen"), score)
     output.parent.mkdir(parents=True, exist_ok=True)
     result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": provenance}
+    output.with_suffix(".csv").write_text("image,truth,predicted,pixels\n")
     output.write_text(json.dumps(result))
 elif stage == "measure-speed":
     speeds = {name: {"latency_median_ms": 100.0, "images_per_s": 10.0} for name in job["settings"]["systems"]}

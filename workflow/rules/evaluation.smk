@@ -11,7 +11,8 @@ rule evaluate:
     input:
         ancient(plan.inputs("evaluate")),
     output:
-        "results/evaluations/{name}-{key}.json",
+        scores="results/evaluations/{name}-{key}.json",
+        confusion="results/evaluations/{name}-{key}.csv",
     log:
         "logs/evaluate/{name}-{key}.log",
     benchmark:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,15 +16,17 @@ from deop.data.segmentation import IGNORE, SegmentationDataset
 from deop.methods.base import Segmenter
 from deop.metrics import SegmentationMetrics, mean_best_iou
 from deop.settings import Evaluation, Job
-from deop.stages.artifacts import describe, write_json
+from deop.stages.artifacts import describe, write_json, write_text
 from deop.stages.loop import make_accelerator
 from deop.stages.networks import build_segmenter
 
 
 def run(job: Job) -> None:
-    """Writes the scores of ``job``'s system as JSON to ``job.output``.
+    """Writes the scores of ``job``'s system as JSON to ``job.output``, and what they are counted from as CSV beside it.
 
-    Scores are fractions in [0, 1]; ``passes`` is how many pictures of an image CLIP is shown, on average (N').
+    Scores are fractions in [0, 1]; ``passes`` is how many pictures of an image CLIP is shown, on average (N'). The CSV
+    holds the confusion matrix of each image: columns ``image`` (its place in the validation set), ``truth`` and
+    ``predicted`` (class indices) and ``pixels``, of pairs that occur.
     """
     started = time.monotonic()
     settings = Evaluation.model_validate(job.settings["evaluation"])
@@ -37,7 +40,7 @@ def run(job: Job) -> None:
         convention=settings.miou,
         device=accelerator.device,
     )
-    classes, overlaps, passes = [], [], []
+    classes, overlaps, passes, confusions = [], [], [], []
     for batch in tqdm(
         _batches(dataset, settings.batch_size), desc="evaluate", mininterval=1 if sys.stderr.isatty() else 15
     ):
@@ -47,10 +50,14 @@ def run(job: Job) -> None:
         with accelerator.autocast():
             prediction, found, shown = predict(segmenter, images, labels, dataset.names, settings.short_side)
         metrics.update(prediction, labels)
+        confusions += [
+            confusion_pairs(image, truth).cpu() for image, truth in zip(prediction, labels, strict=True)
+        ]
         classes.append(found.classes.cpu())
         overlaps.append(found.iou.cpu())
         passes.append(shown.cpu())
     scores = metrics.compute()
+    write_text(Path(job.output).with_suffix(".csv"), _confusion_csv(confusions))
     write_json(
         Path(job.output),
         {
@@ -65,6 +72,7 @@ def run(job: Job) -> None:
             "per_class_iou": {
                 name: None if iou != iou else iou for name, iou in zip(dataset.names, scores.iou, strict=True)
             },
+            "unseen": [dataset.names[label] for label in dataset.card.unseen],
             "proposals": proposal_scores(torch.cat(classes), torch.cat(overlaps), dataset.card.unseen),
             "images": len(dataset),
             "provenance": describe(job, wall_time_s=round(time.monotonic() - started, 2)),
@@ -96,6 +104,23 @@ def proposal_scores(classes: Tensor, iou: Tensor, unseen: list[int]) -> dict[str
         name: iou[chosen].mean().item() if chosen.any() else None
         for name, chosen in (("seen", ~is_unseen), ("unseen", is_unseen))
     }
+
+
+def confusion_pairs(prediction: Tensor, label: Tensor) -> Tensor:
+    """(P, 3) of a label map (H, W) and its truth: true class, predicted class, pixels, of the P pairs that occur."""
+    labelled = label != IGNORE
+    pairs, pixels = torch.stack([label, prediction])[:, labelled].unique(dim=1, return_counts=True)
+    return torch.cat([pairs, pixels[None]]).T
+
+
+def _confusion_csv(confusions: list[Tensor]) -> str:
+    frame = pd.concat(
+        [
+            pd.DataFrame(pairs.numpy(), columns=["truth", "predicted", "pixels"]).assign(image=index)
+            for index, pairs in enumerate(confusions)
+        ]
+    )
+    return frame[["image", "truth", "predicted", "pixels"]].to_csv(index=False, lineterminator="\n")
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:

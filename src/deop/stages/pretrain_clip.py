@@ -57,7 +57,9 @@ def _take_text_tower(model: nn.Module, source: str) -> None:
     text = {name: value for name, value in weights.items() if not name.startswith("visual.")}
     own = model.state_dict()
     if wrong := [name for name, value in text.items() if name not in own or own[name].shape != value.shape]:
-        raise ValueError(f"pretrain_clip.text_from: the text tower of {source!r} does not fit: {', '.join(wrong[:5])}")
+        raise ValueError(
+            f"pretrain_clip.text_from: the text tower of {source!r} does not fit: {', '.join(wrong[:5])}"
+        )
     model.load_state_dict(text, strict=False)
 
 

@@ -93,6 +93,20 @@ def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str
 
     What is not run is NaN.
     """
+    frame = by_seed(table, evaluations, paths)
+    summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
+    columns = summary.unstack(["dataset", "metric"]).reorder_levels([1, 2, 0], axis=1)
+    return columns.reindex([row.label for row in table.rows])
+
+
+def by_seed(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
+    """Percentages, and counts, in long form: columns method (the row's label), dataset, metric, seed, value.
+
+    Systems that are not implemented have no lines. Speed is measured once and is the same for all seeds.
+
+    Raises:
+        DeopError: an evaluation that lacks a metric of the table.
+    """
     values = []
     for row in table.rows:
         if row.experiment is None:
@@ -114,12 +128,9 @@ def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str
                     if metric not in metrics:
                         valid = ", ".join(metrics)
                         raise DeopError(f"{paths[role]} has no metric {metric!r}; it has: {valid}")
-                    values.append((row.label, dataset.name, metric, metrics[metric]))
-    frame = pd.DataFrame(values, columns=["method", "dataset", "metric", "value"])
-    frame["value"] = frame["value"].astype(float)
-    summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
-    columns = summary.unstack(["dataset", "metric"]).reorder_levels([1, 2, 0], axis=1)
-    return columns.reindex([row.label for row in table.rows])
+                    values.append((row.label, dataset.name, metric, seed, metrics[metric]))
+    frame = pd.DataFrame(values, columns=["method", "dataset", "metric", "seed", "value"])
+    return frame.astype({"value": float})
 
 
 def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
