@@ -1,6 +1,7 @@
 # What to make is decided by the configuration (config/, read by deop.plan); these rules say how, stage by stage.
 # Outputs carry the key of what made them in their names, so one that is there never needs to be made again.
 
+import re
 import sys
 
 from snakemake.utils import min_version
@@ -25,6 +26,7 @@ wildcard_constraints:
     key="[0-9a-f]{12}",
     name="[^/]+",
     table="[^/.]+",
+    figure="|".join(map(re.escape, plan.named["figure"])) or "-",  # else a picture
     picture="[^/.]+",
 
 
@@ -32,6 +34,9 @@ rule all:
     default_target: True
     input:
         plan.outputs("table"),
+        plan.outputs("claims"),
+        plan.outputs("figure"),
+        plan.outputs("picture"),
 
 
 include: "workflow/rules/data.smk"
@@ -43,4 +48,8 @@ include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/multipass.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
 include: "workflow/rules/pictures.smk"
+
+
+ruleorder: figure > picture

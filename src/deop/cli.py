@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from deop.errors import DeopError, explain
 from deop.launch import keep_freed_memory
-from deop.plan import marker
+from deop.jobs import marker
 from deop.settings import Job
 from deop.stages.artifacts import code_version
 
@@ -29,7 +29,9 @@ STAGES = {
     "evaluate": "Measure a segmentation network on a validation set.",
     "measure_speed": "Measure how many images a second systems segment, side by side.",
     "table": "Write a table from evaluations.",
-    "picture": "Draw one validation scene on its way through a network.",
+    "claims": "Compare pairs of systems as the paper does, by a paired bootstrap.",
+    "figure": "Plot tables, or what networks do to each class.",
+    "picture": "Draw a network at work on validation scenes.",
 }
 # Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field
 
 from deop.errors import ConfigError, unknown, validated
+from deop.layouts import TablesFile
 from deop.settings import (
     SYSTEMS,
     Clip,
@@ -39,6 +40,10 @@ SECTIONS: dict[str, type[Settings]] = {
     "evaluation": Evaluation,
     "speed": Speed,
 }
+
+
+VARIED = ("clip", "pretrain_clip", "network", "multipass", *SECTIONS)
+"""Sections that a variant may change."""
 
 
 class Dataset(EmojiScenes):
@@ -75,6 +80,8 @@ class Resources(Settings):
     evaluate: StageResources = StageResources()
     measure_speed: StageResources = StageResources()
     table: StageResources = StageResources()
+    claims: StageResources = StageResources()
+    figure: StageResources = StageResources()
     picture: StageResources = StageResources()
 
 
@@ -84,6 +91,7 @@ class MainFile(Settings):
     Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
     that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of each round
     (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
+    ``variants`` are changes of other sections, by name, with which an experiment may be run.
     """
 
     profile: str
@@ -99,6 +107,7 @@ class MainFile(Settings):
     speed: Annotated[dict, Field(default_factory=dict)]
     network: Annotated[dict, Field(default_factory=dict)]
     multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
+    variants: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
     resources: Resources = Resources()
 
@@ -109,93 +118,39 @@ class ExperimentsFile(Settings):
     experiments: dict[str, dict]
 
 
-Metric = Literal["pAcc", "mIoU", "hIoU", "seen", "unseen", "passes", "FPS"]
-
-
-class TableRow(Settings):
-    """A row: what it is called (as in the paper, where it has one) and the experiment it shows.
-
-    One without an experiment is a system that is not implemented here. ``decoupled`` says, where a table has that
-    column, whether masks and their classes are found separately.
-    """
-
-    label: str
-    experiment: str | None = None
-    decoupled: bool | None = None
-
-
-class TableLayout(Settings):
-    """One table: its rows, and its columns (datasets, by their names in the paper, times metrics).
-
-    ``reported`` is the number of the paper's table whose values are shown beside the measured ones.
-    """
-
-    caption: str
-    reported: int | None = None
-    rows: Annotated[tuple[TableRow, ...], Field(min_length=1)]
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
-
-
-class Picture(Settings):
-    """A picture of one experiment at work on a scene of a dataset, by its name in the paper."""
-
-    experiment: str
-    dataset: str
-
-
-class TablesFile(Settings):
-    """``config/tables.yaml``. ``paper_datasets`` maps the paper's datasets to the titles that tables show."""
-
-    paper_datasets: dict[str, str]
-    tables: dict[str, TableLayout]
-    pictures: Annotated[dict[str, Picture], Field(default_factory=dict)]
-
-
-class Configuration:
-    """Everything under ``config/``, checked.
+class Setup:
+    """The settings of every stage, for each dataset, and of every experiment's system.
 
     Args:
         values: the merged configuration (profile over ``config/config.yaml``).
         root: the folder that holds ``config/``.
+        source: what errors call ``values``.
+
+    Attributes:
+        stages: by section and dataset, the settings of a stage.
+        experiments: by name and dataset, an experiment's system.
+        variant_of: the variant that an experiment is to be run with, by its name, if it has one.
 
     Raises:
         ConfigError: the first thing that cannot be run.
     """
 
-    def __init__(self, values: dict[str, Any], root: Path) -> None:
-        self._root = root
-        self.main = validated(MainFile, values, SOURCE)
-        self._check_profile()
+    def __init__(self, values: dict[str, Any], root: Path, source: str = SOURCE) -> None:
+        self._root, self._source = root, source
+        self.main = validated(MainFile, values, source)
         self.datasets = {name: self._dataset(name) for name in self.main.datasets}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
         for method in self.main.multipass:
             if method not in SYSTEMS or method == "deop":
                 valid = [name for name in SYSTEMS if name != "deop"]
-                raise unknown(f"{SOURCE}: multipass", "method", method, valid)
+                raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
-        experiments = self._read(ExperimentsFile, "experiments.yaml").experiments
-        self.experiments = {name: self._system(name, values) for name, values in experiments.items()}
-        tables = self._read(TablesFile, "tables.yaml")
-        self.paper_datasets, self.tables, self.pictures = (
-            tables.paper_datasets,
-            tables.tables,
-            tables.pictures,
-        )
-        self.stand_ins = self._read_stand_ins()
-        for name, table in self.tables.items():
-            self._check_table(name, table)
-        for name, picture in self.pictures.items():
-            place = f"{SOURCE}/tables.yaml: pictures.{name}"
-            if picture.dataset not in self.stand_ins:
-                raise unknown(f"{place}.dataset", "dataset", picture.dataset, self.stand_ins)
-            if picture.experiment not in self.experiments:
-                raise unknown(f"{place}.experiment", "experiment", picture.experiment, self.experiments)
-            if not isinstance(self.experiments[picture.experiment][self.stand_ins[picture.dataset]], Network):
-                raise ConfigError(f"{place}.experiment: {picture.experiment!r} has no anchor heatmap to show")
-        self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
-        self.launch_settings = _load(root / self.launch_file, self.launch_file)
+        self.variant_of: dict[str, str] = {}
+        self.experiments = {
+            name: self._system(name, dict(entry))
+            for name, entry in _read(ExperimentsFile, root, "experiments.yaml").experiments.items()
+        }
 
     def pretrain_backbone(self, dataset: str) -> PretrainBackbone:
         """How the backbone of a dataset's proposal network is pre-trained."""
@@ -203,46 +158,23 @@ class Configuration:
         proposals = self.stages["proposals"][dataset]
         for key in ("backbone", "backbone_args"):
             if key in values:
-                raise ConfigError(f"{SOURCE}: pretrain_backbone: unknown key {key!r}; it is proposals.{key}")
+                raise ConfigError(
+                    f"{self._source}: pretrain_backbone: unknown key {key!r}; it is proposals.{key}"
+                )
             values[key] = getattr(proposals, key)
-        return validated(PretrainBackbone, values, SOURCE, ("pretrain_backbone",))
+        return validated(PretrainBackbone, values, self._source, ("pretrain_backbone",))
 
     def clip(self) -> Clip:
         """The CLIP that stages load. One trained here reaches them as an input, not as ``pretrained``."""
         values = self.main.clip.model_dump(exclude={"retrain"})
         return Clip(**values | ({"pretrained": None} if self.main.clip.retrain else {}))
 
-    def reported(self, table: str) -> dict[str, dict[str, float]]:
-        """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
-        number, place = self.tables[table].reported, f"{SOURCE}/reported.csv"
-        if number is None:
-            return {}
-        with (self._root / place).open(newline="") as file:
-            lines = list(csv.DictReader(file))
-        tables = sorted({line["table"] for line in lines})
-        if str(number) not in tables:
-            raise unknown(
-                f"{SOURCE}/tables.yaml: tables.{table}.reported", "table of the paper", number, tables
-            )
-        values: dict[str, dict[str, float]] = {}
-        for line in lines:
-            if line["table"] == str(number):
-                values.setdefault(line["row"], {})[line["column"]] = float(line["value"])
-        return values
-
-    def _check_profile(self) -> None:
-        profiles = set()
-        for path in sorted((self._root / SOURCE).glob("*.yaml")):
-            profiles.add(_load(path, f"{SOURCE}/{path.name}").get("profile"))
-        if self.main.profile not in profiles:
-            raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
-
     def _dataset(self, name: str) -> Dataset:
         values, at = self.main.datasets[name], ("datasets", name)
         vocabulary = values.get("vocabulary")
         if isinstance(vocabulary, str):
             values = values | {"vocabulary": self._vocabulary(f"{'.'.join(at)}.vocabulary", vocabulary)}
-        return validated(Dataset, values, SOURCE, at)
+        return validated(Dataset, values, self._source, at)
 
     def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
         """The rounds of pre-training: each starts from the weights of the one before it, on scenes of its own."""
@@ -250,7 +182,7 @@ class Configuration:
         rounds = section.pop("rounds", [{}])
         if not isinstance(rounds, list) or not rounds or not all(isinstance(entry, dict) for entry in rounds):
             raise ConfigError(
-                f"{SOURCE}: pretrain_clip.rounds: {rounds!r} is not a list of what each round changes, such as "
+                f"{self._source}: pretrain_clip.rounds: {rounds!r} is not a list of what each round changes, such as "
                 "[{}, {lr: 0.0005}]"
             )
         return tuple(
@@ -260,12 +192,12 @@ class Configuration:
 
     def _pretraining_round(self, values: dict, at: tuple[str, ...]) -> PretrainClip:
         if "model" in values:
-            raise ConfigError(f"{SOURCE}: {at[0]}: unknown key 'model'; the model is clip.model")
+            raise ConfigError(f"{self._source}: {at[0]}: unknown key 'model'; the model is clip.model")
         values = values | {"model": self.main.clip.model}
         if isinstance(values.get("common"), str):
             vocabulary = self._vocabulary("pretrain_clip.common", values["common"])
             values |= {"common": vocabulary.things}
-        return validated(PretrainClip, values, SOURCE, at)
+        return validated(PretrainClip, values, self._source, at)
 
     def _vocabulary(self, key: str, name: str) -> Vocabulary:
         path = self._named_file(key, name, "vocabularies")
@@ -273,7 +205,12 @@ class Configuration:
 
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
         """An experiment's system for each dataset."""
-        place, method = f"{SOURCE}/experiments.yaml: experiments.{name}", values.get("method", "deop")
+        place = f"{SOURCE}/experiments.yaml: experiments.{name}"
+        if (variant := values.pop("variant", None)) is not None:
+            if variant not in self.main.variants:
+                raise unknown(f"{place}.variant", "variant", variant, self.main.variants)
+            self.variant_of[name] = variant
+        method = values.get("method", "deop")
         if method not in SYSTEMS:
             raise unknown(f"{place}.method", "method", method, SYSTEMS)
         if method == "deop":
@@ -281,7 +218,7 @@ class Configuration:
         validated(SYSTEMS[method], values, f"{SOURCE}/experiments.yaml", ("experiments", name))
         at = ("multipass", method)
         return {
-            dataset: validated(SYSTEMS[method], _merged(profile, values), SOURCE, at)
+            dataset: validated(SYSTEMS[method], _merged(profile, values), self._source, at)
             for dataset, profile in self._per_dataset(self.main.multipass.get(method, {}), at).items()
         }
 
@@ -298,13 +235,14 @@ class Configuration:
                 merged.pop(part, None)
         if own.severance.alpha:
             merged["severance"]["alpha"] = values["severance"]["alpha"]
-        return validated(Network, merged, SOURCE, ("network",))
+        return validated(Network, merged, self._source, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
         """The settings of one stage for each dataset."""
         values = self._per_dataset(getattr(self.main, section), (section,))
         return {
-            name: validated(SECTIONS[section], entry, SOURCE, (section,)) for name, entry in values.items()
+            name: validated(SECTIONS[section], entry, self._source, (section,))
+            for name, entry in values.items()
         }
 
     def _per_dataset(self, values: dict, at: tuple[str, ...]) -> dict[str, dict]:
@@ -313,8 +251,80 @@ class Configuration:
         overrides = defaults.pop("per_dataset", None) or {}
         for name in overrides:
             if name not in self.datasets:
-                raise unknown(f"{SOURCE}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
+                raise unknown(f"{self._source}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
         return {name: _merged(defaults, overrides.get(name, {})) for name in self.datasets}
+
+    def _named_file(self, key: str, name: str, folder: str) -> str:
+        """The path of ``config/<folder>/<name>.yaml``, from the root."""
+        valid = sorted(path.stem for path in (self._root / SOURCE / folder).glob("*.yaml"))
+        if name not in valid:
+            raise unknown(f"{self._source}: {key}", f"file in {SOURCE}/{folder}", name, valid)
+        return f"{SOURCE}/{folder}/{name}.yaml"
+
+
+class Configuration(Setup):
+    """Everything under ``config/``, checked.
+
+    Attributes:
+        variants: by name, the setup with a variant's changes.
+        layouts: the tables, figures, pictures and claims asked for.
+        stand_ins: the profile's dataset for each of the paper's that it has one for.
+        launch_file, launch_settings: Accelerate's launch file, and what it says.
+    """
+
+    def __init__(self, values: dict[str, Any], root: Path) -> None:
+        super().__init__(values, root)
+        self.variants = {
+            name: self._variant(name, values, changes) for name, changes in self.main.variants.items()
+        }
+        self._check_profile()
+        self.layouts = _read(TablesFile, root, "tables.yaml")
+        self.stand_ins = self._read_stand_ins()
+        with_anchors = [
+            name
+            for name, systems in self.experiments.items()
+            if all(isinstance(system, Network) for system in systems.values())
+        ]
+        self.layouts.check(self.stand_ins, self.experiments, with_anchors)
+        for table in self.layouts.tables:
+            self.reported(table)
+        self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
+        self.launch_settings = _load(root / self.launch_file, self.launch_file)
+
+    def of(self, experiment: str) -> Setup:
+        """The setup that an experiment is run with."""
+        return self.variants[self.variant_of[experiment]] if experiment in self.variant_of else self
+
+    def reported(self, table: str) -> dict[str, dict[str, float]]:
+        """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
+        number, place = self.layouts.tables[table].reported, f"{SOURCE}/reported.csv"
+        if number is None:
+            return {}
+        with (self._root / place).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        tables = sorted({line["table"] for line in lines})
+        if str(number) not in tables:
+            raise unknown(
+                f"{SOURCE}/tables.yaml: tables.{table}.reported", "table of the paper", number, tables
+            )
+        values: dict[str, dict[str, float]] = {}
+        for line in lines:
+            if line["table"] == str(number):
+                values.setdefault(line["row"], {})[line["column"]] = float(line["value"])
+        return values
+
+    def _variant(self, name: str, values: dict[str, Any], changes: dict[str, Any]) -> Setup:
+        for section in changes:
+            if section not in VARIED:
+                raise unknown(f"{SOURCE}: variants.{name}", "section", section, VARIED)
+        return Setup(_merged(values, changes), self._root, f"{SOURCE} with variant {name!r}")
+
+    def _check_profile(self) -> None:
+        profiles = set()
+        for path in sorted((self._root / SOURCE).glob("*.yaml")):
+            profiles.add(_load(path, f"{SOURCE}/{path.name}").get("profile"))
+        if self.main.profile not in profiles:
+            raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
 
     def _read_stand_ins(self) -> dict[str, str]:
         """The profile's dataset for each of the paper's that it has one for."""
@@ -323,33 +333,17 @@ class Configuration:
             paper, place = dataset.stands_for, f"{SOURCE}: datasets.{name}.stands_for"
             if paper is None:
                 continue
-            if paper not in self.paper_datasets:
-                raise unknown(place, "dataset of the paper", paper, self.paper_datasets)
+            if paper not in self.layouts.paper_datasets:
+                raise unknown(place, "dataset of the paper", paper, self.layouts.paper_datasets)
             if paper in stand_ins:
                 raise ConfigError(f"{place}: {paper!r} already has a stand-in, {stand_ins[paper]!r}")
             stand_ins[paper] = name
         return stand_ins
 
-    def _check_table(self, name: str, table: TableLayout) -> None:
-        place = f"{SOURCE}/tables.yaml: tables.{name}"
-        for paper in table.datasets:
-            if paper not in self.stand_ins:
-                raise unknown(f"{place}.datasets", "dataset", paper, self.stand_ins)
-        for row in table.rows:
-            if row.experiment is not None and row.experiment not in self.experiments:
-                raise unknown(f"{place}.rows", "experiment", row.experiment, self.experiments)
-        self.reported(name)
 
-    def _named_file(self, key: str, name: str, folder: str) -> str:
-        """The path of ``config/<folder>/<name>.yaml``, from the root."""
-        valid = sorted(path.stem for path in (self._root / SOURCE / folder).glob("*.yaml"))
-        if name not in valid:
-            raise unknown(f"{SOURCE}: {key}", f"file in {SOURCE}/{folder}", name, valid)
-        return f"{SOURCE}/{folder}/{name}.yaml"
-
-    def _read(self, model: type[Settings], name: str) -> Any:
-        source = f"{SOURCE}/{name}"
-        return validated(model, _load(self._root / source, source), source)
+def _read(model: type[Settings], root: Path, name: str) -> Any:
+    source = f"{SOURCE}/{name}"
+    return validated(model, _load(root / source, source), source)
 
 
 def _load(path: Path, source: str) -> dict:

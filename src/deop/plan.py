@@ -1,11 +1,11 @@
-"""From configuration to jobs: what has to be computed for the tables, each piece once, named by what made it.
+"""From configuration to jobs: what has to be computed for the tables and figures, named by what made it.
 
 A table asks for evaluations (experiment x dataset x seed), an evaluation for a trained segmentation network,
 that one for text prompts and proposals, and so on down to the data. Every such job has a key: a hash of its
 stage, its settings, its seed where it draws random numbers, and the keys of its inputs. Outputs are named by
 that key, so an output that is there is the right one, whenever and in whatever order it was made, and two
 experiments that ask for the same thing share it. Names (of experiments, of rows) never enter the key of
-anything but a table and the speed of its systems.
+anything but what readers get and the speed of a table's systems.
 
 This module decides; it computes nothing and imports nothing heavy, because the Snakefile builds a plan each
 time it is read.
@@ -13,7 +13,6 @@ time it is read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -21,23 +20,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deop.config import SOURCE, Configuration
+from deop.config import Configuration
 from deop.errors import ConfigError, unknown
+from deop.jobs import NAMED, Inputs, Jobs, dump, marker
 from deop.launch import launch_command
-from deop.settings import Job, MultiPassSettings, Network, Settings
+from deop.layouts import PLACE, Claim, TableLayout
+from deop.recipes import Recipes
+from deop.settings import Job
 
 JOBS = Path(".deop/jobs")
 SUPERSEDED = Path(".deop/superseded")
-NAMED = ("table", "picture")
-"""Stages whose outputs keep their names when their content changes."""
-MEASURED = ("evaluate", "measure_speed")
-"""Stages whose output is one JSON."""
-WEIGHTS = Path(__file__).parent / "weights"
-Inputs = dict[str, "Job | str"]
 
 
 class Plan:
-    """All jobs behind the tables of one configuration.
+    """All jobs behind the tables and figures of one configuration.
 
     Args:
         config: the merged configuration (profile over defaults).
@@ -45,8 +41,7 @@ class Plan:
 
     Attributes:
         jobs: every job by (stage, key), inputs before what needs them.
-        tables: the table jobs by table name.
-        pictures: the picture jobs by picture name.
+        named: by stage and name, the jobs of what readers ask for by name.
         resources: what each stage asks of Snakemake.
         launch: the command that runs ``deop`` as the configured Accelerate launch file says.
         launch_alone: the same, but as a single process.
@@ -56,17 +51,29 @@ class Plan:
     """
 
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
-        self._root, self._config = root, Configuration(config, root)
-        self._by_output: dict[str, Job] = {}
-        self.jobs: dict[tuple[str, str], Job] = {}
-        self.tables = {name: self._table(name) for name in self._config.tables}
-        self.pictures = {name: self._picture(name) for name in self._config.pictures}
+        self._root, self._config, self._jobs = root, Configuration(config, root), Jobs()
+        self._recipes = Recipes(self._config, self._jobs)
+        self._variants = {name: Recipes(setup, self._jobs) for name, setup in self._config.variants.items()}
+        layouts = self._config.layouts
+        self._tables = {name: self._read_table(name, layout) for name, layout in layouts.tables.items()}
+        self.named = {
+            "table": {name: self._table(name) for name in layouts.tables},
+            "claims": {"claims": self._claims(layouts.claims)} if layouts.claims else {},
+            "figure": {name: self._figure(name) for name in layouts.figures},
+            "picture": {name: self._picture(name) for name in layouts.pictures},
+        }
+        self.jobs = self._jobs.by_key
         self.resources = self._config.main.resources
         launch_file = (self._config.launch_file, self._config.launch_settings)
         self.launch, self.launch_alone = (
             launch_command(*launch_file),
             launch_command(*launch_file, alone=True),
         )
+
+    @property
+    def tables(self) -> dict[str, Job]:
+        """The table jobs by table name."""
+        return self.named["table"]
 
     def outputs(self, stage: str) -> list[str]:
         """The files that say that all jobs of ``stage`` are done."""
@@ -77,41 +84,47 @@ class Plan:
 
         Rules mark them as ancient: they are named by what made them, so dates say nothing.
         """
-        return lambda wildcards: self._files(self._job(stage, wildcards))
+        return lambda wildcards: sorted(
+            {marker(job) for job in self._jobs.inputs_of(self._job(stage, wildcards)).values()}
+        )
 
     def job_file(self, stage: str) -> Callable[[Any], str]:
         """A Snakemake params function: where the job of ``stage`` with these wildcards is written down."""
         return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
 
-    def superseded(self, wildcards: Any) -> list[str]:
-        """A Snakemake input function: a file that is newer than the table or picture, if that is not this plan's.
+    def superseded(self, stage: str) -> Callable[[Any], list[str]]:
+        """A Snakemake input function: a file newer than the table or figure on disk, if that is not this plan's.
 
         A table keeps its file names when its content changes, so its key is in its JSON. Neither dates nor
         records of earlier runs count: a table from a cache or another clone is taken for what it is.
         """
-        job = self._named(wildcards)
-        return [] if self._is_current(job) else [str(SUPERSEDED / Path(job.output).stem)]
+
+        def marks(wildcards: Any) -> list[str]:
+            job = self._job(stage, wildcards)
+            return [] if self._is_current(job) else [str(_mark(job))]
+
+        return marks
 
     def write(self) -> None:
-        """Write each job to its file, unless it is there, and mark tables on disk that are not the plan's."""
+        """Write each job to its file, unless it is there, and mark tables and figures that are not the plan's."""
         for job in self.jobs.values():
             path, text = self._root / _job_file(job), job.model_dump_json(indent=1) + "\n"
             if not path.exists() or path.read_text() != text:
                 _write(path, text)
-        for job in (*self.tables.values(), *self.pictures.values()):
-            if not self._is_current(job):
+            if job.stage in NAMED and not self._is_current(job):
                 # The time makes the content new as well: Snakemake overlooks a new file with known content.
-                mark = self._root / SUPERSEDED / Path(job.output).stem
-                _write(mark, f"superseded, as seen at {time.time_ns()}\n")
+                _write(self._root / _mark(job), f"superseded, as seen at {time.time_ns()}\n")
 
-    def _named(self, wildcards: Any) -> Job:
-        """The job of a table or picture: these are asked for by name."""
-        kind = "table" if hasattr(wildcards, "table") else "picture"
-        jobs = self.tables if kind == "table" else self.pictures
-        name = getattr(wildcards, kind)
-        if name not in jobs:
-            raise unknown(f"results of kind {kind}", kind, name, jobs)
-        return jobs[name]
+    def _job(self, stage: str, wildcards: Any) -> Job:
+        if stage in NAMED:
+            # Wildcards are called as their stage is; there is one list of claims.
+            name, jobs = getattr(wildcards, stage, stage), self.named[stage]
+            if name not in jobs:
+                raise unknown(f"results of kind {stage}", stage, name, jobs)
+            return jobs[name]
+        if (stage, wildcards.key) not in self.jobs:
+            raise unknown(stage, "key", wildcards.key, [key for other, key in self.jobs if other == stage])
+        return self.jobs[stage, wildcards.key]
 
     def _is_current(self, job: Job) -> bool:
         try:
@@ -119,199 +132,157 @@ class Plan:
         except (OSError, ValueError, KeyError):
             return False
 
-    # The jobs, from the data up.
+    # What readers ask for.
 
-    def _data(self, dataset: str) -> Job:
-        values = self._config.datasets[dataset]
-        settings = {"dataset": values.model_dump(mode="json", exclude={"stands_for"})}
-        return self._add("prepare_data", f"data/{dataset}", settings, {}, seed=values.seed)
+    def _evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
+        return self._of(experiment).evaluation(experiment, dataset, seed, trained_on)
 
-    def _clip(self) -> Inputs:
-        clip = self._config.main.clip
-        if clip.retrain:
-            # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
-            inputs: Inputs = {}
-            for index, values in enumerate(self._config.pretrain_clip):
-                settings, output = {"pretrain_clip": _dump(values)}, f"checkpoints/clip/{clip.model}"
-                inputs = {"clip": self._add("pretrain_clip", output, settings, inputs, seed=index)}
-            return inputs
-        if clip.pretrained != "bundled":
-            return {}
-        return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain")}
-
-    def _backbone(self, dataset: str) -> Inputs:
-        network = self._config.stages["proposals"][dataset]
-        if network.pretrained_backbone != "bundled":
-            return {}
-        if self._config.retrain_backbone:
-            settings = {"pretrain_backbone": _dump(self._config.pretrain_backbone(dataset))}
-            output = f"checkpoints/backbone/{network.backbone}"
-            return {"backbone": self._add("pretrain_backbone", output, settings, {})}
-        keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain")
-        return {"backbone": _bundled_sha256(network.backbone, *keys)}
-
-    def _prompts(self, dataset: str, seed: int) -> Job:
-        settings = self._settings(dataset, "clip", "prompts")
-        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        return self._add("learn_prompts", f"checkpoints/prompts/{dataset}", settings, inputs, seed=seed)
-
-    def _proposals(self, dataset: str, seed: int) -> Job:
-        settings = self._settings(dataset, "proposals")
-        inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
-        return self._add("train_proposals", f"checkpoints/proposals/{dataset}", settings, inputs, seed=seed)
-
-    def _evaluation(self, experiment: str, dataset: str, seed: int) -> Job:
-        network = self._config.experiments[experiment][dataset]
-        if not isinstance(network, Network):
-            return self._multipass_evaluation(network, dataset, seed)
-        settings = {"network": _dump(network), **self._settings(dataset, "clip", "prompts", "proposals")}
-        inputs: Inputs = {
-            "data": self._data(dataset),
-            **self._clip(),
-            "prompts": self._prompts(dataset, seed),
-            "proposals": self._proposals(dataset, seed),
-        }
-        if network.trained:
-            training = settings | self._settings(dataset, "segmentation")
-            output = f"checkpoints/segmentation/{dataset}"
-            trained = self._add("train_segmentation", output, training, inputs, seed=seed)
-            inputs = {**inputs, "segmentation": trained}
-        settings |= self._settings(dataset, "evaluation")
-        return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
-
-    def _multipass_evaluation(self, system: MultiPassSettings, dataset: str, seed: int) -> Job:
-        # Neither training nor a test depends on a learned prompt that it does not use.
-        training = ("clip", "proposals", *(() if system.proposal_templates else ("prompts",)))
-        testing = ("clip", "proposals", "evaluation", *(("prompts",) if system.learned_prompts else ()))
-        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        prompts: Inputs = {"prompts": self._prompts(dataset, seed)} if system.learned_prompts else {}
-        trained = self._add(
-            "train_multipass",
-            f"checkpoints/multipass/{dataset}",
-            {"network": system.for_training(), **self._settings(dataset, *training)},
-            {**inputs, **self._backbone(dataset), **(prompts if "prompts" in training else {})},
-            seed=seed,
-        )
-        settings = {"network": _dump(system), **self._settings(dataset, *testing)}
-        inputs |= {**prompts, "multipass": trained}
-        return self._add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+    def _of(self, experiment: str) -> Recipes:
+        variant = self._config.variant_of.get(experiment)
+        return self._recipes if variant is None else self._variants[variant]
 
     def _speed(self, experiments: list[str], dataset: str) -> Job:
         """How fast the systems of a table are, in one run: the checkpoints that its scores of the first seed are of."""
         seed = self._config.main.seeds[0]
         measured = {name: self._evaluation(name, dataset, seed) for name in experiments}
-        settings = self._settings(dataset, "speed") | {
+        settings = self._recipes.settings(dataset, "speed") | {
             "evaluations": {name: job.key for name, job in measured.items()},
             "systems": {name: job.settings for name, job in measured.items()},
         }
         inputs: Inputs = {
-            f"{name}/{role}": self._by_output[path]
+            f"{name}/{role}": upstream
             for name, job in measured.items()
-            for role, path in job.inputs.items()
+            for role, upstream in self._jobs.inputs_of(job).items()
         }
-        return self._add("measure_speed", f"results/speed/{dataset}", settings, inputs)
+        return self._jobs.add("measure_speed", f"results/speed/{dataset}", settings, inputs)
 
-    def _picture(self, name: str) -> Job:
-        """A picture of a system at work: the job that evaluates it, but for what is done with the answer."""
-        layout = self._config.pictures[name]
-        dataset = self._config.stand_ins[layout.dataset]
-        measured = self._evaluation(layout.experiment, dataset, self._config.main.seeds[0])
-        inputs: Inputs = {role: self._by_output[path] for role, path in measured.inputs.items()}
-        if self._config.main.clip.pretrained == "bundled" and not self._config.main.clip.retrain:
-            inputs |= self._clip()
-        return self._add("picture", f"results/figures/{name}.json", measured.settings, inputs)
-
-    def _table(self, name: str) -> Job:
-        config, layout = self._config, self._config.tables[name]
+    def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
+        """What a table shows, and the jobs it is filled from, by role."""
+        config = self._config
         datasets = {paper: config.stand_ins[paper] for paper in layout.datasets}
-        inputs: Inputs = {
-            f"{row.experiment}/{dataset}/{seed}": self._evaluation(row.experiment, dataset, seed)
-            for row in layout.rows
-            if row.experiment is not None
-            for dataset in datasets.values()
-            for seed in config.main.seeds
-        }
+        trained_on = None if layout.trained_on is None else config.stand_ins[layout.trained_on]
+        inputs = self._evaluations(layout.experiments, list(datasets.values()), trained_on)
         if "FPS" in layout.metrics:
-            shown = list(dict.fromkeys(row.experiment for row in layout.rows if row.experiment is not None))
-            inputs |= {f"speed/{dataset}": self._speed(shown, dataset) for dataset in datasets.values()}
+            speeds = {dataset: self._speed(layout.experiments, dataset) for dataset in datasets.values()}
+            inputs |= {f"speed/{dataset}": job for dataset, job in speeds.items()}
         reported = config.reported(name)
         table = {
             "caption": layout.caption,
             "profile": config.main.profile,
             "seeds": list(config.main.seeds),
-            "datasets": [
-                {
-                    "name": dataset,
-                    "kind": config.datasets[dataset].kind,
-                    "paper": paper,
-                    "paper_title": config.paper_datasets[paper],
-                    "miou": config.stages["evaluation"][dataset].miou,
-                }
-                for paper, dataset in datasets.items()
-            ],
+            "trained_on": trained_on,
+            "datasets": [self._describe(paper) for paper in layout.datasets],
             "metrics": list(layout.metrics),
-            "rows": [{**_dump(row), "reported": reported.get(row.label, {})} for row in layout.rows],
-            "artifacts": self._upstream(inputs),
+            "rows": [{**dump(row), "reported": reported.get(row.label, {})} for row in layout.rows],
         }
-        return self._add("table", f"results/{name}.json", {"table": table}, inputs)
+        return table, inputs
 
-    def _add(
-        self,
-        stage: str,
-        output: str,
-        settings: dict[str, dict],
-        inputs: Inputs,
-        *,
-        seed: int = 0,
-    ) -> Job:
-        """The job of this content, new or known. An input given as text enters the key and has no path."""
-        content = {
-            "stage": stage,
-            "settings": settings,
-            # An evaluation draws no random numbers; its seed says, as its inputs do, what it measures.
-            "seed": 0 if stage == "evaluate" else seed,
-            "inputs": {role: job.key if isinstance(job, Job) else job for role, job in inputs.items()},
+    def _evaluations(
+        self, experiments: list[str], datasets: list[str], trained_on: str | None = None
+    ) -> Inputs:
+        """Evaluations of every seed by ``<experiment>/<dataset>/<seed>``."""
+        return {
+            f"{experiment}/{dataset}/{seed}": self._evaluation(experiment, dataset, seed, trained_on)
+            for experiment in experiments
+            for dataset in datasets
+            for seed in self._config.main.seeds
         }
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-        if (stage, key) not in self.jobs:
-            output += "" if stage in NAMED else f"-{key}.json" if stage in MEASURED else f"-{key}"
-            paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
-            job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=settings)
-            self.jobs[stage, key] = self._by_output[output] = job
-        return self.jobs[stage, key]
 
-    def _settings(self, dataset: str, *sections: str) -> dict[str, dict]:
-        values = {"clip": self._config.clip()}
-        values |= {section: by_dataset[dataset] for section, by_dataset in self._config.stages.items()}
-        return {section: _dump(values[section]) for section in sections}
+    def _describe(self, paper: str) -> dict[str, Any]:
+        """The dataset in the place of one of the paper's, as tables speak of it."""
+        name = self._config.stand_ins[paper]
+        dataset = self._config.datasets[name]
+        return {
+            "name": name,
+            "kind": dataset.kind,
+            "style": dataset.style,
+            "paper": paper,
+            "paper_title": self._config.layouts.paper_datasets[paper],
+            "miou": self._config.stages["evaluation"][name].miou,
+        }
 
-    def _job(self, stage: str, wildcards: Any) -> Job:
-        if stage in NAMED:
-            return self._named(wildcards)
-        if (stage, wildcards.key) not in self.jobs:
-            raise unknown(stage, "key", wildcards.key, [key for other, key in self.jobs if other == stage])
-        return self.jobs[stage, wildcards.key]
+    def _table(self, name: str) -> Job:
+        table, inputs = self._tables[name]
+        settings = {"table": table | {"artifacts": self._jobs.upstream(inputs.values())}}
+        return self._jobs.add("table", f"results/{name}.json", settings, inputs)
 
-    def _files(self, job: Job) -> list[str]:
-        return sorted({marker(self._by_output[path]) for path in job.inputs.values()})
+    def _claims(self, claims: tuple[Claim, ...]) -> Job:
+        inputs: Inputs = {}
+        entries = []
+        for claim in claims:
+            table, of_table = self._tables[claim.table]
+            rows = {row["experiment"]: row for row in table["rows"]}
+            better, worse = rows[claim.better], rows[claim.worse]
+            for dataset in (self._describe(paper) for paper in claim.datasets):
+                column = f"{dataset['paper']}.{claim.metric}"
+                both = (better["reported"].get(column), worse["reported"].get(column))
+                for experiment in (claim.better, claim.worse):
+                    for seed in self._config.main.seeds:
+                        role = f"{experiment}/{dataset['name']}/{seed}"
+                        if inputs.setdefault(role, of_table[role]) is not of_table[role]:
+                            raise ConfigError(
+                                f"{PLACE}: claims: tables differ in what {experiment!r} was trained on before it was "
+                                f"tested on {dataset['name']!r}; one list of claims can speak of one of them"
+                            )
+                entries.append(
+                    {
+                        "claim": claim.claim,
+                        "better": claim.better,
+                        "worse": claim.worse,
+                        "better_label": better["label"],
+                        "worse_label": worse["label"],
+                        "dataset": dataset["name"],
+                        "dataset_title": dataset["paper_title"],
+                        "metric": claim.metric,
+                        "miou": dataset["miou"],
+                        "reported": None if None in both else round(both[0] - both[1], 6),
+                    }
+                )
+        settings = {
+            "claims": {
+                "profile": self._config.main.profile,
+                "seeds": list(self._config.main.seeds),
+                "claims": entries,
+            }
+        }
+        return self._jobs.add("claims", "results/claims.json", settings, inputs)
 
-    def _upstream(self, inputs: Inputs) -> list[str]:
-        """The outputs of all jobs that ``inputs`` came from, their own among them."""
-        found: dict[str, None] = {}
-        waiting = [job.output for job in inputs.values() if isinstance(job, Job)]
-        while waiting:
-            output = waiting.pop()
-            if output not in found:
-                found[output] = None
-                waiting.extend(self._by_output[output].inputs.values())
-        return sorted(found)
+    def _figure(self, name: str) -> Job:
+        layout, main = self._config.layouts.figures[name], self._config.main
+        figure: dict[str, Any] = {
+            "kind": layout.kind,
+            "title": layout.title,
+            "profile": main.profile,
+            "seeds": list(main.seeds),
+        }
+        if layout.tables:
+            figure["metrics"] = list(layout.metrics)
+            figure["tables"] = {table: self._tables[table][0] for table in layout.tables}
+            inputs = {
+                f"{table}/{role}": job
+                for table in layout.tables
+                for role, job in self._tables[table][1].items()
+            }
+        else:
+            dataset = self._describe(layout.dataset)
+            figure["dataset"] = dataset
+            figure["rows"] = [{"label": self._label(of), "experiment": of} for of in layout.experiments]
+            inputs = self._evaluations(list(layout.experiments), [dataset["name"]])
+        return self._jobs.add("figure", f"results/figures/{name}.json", {"figure": figure}, inputs)
 
+    def _label(self, experiment: str) -> str:
+        """What tables call an experiment, if one shows it."""
+        rows = (row for table in self._config.layouts.tables.values() for row in table.rows)
+        return next((row.label for row in rows if row.experiment == experiment), experiment)
 
-def marker(job: Job) -> str:
-    """The file that says that a job is done: folders are renamed into place whole, so one file will do."""
-    if job.stage in (*NAMED, *MEASURED):
-        return job.output
-    return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
+    def _picture(self, name: str) -> Job:
+        """A picture of a system at work: the job that evaluates it, but for what is done with the answer."""
+        layout = self._config.layouts.pictures[name]
+        dataset = self._config.stand_ins[layout.dataset]
+        measured = self._evaluation(layout.experiment, dataset, self._config.main.seeds[0])
+        inputs: Inputs = {**self._jobs.inputs_of(measured), **self._of(layout.experiment).bundled_clip()}
+        settings = measured.settings | {"picture": {"kind": layout.kind}}
+        return self._jobs.add("picture", f"results/figures/{name}.json", settings, inputs)
 
 
 def _write(path: Path, text: str) -> None:
@@ -326,21 +297,5 @@ def _job_file(job: Job) -> Path:
     return JOBS / f"{job.stage}-{job.key}.json"
 
 
-def _dump(settings: Settings) -> dict[str, Any]:
-    return settings.model_dump(mode="json")
-
-
-def _bundled_sha256(model: str, key: str, retrain: str) -> str:
-    """The checksum of the weights that the package ships for ``model``: part of keys that rest on them.
-
-    ``key`` is where the configuration asks for them, ``retrain`` what makes it train them.
-    """
-    path = WEIGHTS / f"{model}.json"
-    try:
-        return json.loads(path.read_text())["sha256"]
-    except FileNotFoundError:
-        bundled = sorted(other.stem for other in WEIGHTS.glob("*.json"))
-        raise ConfigError(
-            f"{SOURCE}: {key}: no weights are bundled for model {model!r} (bundled: "
-            f"{', '.join(bundled) or 'none'}); {retrain}: true trains them"
-        ) from None
+def _mark(job: Job) -> Path:
+    return SUPERSEDED / f"{job.stage}-{Path(job.output).stem}"

@@ -69,8 +69,8 @@ class PretrainClip(Settings):
     """Contrastive pre-training of the mini CLIP on generated scenes and captions.
 
     ``textures`` are pictures drawn of each texture and style, parts of which the scenes show; ``accuracy_scenes`` are
-    fresh scenes that the finished CLIP is measured on. ``text_from`` names a model with bundled weights whose text tower
-    the first round starts from, in place of random weights.
+    fresh scenes that the finished CLIP is measured on. ``text_from`` names a model with bundled weights, whose text
+    tower the first round starts from in place of random weights.
     """
 
     model: str

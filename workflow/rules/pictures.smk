@@ -1,10 +1,15 @@
 # Pictures of a network at work. Like tables they keep their names when what they show changes.
 
 
+rule pictures:
+    input:
+        plan.outputs("picture"),
+
+
 rule picture:
     input:
         networks=ancient(plan.inputs("picture")),
-        superseded=plan.superseded,
+        superseded=plan.superseded("picture"),
     output:
         image=report(
             "results/figures/{picture}.png",
@@ -12,6 +17,7 @@ rule picture:
             category="Figures",
             labels={"figure": "{picture}"},
         ),
+        svg="results/figures/{picture}.svg",
         json="results/figures/{picture}.json",
     log:
         "logs/picture/{picture}.log",

@@ -4,12 +4,13 @@
 rule tables:
     input:
         plan.outputs("table"),
+        plan.outputs("claims"),
 
 
 rule table:
     input:
         evaluations=ancient(plan.inputs("table")),
-        superseded=plan.superseded,
+        superseded=plan.superseded("table"),
     output:
         csv=report(
             "results/{table}.csv",
@@ -41,3 +42,39 @@ rule table:
         job=plan.job_file("table"),
     shell:
         "deop table {params.job} --threads {threads} 2>&1 | tee {log}"
+
+
+rule claims:
+    input:
+        evaluations=ancient(plan.inputs("claims")),
+        superseded=plan.superseded("claims"),
+    output:
+        csv=report(
+            "results/claims.csv",
+            caption="../report/claims.rst",
+            category="Tables",
+            labels={"table": "claims", "format": "CSV"},
+        ),
+        markdown=report(
+            "results/claims.md",
+            caption="../report/claims.rst",
+            category="Tables",
+            labels={"table": "claims", "format": "Markdown"},
+        ),
+        latex="results/claims.tex",
+        json="results/claims.json",
+    log:
+        "logs/claims.log",
+    benchmark:
+        "benchmarks/claims.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.claims.threads
+    resources:
+        mem_mb=plan.resources.claims.mem_mb,
+        gpus=plan.resources.claims.gpus,
+        runtime=plan.resources.claims.runtime,
+    params:
+        job=plan.job_file("claims"),
+    shell:
+        "deop claims {params.job} --threads {threads} 2>&1 | tee {log}"

@@ -110,7 +110,10 @@ def build_segmenter(job: Job) -> Segmenter:
 
 
 def build_multipass(job: Job) -> MultiPass:
-    """A multi-pass system, which counts as seen what its dataset says is."""
+    """A multi-pass system, which counts as seen what its dataset says is; on another's images, no class.
+
+    The latter is the release's way (see :class:`deop.settings.SimBaselineSettings`).
+    """
     values = job.settings["network"]
     settings = SYSTEMS[values["method"]].model_validate(values)
     card, clip = read_card(Path(job.inputs["data"])), build_clip(job)
@@ -118,7 +121,7 @@ def build_multipass(job: Job) -> MultiPass:
         clip,
         build_proposals(job),
         settings,
-        seen_names=[card.names[index] for index in card.seen],
+        seen_names=[] if "transfer" in job.settings else [card.names[index] for index in card.seen],
         text_prompt=build_prompt(job, clip) if "prompts" in job.inputs else None,
     )
     if "multipass" in job.inputs:

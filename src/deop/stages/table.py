@@ -15,6 +15,7 @@ from deop.settings import Job, Settings
 from deop.stages.artifacts import PROVENANCE, write_json, write_text
 
 KINDS = {"emoji_scenes": "generated EmojiScenes scenes"}
+STYLES = {"twemoji": "Twemoji artwork", "openmoji": "OpenMoji artwork"}
 MIOU = {
     "occurring": "classes that occur in the ground truth or in the prediction",
     "ground_truth": "classes that occur in the ground truth",
@@ -33,6 +34,7 @@ class TableDataset(Settings):
 
     name: str
     kind: str
+    style: str
     paper: str
     paper_title: str
     miou: str
@@ -51,15 +53,19 @@ class TableRow(Settings):
 
 
 class TableSettings(Settings):
-    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time."""
+    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time.
+
+    ``trained_on`` is the dataset that all systems were trained on, if that is not the one they are tested on.
+    """
 
     caption: str
     profile: str
     seeds: tuple[int, ...]
+    trained_on: str | None = None
     datasets: tuple[TableDataset, ...]
     metrics: tuple[str, ...]
     rows: tuple[TableRow, ...]
-    artifacts: tuple[str, ...]
+    artifacts: tuple[str, ...] = ()
 
 
 def run(job: Job) -> None:
@@ -221,7 +227,7 @@ def _number(value: float, deviation: float | None = None) -> str:
 
 def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     names = _list([dataset.name for dataset in table.datasets])
-    kinds = _list(list(dict.fromkeys(KINDS.get(dataset.kind, dataset.kind) for dataset in table.datasets)))
+    kinds = _list(list(dict.fromkeys(f"{KINDS[of.kind]}, {STYLES[of.style]}" for of in table.datasets)))
     seeds = _list([str(seed) for seed in table.seeds])
     spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
@@ -231,6 +237,10 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"IoU is averaged over {_list(conventions)}.",
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
+    if table.trained_on is not None:
+        notes.insert(
+            1, f"All systems were trained on {table.trained_on} and tested on the others as they were."
+        )
     notes[1:1] = [f"{metric}: {COUNTS[metric]}." for metric in table.metrics if metric in COUNTS]
     if "FPS" in table.metrics:
         notes.insert(1, f"Speed was measured on {origin['speed_measured_on']}.")

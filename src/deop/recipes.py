@@ -1,0 +1,149 @@
+"""The jobs behind one evaluation, from the data up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from deop.config import SOURCE, Setup
+from deop.errors import ConfigError
+from deop.jobs import Inputs, Jobs, dump
+from deop.settings import Job, MultiPassSettings, Network
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Recipes:
+    """The jobs of one setup.
+
+    Args:
+        setup: the settings of all stages, experiments and datasets.
+        jobs: where the jobs are added.
+    """
+
+    def __init__(self, setup: Setup, jobs: Jobs) -> None:
+        self._setup, self._jobs = setup, jobs
+
+    def evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
+        """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
+
+        Raises:
+            ConfigError: weights that the setup asks for are not bundled.
+        """
+        trained_on = trained_on or dataset
+        system = self._setup.experiments[experiment][trained_on]
+        if isinstance(system, Network):
+            settings, inputs = self._deop(system, trained_on, seed)
+        else:
+            tested = self._setup.experiments[experiment][dataset]
+            settings, inputs = self._multipass(system, tested, trained_on, seed)
+        settings |= self.settings(dataset, "evaluation")
+        if trained_on != dataset:
+            settings["transfer"] = {"trained_on": trained_on}
+        inputs = {**inputs, "data": self._data(dataset)}
+        return self._jobs.add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+
+    def settings(self, dataset: str, *sections: str) -> dict[str, dict]:
+        """The settings of these stages for a dataset."""
+        values = {"clip": self._setup.clip()}
+        values |= {section: by_dataset[dataset] for section, by_dataset in self._setup.stages.items()}
+        return {section: dump(values[section]) for section in sections}
+
+    def bundled_clip(self) -> Inputs:
+        """The checksum of the bundled CLIP, if that is what the setup asks for."""
+        clip = self._setup.main.clip
+        if clip.retrain or clip.pretrained != "bundled":
+            return {}
+        return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain: true")}
+
+    def _data(self, dataset: str) -> Job:
+        values = self._setup.datasets[dataset]
+        settings = {"dataset": values.model_dump(mode="json", exclude={"stands_for"})}
+        return self._jobs.add("prepare_data", f"data/{dataset}", settings, {}, seed=values.seed)
+
+    def _clip(self) -> Inputs:
+        clip = self._setup.main.clip
+        if not clip.retrain:
+            return self.bundled_clip()
+        # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
+        inputs: Inputs = {}
+        for index, values in enumerate(self._setup.pretrain_clip):
+            if index == 0 and values.text_from is not None:
+                keys = ("pretrain_clip.text_from", "no text_from")
+                inputs = {"text": _bundled_sha256(values.text_from, *keys)}
+            settings, output = {"pretrain_clip": dump(values)}, f"checkpoints/clip/{clip.model}"
+            inputs = {"clip": self._jobs.add("pretrain_clip", output, settings, inputs, seed=index)}
+        return inputs
+
+    def _backbone(self, dataset: str) -> Inputs:
+        network = self._setup.stages["proposals"][dataset]
+        if network.pretrained_backbone != "bundled":
+            return {}
+        if self._setup.retrain_backbone:
+            settings = {"pretrain_backbone": dump(self._setup.pretrain_backbone(dataset))}
+            output = f"checkpoints/backbone/{network.backbone}"
+            return {"backbone": self._jobs.add("pretrain_backbone", output, settings, {})}
+        keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain: true")
+        return {"backbone": _bundled_sha256(network.backbone, *keys)}
+
+    def _prompts(self, dataset: str, seed: int) -> Job:
+        settings = self.settings(dataset, "clip", "prompts")
+        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
+        return self._jobs.add("learn_prompts", f"checkpoints/prompts/{dataset}", settings, inputs, seed=seed)
+
+    def _proposals(self, dataset: str, seed: int) -> Job:
+        settings = self.settings(dataset, "proposals")
+        inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
+        output = f"checkpoints/proposals/{dataset}"
+        return self._jobs.add("train_proposals", output, settings, inputs, seed=seed)
+
+    def _deop(self, network: Network, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
+        """Settings and inputs of whoever runs this network as it was trained on ``dataset``."""
+        settings = {"network": dump(network), **self.settings(dataset, "clip", "prompts", "proposals")}
+        inputs: Inputs = {
+            "data": self._data(dataset),
+            **self._clip(),
+            "prompts": self._prompts(dataset, seed),
+            "proposals": self._proposals(dataset, seed),
+        }
+        if network.trained:
+            training = settings | self.settings(dataset, "segmentation")
+            output = f"checkpoints/segmentation/{dataset}"
+            trained = self._jobs.add("train_segmentation", output, training, inputs, seed=seed)
+            inputs = {**inputs, "segmentation": trained}
+        return settings, inputs
+
+    def _multipass(
+        self, system: MultiPassSettings, tested: MultiPassSettings, dataset: str, seed: int
+    ) -> tuple[dict[str, dict], Inputs]:
+        """The same for a system that is trained as ``system`` says and tested as ``tested`` says."""
+        # Neither training nor a test depends on a learned prompt that it does not use.
+        training = ("clip", "proposals", *(() if system.proposal_templates else ("prompts",)))
+        testing = ("clip", "proposals", *(("prompts",) if tested.learned_prompts else ()))
+        learned = {"prompts": self._prompts(dataset, seed)} if "prompts" in (*training, *testing) else {}
+        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
+        trained = self._jobs.add(
+            "train_multipass",
+            f"checkpoints/multipass/{dataset}",
+            {"network": system.for_training(), **self.settings(dataset, *training)},
+            {**inputs, **self._backbone(dataset), **(learned if "prompts" in training else {})},
+            seed=seed,
+        )
+        settings = {"network": dump(tested), **self.settings(dataset, *testing)}
+        return settings, {**inputs, **(learned if "prompts" in testing else {}), "multipass": trained}
+
+
+def _bundled_sha256(model: str, key: str, remedy: str) -> str:
+    """The checksum of the weights that the package ships for ``model``: part of keys that rest on them.
+
+    ``key`` is where the configuration asks for them, ``remedy`` what makes it do without.
+    """
+    path = WEIGHTS / f"{model}.json"
+    try:
+        return json.loads(path.read_text())["sha256"]
+    except FileNotFoundError:
+        bundled = sorted(other.stem for other in WEIGHTS.glob("*.json"))
+        raise ConfigError(
+            f"{SOURCE}: {key}: no weights are bundled for model {model!r} (bundled: "
+            f"{', '.join(bundled) or 'none'}); {remedy} does without"
+        ) from None

@@ -1,0 +1,36 @@
+# Plots of tables and of what networks do. Like tables they keep their names when what they show changes.
+
+
+rule figures:
+    input:
+        plan.outputs("figure"),
+
+
+rule figure:
+    input:
+        evaluations=ancient(plan.inputs("figure")),
+        superseded=plan.superseded("figure"),
+    output:
+        image=report(
+            "results/figures/{figure}.png",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        svg="results/figures/{figure}.svg",
+        json="results/figures/{figure}.json",
+    log:
+        "logs/figure/{figure}.log",
+    benchmark:
+        "benchmarks/figure/{figure}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.figure.threads
+    resources:
+        mem_mb=plan.resources.figure.mem_mb,
+        gpus=plan.resources.figure.gpus,
+        runtime=plan.resources.figure.runtime,
+    params:
+        job=plan.job_file("figure"),
+    shell:
+        "deop figure {params.job} --threads {threads} 2>&1 | tee {log}"
