@@ -31,7 +31,7 @@ from deop.plan import Plan
         (
             ("datasets", "es20", "vocabulary"),
             "es21",
-            "datasets.es20.vocabulary: .* 'es21'; valid: es171, es20",
+            "datasets.es20.vocabulary: .* 'es21'; valid: es150, es171",
         ),
         (
             ("datasets", "es20", "style"),
@@ -43,7 +43,7 @@ from deop.plan import Plan
         (
             ("datasets", "es20", "stands_for"),
             None,
-            "table1.datasets: unknown dataset 'voc'; valid: coco_stuff",
+            "table1.datasets: unknown dataset 'voc'; valid: coco_stuff, voc20",
         ),
         (
             ("multipass", "zegfomer"),
@@ -51,7 +51,7 @@ from deop.plan import Plan
             "config: multipass: unknown method 'zegfomer'; valid: simbaseline, zegformer",
         ),
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
-        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: evaluate"),
+        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: claims, evaluate"),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
         (
             ("pretrain_clip", "rounds"),

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from deop import plan as plan_module
+from deop import recipes
 from deop.config import Configuration
 from deop.errors import ConfigError
-from deop.plan import Plan, marker
+from deop.jobs import NAMED, marker
+from deop.plan import Plan
 from deop.settings import Job, Network
 
 ROOT = Path(__file__).parents[1]
@@ -33,15 +34,18 @@ def new_jobs(before: Plan, after: Plan) -> Counter:
 def test_the_tables_need_each_piece_once(root, config, seeds):
     plan = Plan(config | {"seeds": list(range(seeds))}, root)
     assert Counter(stage for stage, _ in plan.jobs) == {
-        "prepare_data": 2,
+        "prepare_data": 2 + 5,
         "learn_prompts": 2 * seeds,
         "train_proposals": 2 * seeds,
-        "train_segmentation": (4 * 2 + 3) * seeds,
+        "train_segmentation": (4 * 2 + 3 + 2) * seeds,  # Tables 3, 5, S1
         "train_multipass": 2 * 2 * seeds,
-        "evaluate": ((5 + 2) * 2 + 7 + 3) * seeds,
+        # Tables 3 and 1, 2, 4, 5, S1, and S3, which has a row of Table 4's
+        "evaluate": ((5 + 2) * 2 + 2 * 5 + 7 + 3 + 2 + 5) * seeds,
         "measure_speed": 2,
-        "table": 4,
-        "picture": 1,
+        "table": 7,
+        "claims": 1,
+        "figure": 7,
+        "picture": 2,
     }
 
 
@@ -92,8 +96,15 @@ def test_rounds_of_pretraining_follow_each_other(root, config):
 def test_a_change_of_one_experiment_changes_it_alone(root, config, edit):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=2)
-    expected = {"train_segmentation": 2, "evaluate": 2, "measure_speed": 2, "table": 3, "picture": 1}
-    assert new_jobs(before, Plan(config, root)) == expected
+    assert new_jobs(before, Plan(config, root)) == {
+        "train_segmentation": 2,
+        "evaluate": 2 + 5,
+        "measure_speed": 2,
+        "table": 4,
+        "claims": 1,
+        "figure": 6,
+        "picture": 2,
+    }
 
 
 def test_what_a_multipass_system_is_trained_on_and_what_only_tests_it(root, config, edit):
@@ -119,10 +130,62 @@ def test_what_a_multipass_system_is_trained_on_and_what_only_tests_it(root, conf
     config["prompts"]["iterations"] -= 1
     # The ensemble is a matter of testing, the class head one of training.
     edit(root / "config/experiments.yaml", "experiments", "simbaseline", "ensemble_weight", to=0.6)
-    assert new_jobs(before, Plan(config, root)) == {"evaluate": 2, "measure_speed": 2, "table": 1}
+    tested = {"evaluate": 2 + 5, "measure_speed": 2, "table": 2, "claims": 1, "figure": 2}
+    assert new_jobs(before, Plan(config, root)) == tested
     edit(root / "config/experiments.yaml", "experiments", "simbaseline", "class_weight", to=2.0)
-    retrained = {"train_multipass": 2, "evaluate": 2, "measure_speed": 2, "table": 1}
-    assert new_jobs(before, Plan(config, root)) == retrained
+    assert new_jobs(before, Plan(config, root)) == tested | {"train_multipass": 2}
+
+
+def test_a_transferred_system_is_the_one_trained_for_its_own_dataset(root, config):
+    config["clip"]["retrain"] = True
+    plan = Plan(config, root)
+    by_output = {job.output: job for job in plan.jobs.values()}
+    for name, trained in (("deop", "segmentation"), ("simbaseline", "multipass")):
+        at_home = by_output[plan.tables["table1"].inputs[f"{name}/es171/0"]]
+        abroad = by_output[plan.tables["table2"].inputs[f"{name}/om59/0"]]
+        assert abroad.inputs[trained] == at_home.inputs[trained]
+        changed = {role for role, path in abroad.inputs.items() if at_home.inputs[role] != path}
+        assert (
+            changed == {"data"}
+            and by_output[abroad.inputs["data"]].settings["dataset"]["style"] == "openmoji"
+        )
+        assert abroad.settings["transfer"] == {"trained_on": "es171"} and "transfer" not in at_home.settings
+    # As the release has it for datasets that a system was not trained on.
+    weights = [
+        by_output[plan.tables["table2"].inputs[f"simbaseline/{name}/0"]].settings["network"][
+            "ensemble_weight"
+        ]
+        for name in ("om20", "om59", "om150", "om847")
+    ]
+    assert weights == [0.4, 0.4, 0.5, 0.7]
+
+
+def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, config, edit):
+    before = Plan(config, root)
+    experiment = {"variant": "large", "severance": {"kind": "gps"}}
+    edit(root / "config/experiments.yaml", "experiments", "gps_large", to=experiment)
+    row = {"label": "Large", "experiment": "gps_large"}
+    rows = yaml.safe_load((root / "config/tables.yaml").read_text())["tables"]["table5"]["rows"]
+    edit(root / "config/tables.yaml", "tables", "table5", "rows", to=[*rows, row])
+    with pytest.raises(
+        ConfigError, match=r"experiments\.gps_large\.variant: unknown variant 'large'; valid: none"
+    ):
+        Plan(config, root)
+    severance = {"alpha": {-1: 0.25}}
+    config["variants"] = {"large": {"clip": {"model": "ViT-B-16"}, "network": {"severance": severance}}}
+    after = Plan(config, root)
+    # Its CLIP has prompts of its own; proposals know no CLIP.
+    new = {"learn_prompts": 1, "evaluate": 1, "table": 1, "figure": 1}
+    assert new_jobs(before, after) == new
+    evaluation = next(after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "evaluate")
+    assert evaluation.settings["clip"]["model"] == "ViT-B-16"
+    assert evaluation.settings["network"]["severance"]["alpha"] == {"-3": 1, "-2": 1, "-1": 0.25}
+    config["variants"]["large"] = {"prompts": {"lrr": 1}}
+    with pytest.raises(ConfigError, match=r"config with variant 'large': prompts: unknown key 'lrr'; valid"):
+        Plan(config, root)
+    config["variants"]["large"] = {"seeds": {}}
+    with pytest.raises(ConfigError, match=r"variants\.large: unknown section 'seeds'; valid: clip"):
+        Plan(config, root)
 
 
 def test_identical_experiments_under_two_names_are_one_job(root, config, edit):
@@ -133,7 +196,7 @@ def test_identical_experiments_under_two_names_are_one_job(root, config, edit):
     rows = [*layout["rows"], {"label": "Twin", "experiment": "twin"}]
     edit(root / "config/tables.yaml", "tables", "table3", "rows", to=rows)
     after = Plan(config, root)
-    assert new_jobs(before, after) == {"table": 1}
+    assert new_jobs(before, after) == {"table": 1, "figure": 1}
     table = after.tables["table3"]
     assert table.inputs["twin/es171/0"] == table.inputs["deop/es171/0"]
 
@@ -149,8 +212,12 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
         "evaluate": 7,
         "measure_speed": 1,
         "table": 2,
+        "claims": 1,
+        "figure": 2,
     }
-    outputs = {job.output for key, job in after.jobs.items() if key not in before.jobs and key[0] != "table"}
+    outputs = {
+        job.output for key, job in after.jobs.items() if key not in before.jobs and key[0] not in NAMED
+    }
     assert all(Path(output).name.startswith("es20-") for output in outputs)
     (changed,) = (after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "train_proposals")
     assert changed.settings["proposals"]["iterations"] == 7
@@ -208,11 +275,11 @@ def test_keys_follow_meaning_not_spelling(root, config, edit):
     spelled["resources"] = {}
     assert jobs(before) == jobs(Plan(spelled, root))
     edit(root / "config/tables.yaml", "tables", "table3", "rows", 0, "label", to="Plain")
-    assert new_jobs(before, Plan(config, root)) == {"table": 1}
+    assert new_jobs(before, Plan(config, root)) == {"table": 1, "claims": 1, "figure": 2}
 
 
 def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_module, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
     config["clip"]["pretrained"] = "bundled"
     with pytest.raises(ConfigError, match=r"no weights are bundled for model 'deop-mini'.*clip.retrain"):
         Plan(config, root)
@@ -259,7 +326,7 @@ def test_job_files_hold_the_jobs_and_are_mended(root, config):
 
 def test_every_profile_can_be_planned(tmp_path, monkeypatch):
     """The files as they are; only the checksums of the weights are made up."""
-    monkeypatch.setattr(plan_module, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
     for model in ("deop-mini", "resnet10t"):
         (tmp_path / f"{model}.json").write_text('{"sha256": "aa"}')
     default = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from deop.errors import DeopError, explain
-from deop.launch import keep_freed_memory
 from deop.jobs import marker
+from deop.launch import keep_freed_memory
 from deop.settings import Job
 from deop.stages.artifacts import code_version
 

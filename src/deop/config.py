@@ -125,17 +125,20 @@ class Setup:
         values: the merged configuration (profile over ``config/config.yaml``).
         root: the folder that holds ``config/``.
         source: what errors call ``values``.
+        variant: the variant that ``values`` are of.
 
     Attributes:
         stages: by section and dataset, the settings of a stage.
-        experiments: by name and dataset, an experiment's system.
-        variant_of: the variant that an experiment is to be run with, by its name, if it has one.
+        experiments: by name and dataset, the system of each experiment that is to be run with this variant.
+        variant_of: by name, the variant of every experiment that has one.
 
     Raises:
         ConfigError: the first thing that cannot be run.
     """
 
-    def __init__(self, values: dict[str, Any], root: Path, source: str = SOURCE) -> None:
+    def __init__(
+        self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
+    ) -> None:
         self._root, self._source = root, source
         self.main = validated(MainFile, values, source)
         self.datasets = {name: self._dataset(name) for name in self.main.datasets}
@@ -146,10 +149,14 @@ class Setup:
                 valid = [name for name in SYSTEMS if name != "deop"]
                 raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
-        self.variant_of: dict[str, str] = {}
+        experiments = _read(ExperimentsFile, root, "experiments.yaml").experiments
+        self.variant_of = {
+            name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
+        }
         self.experiments = {
-            name: self._system(name, dict(entry))
-            for name, entry in _read(ExperimentsFile, root, "experiments.yaml").experiments.items()
+            name: self._system(name, {key: value for key, value in entry.items() if key != "variant"})
+            for name, entry in experiments.items()
+            if entry.get("variant") == variant
         }
 
     def pretrain_backbone(self, dataset: str) -> PretrainBackbone:
@@ -206,10 +213,6 @@ class Setup:
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
         """An experiment's system for each dataset."""
         place = f"{SOURCE}/experiments.yaml: experiments.{name}"
-        if (variant := values.pop("variant", None)) is not None:
-            if variant not in self.main.variants:
-                raise unknown(f"{place}.variant", "variant", variant, self.main.variants)
-            self.variant_of[name] = variant
         method = values.get("method", "deop")
         if method not in SYSTEMS:
             raise unknown(f"{place}.method", "method", method, SYSTEMS)
@@ -266,6 +269,7 @@ class Configuration(Setup):
     """Everything under ``config/``, checked.
 
     Attributes:
+        experiments: by name and dataset, every experiment's system.
         variants: by name, the setup with a variant's changes.
         layouts: the tables, figures, pictures and claims asked for.
         stand_ins: the profile's dataset for each of the paper's that it has one for.
@@ -274,9 +278,15 @@ class Configuration(Setup):
 
     def __init__(self, values: dict[str, Any], root: Path) -> None:
         super().__init__(values, root)
+        for name, variant in self.variant_of.items():
+            if variant not in self.main.variants:
+                place = f"{SOURCE}/experiments.yaml: experiments.{name}.variant"
+                raise unknown(place, "variant", variant, self.main.variants)
         self.variants = {
             name: self._variant(name, values, changes) for name, changes in self.main.variants.items()
         }
+        for setup in self.variants.values():
+            self.experiments |= setup.experiments
         self._check_profile()
         self.layouts = _read(TablesFile, root, "tables.yaml")
         self.stand_ins = self._read_stand_ins()
@@ -290,10 +300,6 @@ class Configuration(Setup):
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
         self.launch_settings = _load(root / self.launch_file, self.launch_file)
-
-    def of(self, experiment: str) -> Setup:
-        """The setup that an experiment is run with."""
-        return self.variants[self.variant_of[experiment]] if experiment in self.variant_of else self
 
     def reported(self, table: str) -> dict[str, dict[str, float]]:
         """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
@@ -317,7 +323,7 @@ class Configuration(Setup):
         for section in changes:
             if section not in VARIED:
                 raise unknown(f"{SOURCE}: variants.{name}", "section", section, VARIED)
-        return Setup(_merged(values, changes), self._root, f"{SOURCE} with variant {name!r}")
+        return Setup(_merged(values, changes), self._root, f"{SOURCE} with variant {name!r}", name)
 
     def _check_profile(self) -> None:
         profiles = set()
