@@ -81,7 +81,7 @@ def run(job: Job) -> None:
     table = validated(TableSettings, job.settings["table"], "table job", ("settings", "table"))
     evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
     scores = measured(table, evaluations, job.inputs)
-    origin = _origin(table, evaluations)
+    origin = made_by(table.profile, table.seeds, evaluations) | {"wall_time": _wall_time_of(table.artifacts)}
     output = Path(job.output)
     write_text(output.with_suffix(".csv"), to_csv(table, scores, origin))
     write_text(output.with_suffix(".md"), to_markdown(output.stem, table, scores, origin))
@@ -147,7 +147,7 @@ def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -
     for dataset in table.datasets:
         for metric in table.metrics:
             columns[f"{dataset.name}.{metric}"] = scores[dataset.name, metric, "mean"]
-            if _deviates(table, metric):
+            if deviates(table, metric):
                 columns[f"{dataset.name}.{metric}.std"] = scores[dataset.name, metric, "std"]
     frame = pd.DataFrame(columns).rename_axis("method").reindex([row.label for row in table.rows])
     run = [row.experiment is not None for row in table.rows]
@@ -196,7 +196,7 @@ def _with_reported(table: TableSettings, scores: pd.DataFrame, emphasis: str = "
             for metric in table.metrics:
                 column = (dataset.name, metric)
                 mean, deviation = (scores[(*column, statistic)][row.label] for statistic in ("mean", "std"))
-                deviation = deviation if _deviates(table, metric) else None
+                deviation = deviation if deviates(table, metric) else None
                 line[column] = _number(mean, deviation) if row.experiment else NOT_RUN
                 reported = row.reported.get(f"{dataset.paper}.{metric}")
                 paper[column] = "–" if reported is None else f"{emphasis}{_number(reported)}{emphasis}"
@@ -210,8 +210,8 @@ def _shows_decoupled(table: TableSettings) -> bool:
     return any(row.decoupled is not None for row in table.rows)
 
 
-def _deviates(table: TableSettings, metric: str) -> bool:
-    """Speed is measured once, on the networks of the first seed."""
+def deviates(table: TableSettings, metric: str) -> bool:
+    """Whether a metric has a deviation over seeds. Speed is measured once, on the networks of the first."""
     return len(table.seeds) > 1 and metric != "FPS"
 
 
@@ -226,15 +226,17 @@ def _number(value: float, deviation: float | None = None) -> str:
 
 
 def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
-    names = _list([dataset.name for dataset in table.datasets])
-    kinds = _list(list(dict.fromkeys(f"{KINDS[of.kind]}, {STYLES[of.style]}" for of in table.datasets)))
-    seeds = _list([str(seed) for seed in table.seeds])
+    names = listed([dataset.name for dataset in table.datasets])
+    kinds = described(table.datasets)
+    seeds = listed([str(seed) for seed in table.seeds])
     spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
-    places = _list([f"{dataset.paper_title} ({dataset.name} stands in for it)" for dataset in table.datasets])
+    places = listed(
+        [f"{dataset.paper_title} ({dataset.name} stands in for it)" for dataset in table.datasets]
+    )
     notes = [
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
-        f"IoU is averaged over {_list(conventions)}.",
+        f"IoU is averaged over {listed(conventions)}.",
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
     if table.trained_on is not None:
@@ -252,30 +254,39 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _list(words: list[str]) -> str:
+def described(datasets: tuple[TableDataset, ...]) -> str:
+    """What kinds of images these are."""
+    return listed(list(dict.fromkeys(f"{KINDS[of.kind]}, {STYLES[of.style]}" for of in datasets)))
+
+
+def listed(words: list[str]) -> str:
+    """``a, b and c``."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def _origin(table: TableSettings, evaluations: dict[str, dict]) -> dict[str, Any]:
-    """Which code made the table, from what, in how long."""
+def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:
+    """Which code measured what is shown and, if speed is among it, on which machine."""
     provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
     commits = {
         (provenance["commit"] or "unknown")[:COMMIT_LENGTH] + ("-dirty" if provenance["dirty"] else "")
         for provenance in provenances
     }
-    speeds = [value["provenance"] for role, value in evaluations.items() if role.startswith("speed/")]
+    speeds = [evaluation["provenance"] for evaluation in evaluations.values() if "systems" in evaluation]
     machines = {f"{speed['device']}, threads: {speed['threads']}" for speed in speeds}
-    times = [_wall_time(Path(path)) for path in table.artifacts]
-    known = [seconds for seconds in times if seconds is not None]
-    jobs = f"{len(times)} jobs" if len(known) == len(times) else f"{len(known)} of {len(times)} jobs"
     return {
-        "profile": table.profile,
-        "seeds": " ".join(map(str, table.seeds)),
+        "profile": profile,
+        "seeds": " ".join(map(str, seeds)),
         "commit": " ".join(sorted(commits)),
         "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
         **({"speed_measured_on": "; ".join(sorted(machines))} if machines else {}),
-        "wall_time": f"{timedelta(seconds=round(sum(known)))} (h:mm:ss), the sum over {jobs}",
     }
+
+
+def _wall_time_of(artifacts: tuple[str, ...]) -> str:
+    times = [_wall_time(Path(path)) for path in artifacts]
+    known = [seconds for seconds in times if seconds is not None]
+    jobs = f"{len(times)} jobs" if len(known) == len(times) else f"{len(known)} of {len(times)} jobs"
+    return f"{timedelta(seconds=round(sum(known)))} (h:mm:ss), the sum over {jobs}"
 
 
 def _wall_time(path: Path) -> float | None:
