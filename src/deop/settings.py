@@ -356,6 +356,12 @@ class Speed(Settings):
     threads: Positive = 1
 
 
+class PictureSettings(Settings):
+    """Which picture: ``scene``, a validation scene from image to result, or ``anchors``, the paper's figure 5."""
+
+    kind: Literal["scene", "anchors"]
+
+
 class Job(Settings):
     """One unit of work: a stage, its settings, where its inputs lie and where its output goes.
 
