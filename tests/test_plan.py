@@ -44,7 +44,7 @@ def test_the_tables_need_each_piece_once(root, config, seeds):
         "measure_speed": 2,
         "table": 7,
         "claims": 1,
-        "figure": 7,
+        "figure": 8,
         "picture": 2,
     }
 

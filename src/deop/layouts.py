@@ -50,7 +50,7 @@ class TableLayout(Settings):
 
 
 class Figure(Settings):
-    """A plot: of tables (``bars``, ``scatter``) or of what experiments do on one dataset.
+    """A plot: of one table (``bars``), of several (``scatter``), or of what experiments do on one dataset.
 
     ``metrics`` are what bars show; of a scatter, what lies on x and y.
     """

@@ -22,7 +22,14 @@ METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
 SPEEDS = {"simbaseline": 6.25, "deop": 28.5, "deop_large": 11.0}
 PROVENANCE = {"commit": "0123456789abcdef", "dirty": False, "version": "1.2.3", "wall_time_s": 3.0}
 DATASETS = {
-    name: {"name": name, "kind": "emoji_scenes", "paper": paper, "paper_title": title, "miou": "occurring"}
+    name: {
+        "name": name,
+        "kind": "emoji_scenes",
+        "style": "twemoji",
+        "paper": paper,
+        "paper_title": title,
+        "miou": "occurring",
+    }
     for name, paper, title in (
         ("es171", "coco_stuff", "COCO-Stuff"),
         ("es20", "voc", "PASCAL VOC 2012"),

@@ -39,6 +39,11 @@ elif stage == "measure-speed":
     output.write_text(
         json.dumps({"systems": speeds, "provenance": provenance | {"device": "cpu", "threads": 1}})
     )
+elif stage in ("claims", "figure", "picture"):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in (".csv", ".md", ".tex") if stage == "claims" else (".png", ".svg"):
+        output.with_suffix(suffix).write_text(job["key"])
+    output.write_text(json.dumps({"key": job["key"]}))
 else:
     output.mkdir(parents=True, exist_ok=True)
     (output / "provenance.json").write_text(json.dumps(provenance))

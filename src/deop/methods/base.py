@@ -62,6 +62,17 @@ class Segmenter(nn.Module, ABC):
         return self.combine(self(images, names), size or tuple(images.shape[-2:]))
 
 
+def sum_over_proposals(class_scores: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Per-pixel class scores (B, C, H, W): the sum over N proposals of class score (B, N, C) times mask.
+
+    Masks (B, N, h, w) are brought to ``size`` (H, W) as logits. In full precision: sums of small terms are compared
+    with each other.
+    """
+    with torch.autocast(mask_logits.device.type, enabled=False):
+        masks = F.interpolate(mask_logits.float(), size, mode="bilinear", align_corners=False).sigmoid()
+        return torch.einsum("bnc,bnhw->bchw", class_scores.float(), masks)
+
+
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """Images (B, 3, H, W) in [0, 1], shifted and scaled per channel."""
     return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)

@@ -20,6 +20,7 @@ from deop.methods.base import (
     Segmenter,
     SegmenterOutput,
     normalise,
+    sum_over_proposals,
     to_multiple,
 )
 from deop.prompts import TextPrompt, VisualPrompts
@@ -138,9 +139,8 @@ class DeOP(Segmenter):
     @staticmethod
     def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:
         """O = F_C * M of section 3.1: the sum over proposals of class probability times mask, "no object" dropped."""
-        probabilities = output.class_logits.softmax(-1)[..., :-1]
-        masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
-        return torch.einsum("bnc,bnhw->bchw", probabilities, masks)
+        probabilities = output.class_logits.float().softmax(-1)[..., :-1]
+        return sum_over_proposals(probabilities, output.mask_logits, size)
 
 
 def build_anchors(

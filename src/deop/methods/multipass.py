@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deop.clip import DenseCLIP
 from deop.data.crops import crop_segments
 from deop.data.segmentation import HIDDEN
-from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, Segmenter, normalise
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, Segmenter, normalise, sum_over_proposals
 from deop.prompts import TextPrompt
 from deop.proposals import Pairs, ProposalNetwork
 from deop.settings import MultiPassSettings
@@ -188,11 +188,8 @@ class MultiPass(Segmenter):
     @staticmethod
     def combine(output: MultiPassOutput, size: tuple[int, int]) -> Tensor:
         """Sum over proposals of class score times mask, less the calibration."""
-        # In full precision: calibration and sums of small terms are compared with each other.
-        with torch.autocast(output.mask_logits.device.type, enabled=False):
-            masks = F.interpolate(output.mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
-            scores = torch.einsum("bnc,bnhw->bchw", output.class_scores, masks)
-            return scores - output.calibration[:, None, None]
+        scores = sum_over_proposals(output.class_scores, output.mask_logits, size)
+        return scores - output.calibration[:, None, None]
 
     def crops(self, image: Tensor, masks: Tensor) -> Tensor:
         """Crops (M, 3, S, S) in [0, 1] of M non-empty masks (M, H, W) of one image, on CLIP's mean colour."""

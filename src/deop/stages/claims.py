@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -16,7 +15,7 @@ from deop.errors import DeopError, validated
 from deop.metrics import MiouConvention
 from deop.settings import Job, Positive, Settings
 from deop.stages.artifacts import write_json, write_text
-from deop.stages.table import COMMIT_LENGTH, MIOU
+from deop.stages.table import MIOU, distinct, made_by
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
 CAPTION = "Differences that the paper claims, measured here"
@@ -108,7 +107,7 @@ def run(job: Job) -> None:
     settings = validated(ClaimsSettings, job.settings["claims"], "claims job", ("settings", "claims"))
     evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
     results = compare(settings, evaluations, job.inputs)
-    origin = _origin(settings, evaluations)
+    origin = made_by(settings.profile, settings.seeds, evaluations)
     output = Path(job.output)
     write_text(output.with_suffix(".csv"), to_csv(results, origin))
     write_text(output.with_suffix(".md"), to_markdown(output.stem, settings, results, origin))
@@ -331,9 +330,9 @@ def _number(points: float) -> str:
 def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, str]) -> list[str]:
     claims = [result.claim for result in results]
     several = len(settings.seeds) > 1
-    seeds = _list(map(str, settings.seeds))
-    sizes = _list(f"{result.images} of {result.claim.dataset}" for result in results)
-    places = _list(f"{claim.dataset_title} ({claim.dataset} stands in for it)" for claim in claims)
+    seeds = distinct(map(str, settings.seeds))
+    sizes = distinct(f"{result.images} of {result.claim.dataset}" for result in results)
+    places = distinct(f"{claim.dataset_title} ({claim.dataset} stands in for it)" for claim in claims)
     spread = f"averaged over seeds {seeds}" if several else f"seed {seeds}"
     not_covered = (
         "It does not cover the choice of seeds; *seeds in favour* says with how many the difference is above 0."
@@ -343,7 +342,7 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
     notes = [
         "Difference: the first system's score minus the second's, in percentage points, on all validation images "
         f"({sizes}), profile {settings.profile}, {spread}; "
-        f"IoU is averaged over {_list(MIOU[claim.miou] for claim in claims)}.",
+        f"IoU is averaged over {distinct(MIOU[claim.miou] for claim in claims)}.",
         f"Interval: {LEVEL:.0%}, by the paired bootstrap: percentiles of the difference in {settings.resamples} draws, "
         "with replacement, of as many validation images, the same draws for both systems and every seed. A class that "
         f"a draw lacks is not in its mean. Intervals are not widened for the number of claims ({len(claims)}).",
@@ -358,27 +357,6 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
     if left_out := {settings.resamples - result.resamples for result in results} - {0}:
         notes.insert(2, f"Draws without any class of a mean are left out: up to {max(left_out)} a claim.")
     return notes
-
-
-def _list(words: Iterable[str]) -> str:
-    """Each of the words once, as a sentence has them."""
-    *others, last = dict.fromkeys(words)
-    return " and ".join(filter(None, (", ".join(others), last)))
-
-
-def _origin(settings: ClaimsSettings, evaluations: dict[str, dict]) -> dict[str, str]:
-    """Which code made what is compared, and on what."""
-    provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
-    commits = {
-        (provenance["commit"] or "unknown")[:COMMIT_LENGTH] + ("-dirty" if provenance["dirty"] else "")
-        for provenance in provenances
-    }
-    return {
-        "profile": settings.profile,
-        "seeds": " ".join(map(str, settings.seeds)),
-        "commit": " ".join(sorted(commits)),
-        "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
-    }
 
 
 def _values(result: Result) -> dict[str, Any]:

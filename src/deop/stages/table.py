@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -254,14 +255,19 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     return notes
 
 
-def described(datasets: tuple[TableDataset, ...]) -> str:
-    """What kinds of images these are."""
-    return listed(list(dict.fromkeys(f"{KINDS[of.kind]}, {STYLES[of.style]}" for of in datasets)))
-
-
 def listed(words: list[str]) -> str:
     """``a, b and c``."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def distinct(words: Iterable[str]) -> str:
+    """The same of words each of which is named once."""
+    return listed(list(dict.fromkeys(words)))
+
+
+def described(datasets: tuple[TableDataset, ...]) -> str:
+    """What kinds of images these are."""
+    return distinct(f"{KINDS[of.kind]}, {STYLES[of.style]}" for of in datasets)
 
 
 def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:
