@@ -1,6 +1,11 @@
 # Pictures of a network at work. Like tables they keep their names when what they show changes.
 
 
+rule pictures:
+    input:
+        plan.outputs("picture"),
+
+
 rule picture:
     input:
         networks=ancient(plan.inputs("picture")),
@@ -12,6 +17,7 @@ rule picture:
             category="Figures",
             labels={"figure": "{picture}"},
         ),
+        vector="results/figures/{picture}.svg",
         json="results/figures/{picture}.json",
     log:
         "logs/picture/{picture}.log",
