@@ -14,7 +14,10 @@ READY := $(VENV)/.ready
 ACTIVATED := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 
-PUBLISHED := $(addprefix results/table3.,csv md tex) results/figures/scene.png
+TABLES := table1 table2 table3 table4 table5 tableS1 tableS3 claims
+FIGURES := components severance severance_depth anchor_decoder cross_dataset speed_accuracy per_class_iou confusion \
+    scene figure5
+PUBLISHED := $(foreach suffix,csv md tex,$(TABLES:%=results/%.$(suffix))) $(FIGURES:%=results/figures/%.png)
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
@@ -26,7 +29,7 @@ help:
 	@echo "make lint                 ruff, snakefmt and snakemake --lint"
 	@echo "make format               format Python files and Snakefiles in place"
 	@echo "make report               results/report.html: all tables and figures, run times and provenance in one page"
-	@echo "make publish              make Table 3 with three seeds, copy it to $(PUBLISHED_DIR) (refuses a dirty git tree)"
+	@echo "make publish              make all of it with three seeds, copy it to $(PUBLISHED_DIR) (refuses a dirty git tree)"
 	@echo "make .venv                set up .venv alone"
 
 # A stamp is written last: an installation that was killed has none, and starts again from an empty folder.

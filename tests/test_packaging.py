@@ -282,7 +282,9 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=checkout.folder, check=True)
-    names = ["table3.csv", "table3.md", "table3.tex", "figures/scene.png"]
+    layouts = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
+    names = [f"{name}{suffix}" for name in [*layouts["tables"], "claims"] for suffix in (".csv", ".md", ".tex")]
+    names += [f"figures/{name}.png" for name in [*layouts["figures"], *layouts["pictures"]]]
     results = [checkout.folder / "results" / name for name in names]
     for result in results:
         result.parent.mkdir(parents=True, exist_ok=True)
@@ -300,8 +302,10 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     (checkout.folder / "changed.py").unlink()
     run = checkout.make("publish")
     assert run.returncode == 0, run.stderr
-    targets = " ".join(f"results/{name}" for name in names)
-    assert checkout.calls()[0] == f"snakemake --cores all {targets} --config seeds=[0,1,2]"
+    # All that readers ask for, and with three seeds.
+    command = checkout.calls()[0].split()
+    assert command[:3] == ["snakemake", "--cores", "all"] and command[-2:] == ["--config", "seeds=[0,1,2]"]
+    assert set(command[3:-2]) == {f"results/{name}" for name in names}
     published = checkout.folder / "docs" / "results" / "mini"
     assert {path.name: path.read_text() for path in published.iterdir()} == {
         r.name: r.suffix for r in results
