@@ -283,7 +283,9 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=checkout.folder, check=True)
     layouts = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
-    names = [f"{name}{suffix}" for name in [*layouts["tables"], "claims"] for suffix in (".csv", ".md", ".tex")]
+    names = [
+        f"{name}{suffix}" for name in [*layouts["tables"], "claims"] for suffix in (".csv", ".md", ".tex")
+    ]
     names += [f"figures/{name}.png" for name in [*layouts["figures"], *layouts["pictures"]]]
     results = [checkout.folder / "results" / name for name in names]
     for result in results:

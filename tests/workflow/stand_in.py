@@ -42,7 +42,9 @@ elif stage == "measure-speed":
 elif stage in ("claims", "figure", "picture"):
     output.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".csv", ".md", ".tex") if stage == "claims" else (".png", ".svg"):
-        text = f"# {output.stem}: stand-in\n\n| key |\n|:---|\n| {job['key']}{suffix} |\n\nMade by a stand-in.\n"
+        text = (
+            f"# {output.stem}: stand-in\n\n| key |\n|:---|\n| {job['key']}{suffix} |\n\nMade by a stand-in.\n"
+        )
         output.with_suffix(suffix).write_text(text)
     shows = {"kind": "scene", "rule": "Chosen by lot.", "image": "images/7.jpg"} if stage == "picture" else {}
     output.write_text(json.dumps({"key": job["key"], **shows, **provenance}))

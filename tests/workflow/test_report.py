@@ -80,4 +80,13 @@ def test_the_report_holds_tables_figures_captions_runtimes_and_provenance(workfl
         assert lines[-1] in front  # who made it, in how long
 
     ran = {record["rule"] for record in held(page, "runtimes")["data"]["values"]}
-    assert {"prepare_data", "train_segmentation", "evaluate", "measure_speed", "table", "claims", "figure", "picture"} <= ran
+    assert {
+        "prepare_data",
+        "train_segmentation",
+        "evaluate",
+        "measure_speed",
+        "table",
+        "claims",
+        "figure",
+        "picture",
+    } <= ran

@@ -1,12 +1,9 @@
-"""What the kinds of pictures share: how proposals are compared with the truth, and how figures are saved."""
+"""What the kinds of pictures share: how proposals are compared with the truth."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -36,14 +33,3 @@ def proposal_overlaps(label: Tensor, segment: int, masks: Tensor) -> Tensor:
     """
     truth, proposed = label == segment, (masks > 0.5) & (label != IGNORE)
     return (truth & proposed).flatten(1).sum(1) / (truth | proposed).flatten(1).sum(1)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG or SVG (by suffix), renamed when whole; the same figure gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    kind = path.suffix[1:]
-    metadata = {"Date": None} if kind == "svg" else None  # only SVG would have one
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):  # else SVG has random ids
-        figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
-    os.replace(temporary, path)

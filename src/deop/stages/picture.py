@@ -9,9 +9,8 @@ import torch
 
 from deop.data.segmentation import SegmentationDataset
 from deop.settings import Evaluation, Job, PictureSettings
-from deop.stages import anchor_picture, scene_picture
+from deop.stages import anchor_picture, canvas, scene_picture
 from deop.stages.artifacts import describe, write_json
-from deop.stages.drawing import save_figure
 from deop.stages.networks import build_segmenter
 
 DRAW = {"scene": scene_picture.draw, "anchors": anchor_picture.draw}
@@ -31,7 +30,7 @@ def run(job: Job) -> None:
     drawing = DRAW[kind](build_segmenter(job).eval(), dataset, short_side)
     output = Path(job.output)
     for suffix in (".png", ".svg"):
-        save_figure(drawing.figure, output.with_suffix(suffix))
+        canvas.save(drawing.figure, output.with_suffix(suffix))
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
     # The workflow takes a picture for up to date when this file holds its key.
     write_json(output, {"key": job.key, "kind": kind, **drawing.shows, **provenance})
