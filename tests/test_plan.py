@@ -93,6 +93,22 @@ def test_rounds_of_pretraining_follow_each_other(root, config):
     assert new_jobs(before, Plan(config, root))["pretrain_clip"] == 2
 
 
+def test_the_weights_that_a_text_tower_comes_from_are_part_of_the_key(root, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
+    (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "00"}))
+    config["clip"]["retrain"] = True
+    config["pretrain_clip"] |= {"text_from": "deop-mini", "rounds": [{"images": 1000}]}
+    with pytest.raises(
+        ConfigError, match=r"pretrain_clip.text_from: no weights are bundled for model 'deop-mini'"
+    ):
+        Plan(config, root)
+    keys = set()
+    for checksum in ("aa", "bb"):
+        (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": checksum}))
+        keys |= {key for stage, key in Plan(config, root).jobs if stage == "pretrain_clip"}
+    assert len(keys) == 2
+
+
 def test_a_change_of_one_experiment_changes_it_alone(root, config, edit):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=2)
