@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -62,15 +63,18 @@ def run(job: Job) -> None:
         Path(job.output),
         {
             "metrics": {
-                "pAcc": scores.pacc,
-                "mIoU": scores.miou,
-                "hIoU": scores.hiou,
-                "seen": scores.seen,
-                "unseen": scores.unseen,
+                name: _number(value)
+                for name, value in (
+                    ("pAcc", scores.pacc),
+                    ("mIoU", scores.miou),
+                    ("hIoU", scores.hiou),
+                    ("seen", scores.seen),
+                    ("unseen", scores.unseen),
+                )
             },
             "passes": torch.cat(passes).double().mean().item(),
             "per_class_iou": {
-                name: None if iou != iou else iou for name, iou in zip(dataset.names, scores.iou, strict=True)
+                name: _number(iou) for name, iou in zip(dataset.names, scores.iou, strict=True)
             },
             "unseen": [dataset.names[label] for label in dataset.card.unseen],
             "proposals": proposal_scores(torch.cat(classes), torch.cat(overlaps), dataset.card.unseen),
@@ -121,6 +125,11 @@ def _confusion_csv(confusions: list[Tensor]) -> str:
         ]
     )
     return frame[["image", "truth", "predicted", "pixels"]].to_csv(index=False, lineterminator="\n")
+
+
+def _number(value: float) -> float | None:
+    """None for a mean over nothing: JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def _batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
