@@ -1,4 +1,4 @@
-"""The configuration, to change and to plan from."""
+"""What tests of several modules build on: the configuration, to change and to plan from, and a small network."""
 
 from __future__ import annotations
 
@@ -44,3 +44,24 @@ def edit() -> Callable:
         path.write_text(yaml.safe_dump(values, sort_keys=False))
 
     return edit
+
+
+@pytest.fixture(scope="session")
+def small_proposals() -> Callable:
+    """``small_proposals(queries, layers=1)``: a proposal network with random weights, which takes no time."""
+    from deop.proposals import ProposalNetwork
+
+    def build(queries: int, layers: int = 1) -> ProposalNetwork:
+        return ProposalNetwork(
+            backbone="resnet10t",
+            backbone_args={"channels": [8, 8, 16, 16]},
+            pretrained_backbone=False,
+            out_indices=(0, 1, 2, 3),
+            queries=queries,
+            decoder_layers=layers,
+            width=32,
+            ffn_width=32,
+            heads=2,
+        )
+
+    return build

@@ -11,7 +11,6 @@ import torch
 from deop.clip import DenseCLIP, load_clip
 from deop.data.segmentation import HIDDEN
 from deop.prompts import TextPrompt
-from deop.proposals import ProposalNetwork
 
 QUERIES, LAYERS = 5, 2
 
@@ -23,22 +22,12 @@ def mini_clip() -> DenseCLIP:
 
 
 @pytest.fixture
-def build(mini_clip) -> Callable:
+def build(mini_clip, small_proposals) -> Callable:
     """``build(SimBaseline, settings, seen_names)`` with fresh weights, always the same."""
 
     def build(system, settings, seen_names=("dog", "grass"), prompt=True):
         torch.manual_seed(0)
-        proposals = ProposalNetwork(
-            backbone="resnet10t",
-            backbone_args={"channels": [8, 8, 16, 16]},
-            pretrained_backbone=False,
-            out_indices=(0, 1, 2, 3),
-            queries=QUERIES,
-            decoder_layers=LAYERS,
-            width=32,
-            ffn_width=32,
-            heads=2,
-        )
+        proposals = small_proposals(QUERIES, LAYERS)
         text_prompt = TextPrompt(2, mini_clip.text_width, mini_clip.embed_dim) if prompt else None
         return system(mini_clip, proposals, settings, seen_names=seen_names, text_prompt=text_prompt)
 

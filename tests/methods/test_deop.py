@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from deop.data.segmentation import HIDDEN, IGNORE
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
-from deop.proposals import ProposalNetwork
 from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SeveranceSettings
 
 NAMES = ["dog", "cow", "grass"]
@@ -39,23 +39,18 @@ ROWS = {
 }
 
 
-def build(network: Network) -> DeOP:
-    torch.manual_seed(0)
-    clip = load_clip("deop-mini", None)
-    proposals = ProposalNetwork(
-        backbone="resnet10t",
-        backbone_args={"channels": [8, 8, 16, 16]},
-        pretrained_backbone=False,
-        out_indices=(0, 1, 2, 3),
-        queries=QUERIES,
-        decoder_layers=1,
-        width=32,
-        ffn_width=32,
-        heads=2,
-    )
-    loss = Segmentation(iterations=1, augmentation=Augmentation(crop=32))
-    prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
-    return DeOP(clip, proposals, prompt, network, queries=QUERIES, loss=loss)
+@pytest.fixture
+def build(small_proposals) -> Callable:
+    """``build(network)``: the segmenter of these settings, with random weights that are always the same."""
+
+    def build(network: Network) -> DeOP:
+        torch.manual_seed(0)
+        clip = load_clip("deop-mini", None)
+        prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
+        loss = Segmentation(iterations=1, augmentation=Augmentation(crop=32))
+        return DeOP(clip, small_proposals(QUERIES), prompt, network, queries=QUERIES, loss=loss)
+
+    return build
 
 
 def batch():
@@ -66,7 +61,7 @@ def batch():
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals(row):
+def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals(build, row):
     network = ROWS[row]
     segmenter = build(network).train()
     before = {name: value.clone() for name, value in segmenter.state_dict().items()}
@@ -86,14 +81,14 @@ def test_training_moves_what_the_row_learns_and_nothing_of_clip_or_the_proposals
     assert "text_prompt.context" in moved and "text_prompt.no_object" in moved
 
 
-def test_pixels_without_a_seen_class_take_no_part_whatever_the_reason():
+def test_pixels_without_a_seen_class_take_no_part_whatever_the_reason(build):
     images, labels = batch()
     segmenter = build(ROWS["deop"]).eval()
     hidden = segmenter.losses(images, labels.masked_fill(labels == IGNORE, HIDDEN), NAMES)
     assert hidden == segmenter.losses(images, labels, NAMES)
 
 
-def test_baseline_equals_a_literal_reading_of_section_3_1():
+def test_baseline_equals_a_literal_reading_of_section_3_1(build):
     segmenter = build(ROWS["baseline"]).eval()
     images, _ = batch()
     scores = segmenter.segment(images, NAMES)
@@ -120,7 +115,7 @@ def test_baseline_equals_a_literal_reading_of_section_3_1():
     assert torch.allclose(scores.double(), expected, atol=1e-4)
 
 
-def test_severance_and_anchors_each_change_the_answer():
+def test_severance_and_anchors_each_change_the_answer(build):
     images, _ = batch()
     scores = {row: build(network).eval().segment(images, NAMES) for row, network in ROWS.items()}
     assert not torch.allclose(scores["baseline_plus"], scores["baseline_plus_ps"], atol=1e-5)
@@ -132,7 +127,7 @@ def test_severance_and_anchors_each_change_the_answer():
 
 @torch.no_grad()
 @pytest.mark.parametrize("severance", [MPS, MASK_SUM])
-def test_severance_is_guided_by_the_masks_that_features_are_pooled_with(severance):
+def test_severance_is_guided_by_the_masks_that_features_are_pooled_with(build, severance):
     segmenter = build(Network(**severance)).eval()
     images = torch.rand(2, 3, 37, 50)  # no multiple of the patch size
     output = segmenter(images, NAMES)
@@ -146,14 +141,14 @@ def test_severance_is_guided_by_the_masks_that_features_are_pooled_with(severanc
     torch.testing.assert_close(output.class_logits[..., :-1], expected, atol=1e-3, rtol=1e-4)
 
 
-def test_any_image_size_and_any_class_list_are_answered():
+def test_any_image_size_and_any_class_list_are_answered(build):
     segmenter = build(ROWS["deop"]).eval()
     scores = segmenter.segment(torch.rand(1, 3, 37, 50), ["a purple dinosaur", "sky"], size=(20, 30))
     assert scores.shape == (1, 2, 20, 30)
     assert torch.isfinite(scores).all()
 
 
-def test_answers_to_new_classes_are_not_those_of_the_last_ones():
+def test_answers_to_new_classes_are_not_those_of_the_last_ones(build):
     segmenter = build(ROWS["baseline"]).eval()
     images, _ = batch()
     forward = segmenter.segment(images, NAMES)
@@ -161,6 +156,6 @@ def test_answers_to_new_classes_are_not_those_of_the_last_ones():
     assert torch.allclose(forward, backward.flip(1), atol=1e-5)
 
 
-def test_a_layer_that_clip_does_not_have_is_refused_at_once():
+def test_a_layer_that_clip_does_not_have_is_refused_at_once(build):
     with pytest.raises(ValueError, match="layer -9"):
         build(Network(severance=SeveranceSettings(kind="gps", alpha={-9: 1.0})))

@@ -26,7 +26,6 @@ from deop.errors import DeopError
 from deop.methods.base import normalise
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
-from deop.proposals import ProposalNetwork
 from deop.settings import AnchorSettings, Evaluation, Job, Network
 from deop.stages import anchor_picture, artifacts, picture
 
@@ -51,20 +50,10 @@ BOXES = (  # of each image: class, top, bottom, left, right; the rest is without
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> DeOP:
+def segmenter(small_proposals) -> DeOP:
     torch.manual_seed(5)
     clip = load_clip("deop-mini", None)
-    proposals = ProposalNetwork(
-        backbone="resnet10t",
-        backbone_args={"channels": [8, 8, 16, 16]},
-        pretrained_backbone=False,
-        out_indices=(0, 1, 2, 3),
-        queries=QUERIES,
-        decoder_layers=1,
-        width=32,
-        ffn_width=32,
-        heads=2,
-    )
+    proposals = small_proposals(QUERIES)
     prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
     network = Network(anchors=AnchorSettings(kind="query", layers=1, feature_scale=50))
     return DeOP(clip, proposals, prompt, network, queries=QUERIES).eval()
