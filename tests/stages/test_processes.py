@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,39 @@ PROPOSALS = {
     "augmentation": {"crop": 64, "scale": [1.0, 1.0], "flip": 0.0, "colour_jitter": 0.0},
 }
 
+FIT = textwrap.dedent(
+    """
+    import sys
+    import torch
+    from torch import nn
+    from deop.settings import Job
+    from deop.stages.artifacts import artifact
+    from deop.stages.loop import cosine, fit, make_accelerator
+    from deop.stages.networks import save_weights
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        def forward(self, batch):
+            return {"error": ((self.layer(batch) - batch.sum(1, keepdim=True)) ** 2).mean()}
+
+    class Batches(torch.utils.data.Dataset):
+        def __getitem__(self, step):
+            batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+            return batch[accelerator.process_index :: accelerator.num_processes]
+        def __len__(self):
+            return 12
+
+    torch.manual_seed(0)
+    step, accelerator = Step(), make_accelerator()
+    with artifact(Job(stage="toy", key="0" * 12, output=sys.argv[1])) as workspace:
+        fit(step, Batches(), optimizer=torch.optim.SGD(step.parameters(), lr=0.1), schedule=cosine(12, 2),
+            iterations=12, seed=0, workspace=workspace, accelerator=accelerator, description="toy", clip_grad_norm=0.5)
+        save_weights(step.state_dict(), workspace.path)
+    """
+)
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Path:
@@ -40,6 +74,13 @@ def dataset(tmp_path_factory) -> Path:
     settings = {"dataset": scenes.model_dump(mode="json")}
     prepare_data.run(Job(stage="prepare_data", key="d", output=str(path), settings=settings))
     return path
+
+
+def launch(processes: int, *arguments: str) -> None:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    command = [*LAUNCH, str(processes), *arguments]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 def train(folder: Path, dataset: Path, processes: int, iterations: int = 3) -> dict[str, torch.Tensor]:
@@ -54,10 +95,7 @@ def train(folder: Path, dataset: Path, processes: int, iterations: int = 3) -> d
     )
     path = folder / f"{output.name}.json"
     path.write_text(job.model_dump_json())
-    command = [*LAUNCH, str(processes), "-m", "deop", "train-proposals", str(path)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch(processes, "-m", "deop", "train-proposals", str(path))
     assert {file.name for file in output.iterdir()} == {"model.safetensors", "provenance.json", "tensorboard"}
     return load_file(output / "model.safetensors")
 
@@ -72,3 +110,17 @@ def test_two_processes_share_a_batch_and_publish_once(tmp_path, dataset):
     )
     # Not the same, for batch norm sees half of the images at a time: equal weights would come of a single process.
     assert 0.5 < torch.cosine_similarity(alone, shared, dim=0) < 0.99
+
+
+@pytest.mark.slow
+def test_gradients_of_processes_are_averaged(tmp_path):
+    """Without batch norm, two processes with half a batch each learn what one learns from all of it."""
+    script = tmp_path / "fit.py"
+    script.write_text(FIT)
+    weights = []
+    for processes in (1, 2):
+        launch(processes, str(script), str(tmp_path / f"fit-{processes}"))
+        weights.append(load_file(tmp_path / f"fit-{processes}/model.safetensors"))
+    one, two = weights
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
