@@ -215,12 +215,22 @@ def _values(row: Row, dataset: SegmentationDataset) -> dict[str, Any]:
 
 
 def _figure(rows: list[Row], dataset: SegmentationDataset) -> Figure:
-    width, footer = 11.0, 0.75  # inches
-    side = width / len(_COLUMNS)
-    heights = [side * row.truth.shape[0] / row.truth.shape[1] + 0.2 for row in rows]
-    figure = Figure(figsize=(width, sum(heights) + footer), layout="constrained")
-    picture, notes = figure.subfigures(2, 1, height_ratios=[sum(heights), footer])
-    axes = picture.subplots(len(rows), len(_COLUMNS), squeeze=False, height_ratios=heights)
+    width, between, gap = 11.0, 0.1, 0.4  # inches, of the figure, between columns and between rows
+    count = len(_COLUMNS)
+    side = (width - (count - 1) * between) / count
+    heights = [side * row.truth.shape[0] / row.truth.shape[1] for row in rows]
+    # Places by hand: those of a layout engine differ in the last digit from run to run, and so would the files.
+    figure = Figure(figsize=(width, sum(heights) + (len(rows) - 1) * gap))
+    axes = figure.subplots(
+        len(rows),
+        count,
+        squeeze=False,
+        height_ratios=heights,
+        gridspec_kw={
+            **{"left": 0, "right": 1, "bottom": 0, "top": 1},
+            **{"wspace": between / side, "hspace": gap * len(rows) / sum(heights)},
+        },
+    )
     for axis, title in zip(axes[0], _COLUMNS, strict=True):
         axis.set_title(title, fontsize=11)
     for line, row in zip(axes, rows, strict=True):
@@ -231,14 +241,9 @@ def _figure(rows: list[Row], dataset: SegmentationDataset) -> Figure:
             fontweight="bold" if unseen else "normal",
         )
         _draw_row(line, row, dataset)
-    notes.text(
-        0.01,
-        0.95,
-        "\n".join(textwrap.fill(text, 222) for text in (RULE, _READING)),
-        fontsize=6.5,
-        color="0.35",
-        va="top",
-    )
+    notes = "\n".join(textwrap.fill(text, 222) for text in (RULE, _READING))
+    below = -0.55 / figure.get_figheight()
+    figure.text(-0.05, below, notes, fontsize=6.5, color="0.35", va="top")
     return figure
 
 
