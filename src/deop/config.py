@@ -293,7 +293,9 @@ class Configuration(Setup):
         with_anchors = [
             name
             for name, systems in self.experiments.items()
-            if all(isinstance(system, Network) for system in systems.values())
+            if all(
+                isinstance(system, Network) and system.anchors.kind != "none" for system in systems.values()
+            )
         ]
         self.layouts.check(self.stand_ins, self.experiments, with_anchors)
         for table in self.layouts.tables:

@@ -345,7 +345,8 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
         f"IoU is averaged over {distinct(MIOU[claim.miou] for claim in claims)}.",
         f"Interval: {LEVEL:.0%}, by the paired bootstrap: percentiles of the difference in {settings.resamples} draws, "
         "with replacement, of as many validation images, the same draws for both systems and every seed. A class that "
-        f"a draw lacks is not in its mean. Intervals are not widened for the number of claims ({len(claims)}).",
+        "a draw lacks is not in its mean, so intervals are approximate, and too narrow where many classes are rare. "
+        f"They are not widened for the number of claims ({len(claims)}).",
         "The interval covers the choice of validation images, with the networks as they were trained. "
         + not_covered,
         "Holds: *yes* if the whole interval is above 0, *no: reversed* if it is below, *not shown* if 0 is in it.",
