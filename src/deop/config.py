@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
+from deop.dataset_settings import EmojiScenes, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import TablesFile
 from deop.settings import (
     SYSTEMS,
     Clip,
-    EmojiScenes,
     Evaluation,
     Network,
     Positive,
@@ -29,7 +29,6 @@ from deop.settings import (
     Settings,
     Speed,
     TextPrompts,
-    Vocabulary,
 )
 
 SOURCE = "config"

@@ -20,43 +20,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Vocabulary(Settings):
-    """A class list in label order. ``things`` come first, then ``stuff``; ``unseen`` is a subset of both together."""
-
-    things: tuple[str, ...]
-    stuff: tuple[str, ...] = ()
-    unseen: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.things + self.stuff
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Vocabulary:
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"class names appear twice: {', '.join(repeated)}")
-        unknown = sorted(set(self.unseen) - set(self.names))
-        if unknown:
-            raise ValueError(f"unseen classes that are not in things or stuff: {', '.join(unknown)}")
-        return self
-
-
-class EmojiScenes(Settings):
-    """A generated dataset (README, "EmojiScenes"). Sizes count scenes, ``image_size`` is in pixels."""
-
-    kind: Literal["emoji_scenes"] = "emoji_scenes"
-    style: Literal["twemoji", "openmoji"]
-    vocabulary: Vocabulary
-    train: Annotated[int, Field(ge=0)]
-    val: Positive
-    image_size: Positive = 96
-    objects: tuple[Positive, Positive] = (2, 4)
-    object_size: tuple[Fraction, Fraction] = (0.3, 0.6)
-    label_stuff: bool = True
-    seed: int = 0
-
-
 class Clip(Settings):
     """Which CLIP, from where, and how its input is normalised."""
 

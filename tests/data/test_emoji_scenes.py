@@ -14,8 +14,8 @@ from deop.data.emoji import STYLES, concepts, draw
 from deop.data.scenes import Placement, compose
 from deop.data.segmentation import HIDDEN, IGNORE, SegmentationDataset
 from deop.data.textures import draw_texture, texture_names
+from deop.dataset_settings import EmojiScenes, Vocabulary
 from deop.errors import DeopError
-from deop.settings import EmojiScenes, Vocabulary
 
 VOCABULARY = Vocabulary(things=("dog", "cow", "carrot", "key"), stuff=("grass", "sky"), unseen=("cow", "sky"))
 SETTINGS = EmojiScenes(style="twemoji", vocabulary=VOCABULARY, train=14, val=6, image_size=64, seed=3)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deop.settings import EmojiScenes, Job, Vocabulary
+from deop.dataset_settings import EmojiScenes, Vocabulary
+from deop.settings import Job
 from deop.stages import prepare_data
 
 # What `accelerate launch` itself calls for several GPUs; for CPUs it wants MPI.

@@ -23,8 +23,8 @@ from deop.data.segmentation import (
     write_split,
 )
 from deop.data.textures import draw_texture, texture_names
+from deop.dataset_settings import EmojiScenes
 from deop.errors import DeopError
-from deop.settings import EmojiScenes
 
 # Seeds of the splits differ in this word, so that no scene of one can be a scene of the other.
 _SPLIT_WORD = {"train": 0x7121, "val": 0x7A1}

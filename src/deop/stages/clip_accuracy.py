@@ -12,8 +12,8 @@ from deop.data.crops import crop_segment
 from deop.data.emoji import STYLES
 from deop.data.emoji_scenes import draw_scene, plan_split
 from deop.data.textures import texture_names
+from deop.dataset_settings import EmojiScenes, Vocabulary
 from deop.methods.base import normalise
-from deop.settings import EmojiScenes, Vocabulary
 from deop.severance import Severance
 
 _SEED = 0xACC  # of scenes that neither pre-training nor any dataset draws

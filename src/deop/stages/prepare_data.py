@@ -11,7 +11,8 @@ from tqdm import tqdm
 from deop.data import emoji_scenes
 from deop.data.contact_sheet import contact_sheet
 from deop.data.segmentation import SegmentationDataset
-from deop.settings import EmojiScenes, Job
+from deop.dataset_settings import EmojiScenes
+from deop.settings import Job
 from deop.stages.artifacts import artifact
 
 

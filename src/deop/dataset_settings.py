@@ -1,0 +1,111 @@
+"""What each kind of dataset may be told: generated scenes, the paper's datasets in their original form, a folder.
+
+``names`` says what classes are called in prompts: ``original``, as the dataset's owners spell them, or ``cleaned``, as
+English has it (``tvmonitor`` is a tv monitor; of synonyms the first). ``splits`` are those that are prepared: a
+dataset that is only tested on needs no training images.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from deop.settings import Fraction, Positive, Settings
+
+Names = Literal["cleaned", "original"]
+Splits = Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)]
+
+
+class Vocabulary(Settings):
+    """A class list in label order. ``things`` come first, then ``stuff``; ``unseen`` is a subset of both together."""
+
+    things: tuple[str, ...]
+    stuff: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.things + self.stuff
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Vocabulary:
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"class names appear twice: {', '.join(repeated)}")
+        unknown = sorted(set(self.unseen) - set(self.names))
+        if unknown:
+            raise ValueError(f"unseen classes that are not in things or stuff: {', '.join(unknown)}")
+        return self
+
+
+class EmojiScenes(Settings):
+    """A generated dataset (README, "EmojiScenes"). Sizes count scenes, ``image_size`` is in pixels."""
+
+    kind: Literal["emoji_scenes"] = "emoji_scenes"
+    style: Literal["twemoji", "openmoji"]
+    vocabulary: Vocabulary
+    train: Annotated[int, Field(ge=0)]
+    val: Positive
+    image_size: Positive = 96
+    objects: tuple[Positive, Positive] = (2, 4)
+    object_size: tuple[Fraction, Fraction] = (0.3, 0.6)
+    label_stuff: bool = True
+    seed: int = 0
+
+
+class RealDataset(Settings):
+    """Base of datasets that are not generated: read in place, under ``data.root``, in the layout of their owners."""
+
+    names: Names = "cleaned"
+    splits: Splits = ("train", "val")
+
+    def sources(self) -> tuple[str, ...]:
+        """What has to be there, by name in the catalogue of downloads (``data/sources.yaml``)."""
+        return ()
+
+
+class CocoStuff(RealDataset):
+    """COCO-Stuff 164k: 171 classes, 15 of them unseen (section 5)."""
+
+    kind: Literal["coco_stuff"]
+
+    def sources(self) -> tuple[str, ...]:
+        return (*(f"coco_{split}2017" for split in self.splits), "coco_stuffthingmaps")
+
+
+class PascalVoc(RealDataset):
+    """PASCAL VOC 2012 with the training masks of SBD: 20 classes, 5 of them unseen (section 5)."""
+
+    kind: Literal["pascal_voc"]
+
+    def sources(self) -> tuple[str, ...]:
+        return ("voc2012", *(["sbd"] if "train" in self.splits else []))
+
+
+class PascalContext(RealDataset):
+    """PASCAL Context: all ``classes`` of 459, or the 59 frequent ones."""
+
+    kind: Literal["pascal_context"]
+    classes: Literal[59, 459]
+
+    def sources(self) -> tuple[str, ...]:
+        return ("voc2010", "pascal_context", "pascal_context_labels")
+
+
+class Ade20k(RealDataset):
+    """ADE20K as of the scene parsing challenge of 2016: 150 classes."""
+
+    kind: Literal["ade20k"]
+
+    def sources(self) -> tuple[str, ...]:
+        return ("ade20k",)
+
+
+class Ade20kFull(RealDataset):
+    """All of ADE20K (release of January 2021), of which the 847 classes of earlier work."""
+
+    kind: Literal["ade20k_full"]
+
+    def sources(self) -> tuple[str, ...]:
+        return ("ade20k_full",)
