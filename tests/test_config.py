@@ -11,7 +11,7 @@ from deop.plan import Plan
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, clip, datasets"),
+        (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, clip, data, datasets"),
         (("profile",), "huge", "config: profile: unknown profile 'huge'; valid: mini, tiny"),
         (("seeds",), [], "config: seeds: .* at least 1 item"),
         (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from deop.dataset_settings import EmojiScenes, Vocabulary
+from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import TablesFile
 from deop.settings import (
@@ -45,14 +45,14 @@ VARIED = ("clip", "pretrain_clip", "network", "multipass", *SECTIONS)
 """Sections that a variant may change."""
 
 
-class Dataset(EmojiScenes):
-    """A dataset of the profile. ``stands_for`` is the dataset of the paper whose place it takes in tables."""
+class DataSection(Settings):
+    """Where datasets that are not generated lie, or are downloaded to. ``root`` may be an existing copy."""
 
-    stands_for: str | None = None
+    root: str = "data/raw"
 
 
 class ClipSection(Clip):
-    """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``."""
+    """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``, which ``random`` gives it no weights."""
 
     retrain: bool = False
 
@@ -88,14 +88,16 @@ class MainFile(Settings):
     """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
 
     Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
-    that is with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes of each round
-    (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in ``SECTIONS``).
+    that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
+    of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
+    ``SECTIONS``).
     ``variants`` are changes of other sections, by name, with which an experiment may be run.
     """
 
     profile: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     datasets: dict[str, dict]
+    data: DataSection = DataSection()
     clip: ClipSection
     pretrain_clip: dict
     pretrain_backbone: Annotated[dict, Field(default_factory=dict)]
@@ -127,6 +129,8 @@ class Setup:
         variant: the variant that ``values`` are of.
 
     Attributes:
+        datasets: by name, the settings of every dataset.
+        stands_for: by name, the dataset of the paper whose place a dataset takes in tables.
         stages: by section and dataset, the settings of a stage.
         experiments: by name and dataset, the system of each experiment that is to be run with this variant.
         variant_of: by name, the variant of every experiment that has one.
@@ -139,8 +143,10 @@ class Setup:
         self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
     ) -> None:
         self._root, self._source = root, source
+        values = _without_nulls(values)
         self.main = validated(MainFile, values, source)
-        self.datasets = {name: self._dataset(name) for name in self.main.datasets}
+        self.stands_for: dict[str, str] = {}
+        self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
         for method in self.main.multipass:
@@ -173,14 +179,20 @@ class Setup:
     def clip(self) -> Clip:
         """The CLIP that stages load. One trained here reaches them as an input, not as ``pretrained``."""
         values = self.main.clip.model_dump(exclude={"retrain"})
-        return Clip(**values | ({"pretrained": None} if self.main.clip.retrain else {}))
+        own = self.main.clip.retrain or values["pretrained"] == "random"
+        return Clip(**values | ({"pretrained": None} if own else {}))
 
-    def _dataset(self, name: str) -> Dataset:
-        values, at = self.main.datasets[name], ("datasets", name)
-        vocabulary = values.get("vocabulary")
-        if isinstance(vocabulary, str):
-            values = values | {"vocabulary": self._vocabulary(f"{'.'.join(at)}.vocabulary", vocabulary)}
-        return validated(Dataset, values, self._source, at)
+    def _dataset(self, name: str, entry: dict[str, Any]) -> Settings:
+        at = ("datasets", name)
+        values = {key: value for key, value in entry.items() if key != "stands_for"}
+        if "stands_for" in entry:
+            self.stands_for[name] = entry["stands_for"]
+        kind = values.get("kind")
+        if kind not in DATASETS:
+            raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
+        if isinstance(values.get("vocabulary"), str):
+            values["vocabulary"] = self._vocabulary(f"{'.'.join(at)}.vocabulary", values["vocabulary"])
+        return validated(DATASETS[kind], values, self._source, at)
 
     def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
         """The rounds of pre-training: each starts from the weights of the one before it, on scenes of its own."""
@@ -248,9 +260,9 @@ class Setup:
         }
 
     def _per_dataset(self, values: dict, at: tuple[str, ...]) -> dict[str, dict]:
-        """A section's values for each dataset. ``per_dataset: null`` in a profile drops the defaults' exceptions."""
+        """A section's values for each dataset."""
         defaults = dict(values)
-        overrides = defaults.pop("per_dataset", None) or {}
+        overrides = defaults.pop("per_dataset", {})
         for name in overrides:
             if name not in self.datasets:
                 raise unknown(f"{self._source}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
@@ -336,10 +348,8 @@ class Configuration(Setup):
     def _read_stand_ins(self) -> dict[str, str]:
         """The profile's dataset for each of the paper's that it has one for."""
         stand_ins: dict[str, str] = {}
-        for name, dataset in self.datasets.items():
-            paper, place = dataset.stands_for, f"{SOURCE}: datasets.{name}.stands_for"
-            if paper is None:
-                continue
+        for name, paper in self.stands_for.items():
+            place = f"{SOURCE}: datasets.{name}.stands_for"
             if paper not in self.layouts.paper_datasets:
                 raise unknown(place, "dataset of the paper", paper, self.layouts.paper_datasets)
             if paper in stand_ins:
@@ -363,6 +373,15 @@ def _load(path: Path, source: str) -> dict:
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: a mapping is needed (got {values!r})")
     return values
+
+
+def _without_nulls(values: dict) -> dict:
+    """``values`` without the keys that are null: so a profile takes out what the defaults put in."""
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def _merged(values: dict, changes: dict) -> dict:

@@ -109,3 +109,14 @@ class Ade20kFull(RealDataset):
 
     def sources(self) -> tuple[str, ...]:
         return ("ade20k_full",)
+
+
+DATASETS: dict[str, type[Settings]] = {
+    "emoji_scenes": EmojiScenes,
+    "coco_stuff": CocoStuff,
+    "pascal_voc": PascalVoc,
+    "pascal_context": PascalContext,
+    "ade20k": Ade20k,
+    "ade20k_full": Ade20kFull,
+}
+"""The settings of a dataset by its ``kind``."""

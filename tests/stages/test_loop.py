@@ -74,6 +74,47 @@ def test_a_kill_costs_no_more_than_the_last_checkpoint_and_changes_nothing(tmp_p
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("samples", [8, 10])
+def test_a_batch_in_parts_teaches_what_the_whole_does(tmp_path, samples):
+    from deop.settings import Job
+    from deop.stages.artifacts import artifact
+    from deop.stages.loop import cosine, fit, make_accelerator
+
+    class Step(torch.nn.Linear):
+        largest = 0
+
+        def forward(self, batch):
+            self.largest = max(self.largest, len(batch["x"]))
+            return {"error": ((super().forward(batch["x"]) - batch["y"]) ** 2).mean()}
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"x": torch.randn(samples, 3, generator=generator), "y": torch.randn(samples, 1)} for _ in range(6)
+    ]
+    weights, largest = [], []
+    for micro_batch in (None, 4):
+        torch.manual_seed(0)
+        step = Step(3, 1)
+        with artifact(Job(stage="toy", key="0" * 12, output=str(tmp_path / str(micro_batch)))) as workspace:
+            fit(
+                step,
+                batches,
+                optimizer=torch.optim.AdamW(step.parameters(), lr=0.1),
+                schedule=cosine(6),
+                iterations=6,
+                seed=0,
+                workspace=workspace,
+                accelerator=make_accelerator(),
+                description="toy",
+                clip_grad_norm=0.5,
+                micro_batch=micro_batch,
+            )
+        weights.append(step.weight.detach().clone())
+        largest.append(step.largest)
+    assert largest == [samples, 4]
+    torch.testing.assert_close(weights[0], weights[1])
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
     from deop.settings import Job
     from deop.stages.artifacts import artifact
@@ -85,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
 
     step = Step(2, 1)
     with (
-        pytest.raises(FloatingPointError, match=r"step 0 \(dice nan\)"),
+        pytest.raises(FloatingPointError, match=r"toy, step 0: loss is not finite \(dice nan\)"),
         artifact(Job(stage="toy", key="0" * 12, output=str(tmp_path / "out"))) as workspace,
     ):
         fit(

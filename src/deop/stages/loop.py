@@ -30,14 +30,16 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def make_accelerator(logging_dir: Path | None = None) -> Accelerator:
-    """An Accelerator as its config file or environment says, in full precision where the CPU lacks bf16 arithmetic."""
+    """An Accelerator as its config file or environment says, but for bf16 where the device has no such arithmetic.
+
+    A GPU without it (Volta and older) computes in fp16, with scaled losses; a CPU in full precision.
+    """
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if (
-        precision == "bf16"
-        and not torch.cuda.is_available()
-        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        precision = "no"
+    if precision == "bf16":
+        if torch.cuda.is_available():
+            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        elif not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            precision = "no"
     return Accelerator(
         mixed_precision=precision,
         log_with="tensorboard" if logging_dir else None,
@@ -94,7 +96,7 @@ def fit(
     description: str,
     clip_grad_norm: float | None = None,
     checkpoint_seconds: float = 30.0,
-    workers: int = 0,
+    micro_batch: int | None = None,
 ) -> None:
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
 
@@ -103,6 +105,8 @@ def fit(
         batches: map from a step number to a batch of ``batch_size`` samples.
         schedule: factor of the learning rate by step.
         checkpoint_seconds: how much work a kill may cost at most.
+        micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
+            parts. Losses that are means over a batch are then means over these means.
 
     Raises:
         FloatingPointError: a loss is not finite; the checkpoint before it is kept.
@@ -117,10 +121,18 @@ def fit(
         plain.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
         first = state["step"]
         accelerator.print(f"{description}: resuming at step {first} of {iterations}")
     accelerator.init_trackers(description.replace(" ", "_"))
-    loader = DataLoader(batches, batch_size=None, sampler=range(first, iterations), num_workers=workers)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, iterations),
+        num_workers=loader_workers(accelerator.device),
+        pin_memory=accelerator.device.type == "cuda",
+    )
     progress = tqdm(
         loader,
         desc=description,
@@ -132,14 +144,10 @@ def fit(
     saved = time.monotonic()
     module.train()
     for step, batch in enumerate(progress, start=first):
-        set_seed(hash((seed, step)) % 2**31)
-        with accelerator.autocast(), _attention(accelerator.device):
-            losses = module(_to(batch, accelerator.device))
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-            raise FloatingPointError(f"{description}: loss is not finite at step {step} ({values})")
-        accelerator.backward(total)
+        set_seed(hash((seed, step)) % 2**31 + accelerator.process_index)
+        losses = _accumulate(
+            module, _to(batch, accelerator.device), micro_batch, accelerator, f"{description}, step {step}"
+        )
         if clip_grad_norm:
             accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
         optimizer.step()
@@ -150,12 +158,55 @@ def fit(
             progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
         if time.monotonic() - saved > checkpoint_seconds and accelerator.is_main_process:
-            _save(checkpoint, plain, optimizer, scheduler, step + 1)
+            _save(checkpoint, plain, optimizer, scheduler, accelerator, step + 1)
             workspace.tick()
             saved = time.monotonic()
     # Not end_training: it would part the processes, which still have to wait for each other (see artifact).
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _accumulate(
+    module: nn.Module, batch, micro_batch: int | None, accelerator: Accelerator, place: str
+) -> dict[str, Tensor]:
+    """Adds up the gradients of a batch over its parts; the losses, each the mean over the samples.
+
+    Raises:
+        FloatingPointError: a loss is not finite; ``place`` says where it was met.
+    """
+    parts = _split(batch, micro_batch)
+    samples = sum(count for _, count in parts)
+    means: dict[str, Tensor] = {}
+    for index, (part, count) in enumerate(parts):
+        # Processes bring their gradients together once a step, with the last part.
+        last = index == len(parts) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            with accelerator.autocast(), _attention(accelerator.device):
+                losses = module(part)
+            total = torch.stack(list(losses.values())).sum()
+            if not torch.isfinite(total):
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                raise FloatingPointError(f"{place}: loss is not finite ({values})")
+            accelerator.backward(total * (count / samples))
+        for name, value in losses.items():
+            means[name] = means.get(name, 0) + value.detach() * (count / samples)
+    return means
+
+
+def _split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
+    """Parts of at most ``micro_batch`` samples of a batch (a tensor, or a dictionary of them), and their sizes."""
+    tensors = batch if isinstance(batch, dict) else {"": batch}
+    samples = min((len(value) for value in tensors.values()), default=1)
+    if micro_batch is None or samples <= micro_batch:
+        return [(batch, samples)]
+    parts = zip(*(value.split(micro_batch) for value in tensors.values()))
+    named = [dict(zip(tensors, part)) for part in parts]
+    return [(part if isinstance(batch, dict) else part[""], len(next(iter(part.values())))) for part in named]
+
+
+def loader_workers(device: torch.device) -> int:
+    """Processes that load batches ahead: a GPU leaves the threads of its job to them, a CPU computes with all."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1) if device.type == "cuda" else 0
 
 
 def fit_on_images(
@@ -189,6 +240,7 @@ def fit_on_images(
         accelerator=accelerator,
         description=job.stage,
         clip_grad_norm=settings.clip_grad_norm,
+        micro_batch=job.settings.get("machine", {}).get("micro_batch"),
     )
 
 
@@ -197,13 +249,14 @@ def _attention(device: torch.device) -> contextlib.AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
-def _save(path: Path, module: nn.Module, optimizer, scheduler, step: int) -> None:
+def _save(path: Path, module: nn.Module, optimizer, scheduler, accelerator: Accelerator, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     torch.save(
         {
             "module": learned_state(module),
             "optimizer": optimizer.state_dict(),
             "scheduler": scheduler.state_dict(),
+            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
             "step": step,
         },
         temporary,
