@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
 def config(root: Path) -> dict:
     """The default configuration with one seed and no weights needed."""
     values = yaml.safe_load((root / "config/config.yaml").read_text())
-    values["clip"] |= {"pretrained": None, "retrain": False}  # no job of its own, no weights
+    values["clip"] |= {"pretrained": "random", "retrain": False}  # no job of its own, no weights
     return values | {"seeds": [0]}
 
 

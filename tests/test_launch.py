@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,28 @@ def test_several_processes_go_through_the_launcher(name):
     # But not for a stage that has nothing to share out.
     alone = launch_command(str(path), yaml.safe_load(path.read_text()), alone=True)
     assert alone == "ACCELERATE_MIXED_PRECISION=bf16 ACCELERATE_USE_CPU=False deop"
+
+
+def test_several_nodes_are_joined_through_slurm(tmp_path):
+    """Slurm's and Accelerate's commands are stand-ins that note how they were called."""
+    path = ROOT / "config/accelerate/nodes2x8.yaml"
+    command = launch_command(str(path), yaml.safe_load(path.read_text()))
+    scripts = {
+        "srun": 'echo "srun $1 $2" >> {log}; shift 3; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
+        "scontrol": 'echo "first$3"; echo "second$3"',
+        "accelerate": 'echo "accelerate $*" >> {log}',
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text("#!/bin/sh\n" + script.format(log=tmp_path / "log") + "\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "-of-two"}
+    subprocess.run(
+        f"{command} train-proposals job.json --threads 4", shell=True, check=True, cwd=ROOT, env=environment
+    )
+    called = (tmp_path / "log").read_text().splitlines()
+    assert called[0] == "srun --nodes=2 --ntasks-per-node=1"
+    assert called[1:] == [
+        f"accelerate launch --config_file {path} --machine_rank {node} --main_process_ip first-of-two "
+        "-m deop train-proposals job.json --threads 4"
+        for node in (0, 1)
+    ]

@@ -19,6 +19,7 @@ from deop.settings import Job
 from deop.stages.artifacts import code_version
 
 STAGES = {
+    "download": "Download and unpack an archive of a dataset, or find it in place.",
     "prepare_data": "Make a dataset: images, label maps, class list, splits.",
     "pretrain_clip": "Pre-train the mini CLIP on generated scenes and captions.",
     "pretrain_backbone": "Pre-train the proposal network's backbone to name single emoji.",

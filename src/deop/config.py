@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import yaml
-from pydantic import Field
-
+from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import TablesFile
@@ -21,7 +19,6 @@ from deop.settings import (
     Clip,
     Evaluation,
     Network,
-    Positive,
     PretrainBackbone,
     PretrainClip,
     Proposals,
@@ -31,7 +28,6 @@ from deop.settings import (
     TextPrompts,
 )
 
-SOURCE = "config"
 SECTIONS: dict[str, type[Settings]] = {
     "prompts": TextPrompts,
     "proposals": Proposals,
@@ -43,80 +39,6 @@ SECTIONS: dict[str, type[Settings]] = {
 
 VARIED = ("clip", "pretrain_clip", "network", "multipass", *SECTIONS)
 """Sections that a variant may change."""
-
-
-class DataSection(Settings):
-    """Where datasets that are not generated lie, or are downloaded to. ``root`` may be an existing copy."""
-
-    root: str = "data/raw"
-
-
-class ClipSection(Clip):
-    """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``, which ``random`` gives it no weights."""
-
-    retrain: bool = False
-
-
-class StageResources(Settings):
-    """What Snakemake sets aside for one job: CPU threads, memory (MB), GPUs, wall time (minutes)."""
-
-    threads: Positive = 1
-    mem_mb: Positive = 1000
-    gpus: Annotated[int, Field(ge=0)] = 0
-    runtime: Positive = 60
-
-
-class Resources(Settings):
-    """Resources by stage."""
-
-    prepare_data: StageResources = StageResources()
-    pretrain_clip: StageResources = StageResources()
-    pretrain_backbone: StageResources = StageResources()
-    learn_prompts: StageResources = StageResources()
-    train_proposals: StageResources = StageResources()
-    train_segmentation: StageResources = StageResources()
-    train_multipass: StageResources = StageResources()
-    evaluate: StageResources = StageResources()
-    measure_speed: StageResources = StageResources()
-    table: StageResources = StageResources()
-    claims: StageResources = StageResources()
-    figure: StageResources = StageResources()
-    picture: StageResources = StageResources()
-
-
-class MainFile(Settings):
-    """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
-
-    Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
-    that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
-    of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
-    ``SECTIONS``).
-    ``variants`` are changes of other sections, by name, with which an experiment may be run.
-    """
-
-    profile: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    datasets: dict[str, dict]
-    data: DataSection = DataSection()
-    clip: ClipSection
-    pretrain_clip: dict
-    pretrain_backbone: Annotated[dict, Field(default_factory=dict)]
-    prompts: dict
-    proposals: dict
-    segmentation: dict
-    evaluation: dict
-    speed: Annotated[dict, Field(default_factory=dict)]
-    network: Annotated[dict, Field(default_factory=dict)]
-    multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
-    variants: Annotated[dict[str, dict], Field(default_factory=dict)]
-    accelerate: str
-    resources: Resources = Resources()
-
-
-class ExperimentsFile(Settings):
-    """``config/experiments.yaml``: by name, what each network has, on top of the profile's ``network``."""
-
-    experiments: dict[str, dict]
 
 
 class Setup:
@@ -143,7 +65,7 @@ class Setup:
         self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
     ) -> None:
         self._root, self._source = root, source
-        values = _without_nulls(values)
+        values = without_nulls(values)
         self.main = validated(MainFile, values, source)
         self.stands_for: dict[str, str] = {}
         self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
@@ -154,7 +76,7 @@ class Setup:
                 valid = [name for name in SYSTEMS if name != "deop"]
                 raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
-        experiments = _read(ExperimentsFile, root, "experiments.yaml").experiments
+        experiments = read_file(ExperimentsFile, root, "experiments.yaml").experiments
         self.variant_of = {
             name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
         }
@@ -219,7 +141,7 @@ class Setup:
 
     def _vocabulary(self, key: str, name: str) -> Vocabulary:
         path = self._named_file(key, name, "vocabularies")
-        return validated(Vocabulary, _load(self._root / path, path), path)
+        return validated(Vocabulary, load_yaml(self._root / path, path), path)
 
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
         """An experiment's system for each dataset."""
@@ -232,7 +154,7 @@ class Setup:
         validated(SYSTEMS[method], values, f"{SOURCE}/experiments.yaml", ("experiments", name))
         at = ("multipass", method)
         return {
-            dataset: validated(SYSTEMS[method], _merged(profile, values), self._source, at)
+            dataset: validated(SYSTEMS[method], merged(profile, values), self._source, at)
             for dataset, profile in self._per_dataset(self.main.multipass.get(method, {}), at).items()
         }
 
@@ -243,13 +165,13 @@ class Setup:
         kept. An experiment's alphas replace the profile's as a whole.
         """
         own = validated(Network, values, f"{SOURCE}/experiments.yaml", ("experiments", name))
-        merged = _merged(self.main.network, values)
+        combined = merged(self.main.network, values)
         for part, settings in (("severance", own.severance), ("anchors", own.anchors)):
             if settings.kind == "none":
-                merged.pop(part, None)
+                combined.pop(part, None)
         if own.severance.alpha:
-            merged["severance"]["alpha"] = values["severance"]["alpha"]
-        return validated(Network, merged, self._source, ("network",))
+            combined["severance"]["alpha"] = values["severance"]["alpha"]
+        return validated(Network, combined, self._source, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
         """The settings of one stage for each dataset."""
@@ -266,7 +188,7 @@ class Setup:
         for name in overrides:
             if name not in self.datasets:
                 raise unknown(f"{self._source}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
-        return {name: _merged(defaults, overrides.get(name, {})) for name in self.datasets}
+        return {name: merged(defaults, overrides.get(name, {})) for name in self.datasets}
 
     def _named_file(self, key: str, name: str, folder: str) -> str:
         """The path of ``config/<folder>/<name>.yaml``, from the root."""
@@ -299,7 +221,7 @@ class Configuration(Setup):
         for setup in self.variants.values():
             self.experiments |= setup.experiments
         self._check_profile()
-        self.layouts = _read(TablesFile, root, "tables.yaml")
+        self.layouts = read_file(TablesFile, root, "tables.yaml")
         self.stand_ins = self._read_stand_ins()
         with_anchors = [
             name
@@ -312,7 +234,8 @@ class Configuration(Setup):
         for table in self.layouts.tables:
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
-        self.launch_settings = _load(root / self.launch_file, self.launch_file)
+        self.launch_settings = load_yaml(root / self.launch_file, self.launch_file)
+        self._check_batches()
 
     def reported(self, table: str) -> dict[str, dict[str, float]]:
         """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
@@ -336,12 +259,23 @@ class Configuration(Setup):
         for section in changes:
             if section not in VARIED:
                 raise unknown(f"{SOURCE}: variants.{name}", "section", section, VARIED)
-        return Setup(_merged(values, changes), self._root, f"{SOURCE} with variant {name!r}", name)
+        return Setup(merged(values, changes), self._root, f"{SOURCE} with variant {name!r}", name)
+
+    def _check_batches(self) -> None:
+        """Processes share a batch evenly."""
+        processes = self.launch_settings.get("num_processes", 1)
+        for section in ("proposals", "segmentation"):
+            for name, settings in self.stages[section].items():
+                if settings.batch_size % processes:
+                    raise ConfigError(
+                        f"{SOURCE}: {section}.batch_size: {settings.batch_size} (for {name}) does not divide among the "
+                        f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
+                    )
 
     def _check_profile(self) -> None:
         profiles = set()
         for path in sorted((self._root / SOURCE).glob("*.yaml")):
-            profiles.add(_load(path, f"{SOURCE}/{path.name}").get("profile"))
+            profiles.add(load_yaml(path, f"{SOURCE}/{path.name}").get("profile"))
         if self.main.profile not in profiles:
             raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
 
@@ -356,39 +290,3 @@ class Configuration(Setup):
                 raise ConfigError(f"{place}: {paper!r} already has a stand-in, {stand_ins[paper]!r}")
             stand_ins[paper] = name
         return stand_ins
-
-
-def _read(model: type[Settings], root: Path, name: str) -> Any:
-    source = f"{SOURCE}/{name}"
-    return validated(model, _load(root / source, source), source)
-
-
-def _load(path: Path, source: str) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{source} is not there") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: a mapping is needed (got {values!r})")
-    return values
-
-
-def _without_nulls(values: dict) -> dict:
-    """``values`` without the keys that are null: so a profile takes out what the defaults put in."""
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if value is not None
-    }
-
-
-def _merged(values: dict, changes: dict) -> dict:
-    """``values`` with ``changes`` put over them, mappings inside mappings too."""
-    nested = {
-        key: _merged(values[key], change)
-        for key, change in changes.items()
-        if isinstance(change, dict) and isinstance(values.get(key), dict)
-    }
-    return values | changes | nested

@@ -7,7 +7,7 @@ dataset that is only tested on needs no training images.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,12 +53,25 @@ class EmojiScenes(Settings):
     label_stuff: bool = True
     seed: int = 0
 
+    @property
+    def images(self) -> str:
+        """What the images are, as notes under tables say it."""
+        artwork = {"twemoji": "Twemoji", "openmoji": "OpenMoji"}[self.style]
+        return f"generated EmojiScenes scenes, {artwork} artwork"
+
 
 class RealDataset(Settings):
     """Base of datasets that are not generated: read in place, under ``data.root``, in the layout of their owners."""
 
+    TITLE: ClassVar[str]
+
     names: Names = "cleaned"
     splits: Splits = ("train", "val")
+
+    @property
+    def images(self) -> str:
+        """What the images are and how classes are called, as notes under tables say it."""
+        return f"{self.TITLE}, {self.names} class names"
 
     def sources(self) -> tuple[str, ...]:
         """What has to be there, by name in the catalogue of downloads (``data/sources.yaml``)."""
@@ -67,6 +80,8 @@ class RealDataset(Settings):
 
 class CocoStuff(RealDataset):
     """COCO-Stuff 164k: 171 classes, 15 of them unseen (section 5)."""
+
+    TITLE = "COCO-Stuff 164k"
 
     kind: Literal["coco_stuff"]
 
@@ -77,6 +92,8 @@ class CocoStuff(RealDataset):
 class PascalVoc(RealDataset):
     """PASCAL VOC 2012 with the training masks of SBD: 20 classes, 5 of them unseen (section 5)."""
 
+    TITLE = "PASCAL VOC 2012"
+
     kind: Literal["pascal_voc"]
 
     def sources(self) -> tuple[str, ...]:
@@ -85,6 +102,8 @@ class PascalVoc(RealDataset):
 
 class PascalContext(RealDataset):
     """PASCAL Context: all ``classes`` of 459, or the 59 frequent ones."""
+
+    TITLE = "PASCAL Context"
 
     kind: Literal["pascal_context"]
     classes: Literal[59, 459]
@@ -96,6 +115,8 @@ class PascalContext(RealDataset):
 class Ade20k(RealDataset):
     """ADE20K as of the scene parsing challenge of 2016: 150 classes."""
 
+    TITLE = "ADE20K (SceneParse150)"
+
     kind: Literal["ade20k"]
 
     def sources(self) -> tuple[str, ...]:
@@ -104,6 +125,8 @@ class Ade20k(RealDataset):
 
 class Ade20kFull(RealDataset):
     """All of ADE20K (release of January 2021), of which the 847 classes of earlier work."""
+
+    TITLE = "ADE20K (2021_17_01)"
 
     kind: Literal["ade20k_full"]
 

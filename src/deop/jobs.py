@@ -11,8 +11,8 @@ from deop.settings import Job, Settings
 
 NAMED = ("table", "claims", "figure", "picture")
 """Stages whose outputs keep their names when their content changes."""
-MEASURED = ("evaluate", "measure_speed")
-"""Stages whose output is one JSON."""
+ONE_FILE = ("download", "evaluate", "measure_speed")
+"""Stages whose output is one JSON, named by its key."""
 Inputs = dict[str, "Job | str"]
 
 
@@ -29,9 +29,19 @@ class Jobs:
         self.by_output: dict[str, Job] = {}
 
     def add(
-        self, stage: str, output: str, settings: dict[str, dict], inputs: Inputs, *, seed: int = 0
+        self,
+        stage: str,
+        output: str,
+        settings: dict[str, dict],
+        inputs: Inputs,
+        *,
+        seed: int = 0,
+        local: dict[str, dict] | None = None,
     ) -> Job:
-        """The job of this content, new or known. An input given as text enters the key and has no path."""
+        """The job of this content, new or known. An input given as text enters the key and has no path.
+
+        ``local`` are further settings that do not change what comes out, such as where this machine keeps its data.
+        """
         content = {
             "stage": stage,
             "settings": settings,
@@ -41,9 +51,10 @@ class Jobs:
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (stage, key) not in self.by_key:
-            output += "" if stage in NAMED else f"-{key}.json" if stage in MEASURED else f"-{key}"
+            output += "" if stage in NAMED else f"-{key}.json" if stage in ONE_FILE else f"-{key}"
             paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
-            job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=settings)
+            everything = settings | (local or {})
+            job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=everything)
             self.by_key[stage, key] = self.by_output[output] = job
         return self.by_key[stage, key]
 
@@ -65,7 +76,7 @@ class Jobs:
 
 def marker(job: Job) -> str:
     """The file that says that a job is done: folders are renamed into place whole, so one file will do."""
-    if job.stage in (*NAMED, *MEASURED):
+    if job.stage in (*NAMED, *ONE_FILE):
         return job.output
     return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
 

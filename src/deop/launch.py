@@ -15,6 +15,7 @@ _PLAIN = {
     "num_processes",
     "use_cpu",
 }
+ON_EACH_NODE = "workflow/scripts/on-each-node"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -38,6 +39,9 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
         or values.get("num_processes", 1) != 1
         or not values.keys() <= _PLAIN
     ):
+        machines = values.get("num_machines", 1)
+        if machines > 1:
+            return f"srun --nodes={machines} --ntasks-per-node=1 --kill-on-bad-exit=1 {ON_EACH_NODE} {path}"
         return f"accelerate launch --config_file {path} -m deop"
     return direct
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from deop.config import Configuration
+from deop.config_files import Resources
+from deop.dataset_settings import RealDataset
 from deop.errors import ConfigError, unknown
 from deop.jobs import NAMED, Inputs, Jobs, dump, marker
 from deop.launch import launch_command
@@ -29,6 +31,14 @@ from deop.recipes import Recipes
 from deop.settings import Job
 
 JOBS = Path(".deop/jobs")
+LAUNCHED = (
+    "pretrain_clip",
+    "pretrain_backbone",
+    "train_proposals",
+    "train_multipass",
+    "train_segmentation",
+)
+"""Stages that are started as the launch file says, as several processes if it does."""
 SUPERSEDED = Path(".deop/superseded")
 
 
@@ -42,7 +52,8 @@ class Plan:
     Attributes:
         jobs: every job by (stage, key), inputs before what needs them.
         named: by stage and name, the jobs of what readers ask for by name.
-        resources: what each stage asks of Snakemake.
+        resources: by stage, what a job asks of Snakemake.
+        processes: on a machine, those of a job that trains; they share its threads.
         launch: the command that runs ``deop`` as the configured Accelerate launch file says.
         launch_alone: the same, but as a single process.
 
@@ -63,8 +74,10 @@ class Plan:
             "picture": {name: self._picture(name) for name in layouts.pictures},
         }
         self.jobs = self._jobs.by_key
-        self.resources = self._config.main.resources
-        launch_file = (self._config.launch_file, self._config.launch_settings)
+        launch = self._config.launch_settings
+        self.processes = max(1, launch.get("num_processes", 1) // launch.get("num_machines", 1))
+        self.resources = _of_jobs(self._config.main.resources, self.processes)
+        launch_file = (self._config.launch_file, launch)
         self.launch, self.launch_alone = (
             launch_command(*launch_file),
             launch_command(*launch_file, alone=True),
@@ -190,14 +203,16 @@ class Plan:
 
     def _describe(self, paper: str) -> dict[str, Any]:
         """The dataset in the place of one of the paper's, as tables speak of it."""
-        name = self._config.stand_ins[paper]
+        name, title = self._config.stand_ins[paper], self._config.layouts.paper_datasets[paper]
         dataset = self._config.datasets[name]
+        itself = isinstance(dataset, RealDataset)
         return {
             "name": name,
-            "kind": dataset.kind,
-            "style": dataset.style,
+            "images": dataset.images,
             "paper": paper,
-            "paper_title": self._config.layouts.paper_datasets[paper],
+            "paper_title": title,
+            "place": f"{title} (here {name})" if itself else f"{title} ({name} stands in for it)",
+            "stand_in": not itself,
             "miou": self._config.stages["evaluation"][name].miou,
         }
 
@@ -232,7 +247,7 @@ class Plan:
                         "better_label": better["label"],
                         "worse_label": worse["label"],
                         "dataset": dataset["name"],
-                        "dataset_title": dataset["paper_title"],
+                        "place": dataset["place"],
                         "metric": claim.metric,
                         "miou": dataset["miou"],
                         "reported": None if None in both else round(both[0] - both[1], 6),
@@ -283,6 +298,17 @@ class Plan:
         inputs: Inputs = {**self._jobs.inputs_of(measured), **self._of(layout.experiment).bundled_clip()}
         settings = measured.settings | {"picture": {"kind": layout.kind}}
         return self._jobs.add("picture", f"results/figures/{name}.json", settings, inputs)
+
+
+def _of_jobs(resources: Resources, processes: int) -> Resources:
+    """What jobs take, of which those that train have several processes."""
+    scaled = {}
+    for stage in LAUNCHED:
+        one = getattr(resources, stage)
+        scaled[stage] = one.model_copy(
+            update={key: processes * getattr(one, key) for key in ("threads", "mem_mb", "gpu")}
+        )
+    return resources.model_copy(update=scaled)
 
 
 def _write(path: Path, text: str) -> None:

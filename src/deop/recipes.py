@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from deop.config import SOURCE, Setup
-from deop.errors import ConfigError
+from deop.config import Setup
+from deop.config_files import SOURCE
+from deop.data.sources import find_entry
+from deop.dataset_settings import RealDataset, Source
+from deop.errors import ConfigError, validated
 from deop.jobs import Inputs, Jobs, dump
 from deop.settings import Job, MultiPassSettings, Network
 
@@ -58,8 +61,33 @@ class Recipes:
 
     def _data(self, dataset: str) -> Job:
         values = self._setup.datasets[dataset]
-        settings = {"dataset": values.model_dump(mode="json", exclude={"stands_for"})}
-        return self._jobs.add("prepare_data", f"data/{dataset}", settings, {}, seed=values.seed)
+        settings, output = {"dataset": dump(values)}, f"data/{dataset}"
+        if not isinstance(values, RealDataset):
+            return self._jobs.add("prepare_data", output, settings, {}, seed=values.seed)
+        inputs: Inputs = {name: self._source(name) for name in values.sources()}
+        local = {"data": {"root": self._setup.main.data.root}}
+        return self._jobs.add("prepare_data", output, settings, inputs, local=local)
+
+    def _source(self, name: str) -> Job:
+        """The download of an archive; where it comes from and where it goes change nothing about what it is."""
+        section = self._setup.main.data
+        changes = dict(section.sources.get(name, {}))
+        elsewhere = {key: changes.pop(key) for key in ("mirrors", "path") if key in changes}
+        values = elsewhere | {
+            "name": name,
+            "root": section.root,
+            "keep_archives": section.keep_archives,
+            "entry": find_entry(name, changes),
+        }
+        source = validated(Source, values, SOURCE, ("data", "sources", name))
+        entry = source.entry.model_dump(mode="json", exclude={"urls", "how_to_get"})
+        return self._jobs.add(
+            "download",
+            f"data/sources/{name}",
+            {"source": {"name": name, "entry": entry}},
+            {},
+            local={"source": dump(source)},
+        )
 
     def _clip(self) -> Inputs:
         clip = self._setup.main.clip

@@ -75,7 +75,7 @@ def made_claim(better: str = "deop", worse: str = "base", **changes: object) -> 
         "better_label": better.upper(),
         "worse_label": worse.upper(),
         "dataset": "es20",
-        "dataset_title": "VOC",
+        "place": "VOC (es20 stands in for it)",
         "metric": "hIoU",
         "miou": "occurring",
         "reported": 5.2,

@@ -24,10 +24,11 @@ PROVENANCE = {"commit": "0123456789abcdef", "dirty": False, "version": "1.2.3", 
 DATASETS = {
     name: {
         "name": name,
-        "kind": "emoji_scenes",
-        "style": "twemoji",
+        "images": "generated EmojiScenes scenes, Twemoji artwork",
         "paper": paper,
         "paper_title": title,
+        "place": f"{title} ({name} stands in for it)",
+        "stand_in": True,
         "miou": "occurring",
     }
     for name, paper, title in (

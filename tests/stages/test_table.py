@@ -45,7 +45,7 @@ def made_table(root: Path, monkeypatch, seeds: list[int], name: str = "table3", 
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     for dataset in config["datasets"].values():
         dataset["vocabulary"] = {"things": ["dog", "cow"], "unseen": ["cow"]}
-    config["clip"] |= {"pretrained": None, "retrain": False}  # no job of its own, no weights
+    config["clip"] |= {"pretrained": "random", "retrain": False}  # no job of its own, no weights
     job = Plan(config | {"seeds": seeds}, ROOT).tables[name]
     made = {"commit": COMMIT, "dirty": False, "version": "1.2.3", "wall_time_s": 30.0} | provenance
     for artifact in map(Path, job.settings["table"]["artifacts"]):

@@ -20,10 +20,11 @@ rule pretrain_backbone:
     threads: plan.resources.pretrain_backbone.threads
     resources:
         mem_mb=plan.resources.pretrain_backbone.mem_mb,
-        gpus=plan.resources.pretrain_backbone.gpus,
+        gpu=plan.resources.pretrain_backbone.gpu,
         runtime=plan.resources.pretrain_backbone.runtime,
     params:
         launch=plan.launch,
+        threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("pretrain_backbone"),
     shell:
-        "{params.launch} pretrain-backbone {params.job} --threads {threads} 2>&1 | tee {log}"
+        "{params.launch} pretrain-backbone {params.job} --threads {params.threads} 2>&1 | tee {log}"

@@ -21,10 +21,11 @@ rule pretrain_clip:
     threads: plan.resources.pretrain_clip.threads
     resources:
         mem_mb=plan.resources.pretrain_clip.mem_mb,
-        gpus=plan.resources.pretrain_clip.gpus,
+        gpu=plan.resources.pretrain_clip.gpu,
         runtime=plan.resources.pretrain_clip.runtime,
     params:
         launch=plan.launch,
+        threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("pretrain_clip"),
     shell:
-        "{params.launch} pretrain-clip {params.job} --threads {threads} 2>&1 | tee {log}"
+        "{params.launch} pretrain-clip {params.job} --threads {params.threads} 2>&1 | tee {log}"

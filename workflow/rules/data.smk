@@ -1,4 +1,4 @@
-# Datasets, written to disk once, with a picture of some scenes and their labels.
+# Datasets: generated, or downloaded, unpacked and prepared; with a picture of some images and their labels.
 
 
 rule datasets:
@@ -6,7 +6,29 @@ rule datasets:
         plan.outputs("prepare_data"),
 
 
+rule download:
+    output:
+        "data/sources/{name}-{key}.json",
+    log:
+        "logs/download/{name}-{key}.log",
+    benchmark:
+        "benchmarks/download/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.download.threads
+    resources:
+        mem_mb=plan.resources.download.mem_mb,
+        gpu=plan.resources.download.gpu,
+        runtime=plan.resources.download.runtime,
+    params:
+        job=plan.job_file("download"),
+    shell:
+        "deop download {params.job} --threads {threads} 2>&1 | tee {log}"
+
+
 rule prepare_data:
+    input:
+        ancient(plan.inputs("prepare_data")),
     output:
         dataset="data/{name}-{key}/dataset.json",
         sheet=report(
@@ -24,7 +46,7 @@ rule prepare_data:
     threads: plan.resources.prepare_data.threads
     resources:
         mem_mb=plan.resources.prepare_data.mem_mb,
-        gpus=plan.resources.prepare_data.gpus,
+        gpu=plan.resources.prepare_data.gpu,
         runtime=plan.resources.prepare_data.runtime,
     params:
         job=plan.job_file("prepare_data"),

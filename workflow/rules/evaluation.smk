@@ -22,7 +22,7 @@ rule evaluate:
     threads: plan.resources.evaluate.threads
     resources:
         mem_mb=plan.resources.evaluate.mem_mb,
-        gpus=plan.resources.evaluate.gpus,
+        gpu=plan.resources.evaluate.gpu,
         runtime=plan.resources.evaluate.runtime,
     params:
         launch=plan.launch_alone,
@@ -45,7 +45,7 @@ rule measure_speed:
     threads: workflow.cores  # all, so that nothing runs beside it; how many it computes with is speed.threads
     resources:
         mem_mb=plan.resources.measure_speed.mem_mb,
-        gpus=plan.resources.measure_speed.gpus,
+        gpu=plan.resources.measure_speed.gpu,
         runtime=plan.resources.measure_speed.runtime,
     params:
         launch=plan.launch_alone,

@@ -28,7 +28,7 @@ rule figure:
     threads: plan.resources.figure.threads
     resources:
         mem_mb=plan.resources.figure.mem_mb,
-        gpus=plan.resources.figure.gpus,
+        gpu=plan.resources.figure.gpu,
         runtime=plan.resources.figure.runtime,
     params:
         job=plan.job_file("figure"),

@@ -21,10 +21,11 @@ rule train_multipass:
     threads: plan.resources.train_multipass.threads
     resources:
         mem_mb=plan.resources.train_multipass.mem_mb,
-        gpus=plan.resources.train_multipass.gpus,
+        gpu=plan.resources.train_multipass.gpu,
         runtime=plan.resources.train_multipass.runtime,
     params:
         launch=plan.launch,
+        threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_multipass"),
     shell:
-        "{params.launch} train-multipass {params.job} --threads {threads} 2>&1 | tee {log}"
+        "{params.launch} train-multipass {params.job} --threads {params.threads} 2>&1 | tee {log}"

@@ -28,7 +28,7 @@ rule picture:
     threads: plan.resources.picture.threads
     resources:
         mem_mb=plan.resources.picture.mem_mb,
-        gpus=plan.resources.picture.gpus,
+        gpu=plan.resources.picture.gpu,
         runtime=plan.resources.picture.runtime,
     params:
         job=plan.job_file("picture"),

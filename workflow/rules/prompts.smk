@@ -21,10 +21,10 @@ rule learn_prompts:
     threads: plan.resources.learn_prompts.threads
     resources:
         mem_mb=plan.resources.learn_prompts.mem_mb,
-        gpus=plan.resources.learn_prompts.gpus,
+        gpu=plan.resources.learn_prompts.gpu,
         runtime=plan.resources.learn_prompts.runtime,
     params:
-        launch=plan.launch,
+        launch=plan.launch_alone,  # all crops are embedded once: nothing to share out
         job=plan.job_file("learn_prompts"),
     shell:
         "{params.launch} learn-prompts {params.job} --threads {threads} 2>&1 | tee {log}"

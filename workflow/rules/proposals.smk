@@ -22,10 +22,11 @@ rule train_proposals:
     threads: plan.resources.train_proposals.threads
     resources:
         mem_mb=plan.resources.train_proposals.mem_mb,
-        gpus=plan.resources.train_proposals.gpus,
+        gpu=plan.resources.train_proposals.gpu,
         runtime=plan.resources.train_proposals.runtime,
     params:
         launch=plan.launch,
+        threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_proposals"),
     shell:
-        "{params.launch} train-proposals {params.job} --threads {threads} 2>&1 | tee {log}"
+        "{params.launch} train-proposals {params.job} --threads {params.threads} 2>&1 | tee {log}"

@@ -21,10 +21,11 @@ rule train_segmentation:
     threads: plan.resources.train_segmentation.threads
     resources:
         mem_mb=plan.resources.train_segmentation.mem_mb,
-        gpus=plan.resources.train_segmentation.gpus,
+        gpu=plan.resources.train_segmentation.gpu,
         runtime=plan.resources.train_segmentation.runtime,
     params:
         launch=plan.launch,
+        threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_segmentation"),
     shell:
-        "{params.launch} train-segmentation {params.job} --threads {threads} 2>&1 | tee {log}"
+        "{params.launch} train-segmentation {params.job} --threads {params.threads} 2>&1 | tee {log}"

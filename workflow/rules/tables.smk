@@ -36,7 +36,7 @@ rule table:
     threads: plan.resources.table.threads
     resources:
         mem_mb=plan.resources.table.mem_mb,
-        gpus=plan.resources.table.gpus,
+        gpu=plan.resources.table.gpu,
         runtime=plan.resources.table.runtime,
     params:
         job=plan.job_file("table"),
@@ -72,7 +72,7 @@ rule claims:
     threads: plan.resources.claims.threads
     resources:
         mem_mb=plan.resources.claims.mem_mb,
-        gpus=plan.resources.claims.gpus,
+        gpu=plan.resources.claims.gpu,
         runtime=plan.resources.claims.runtime,
     params:
         job=plan.job_file("claims"),

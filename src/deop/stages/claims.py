@@ -32,7 +32,7 @@ TOLERANCE = 1e-6
 class Claim(Settings):
     """A sentence of the paper, as a comparison: experiment ``better`` exceeds ``worse`` in ``metric`` on ``dataset``.
 
-    The labels are what tables call the two; ``dataset_title`` is the paper's dataset in whose place ``dataset`` stands,
+    The labels are what tables call the two; ``place`` says which of the paper's datasets ``dataset`` is or stands for,
     and ``reported`` the paper's difference on it, in percentage points. ``miou`` is what the evaluations averaged over.
     """
 
@@ -42,7 +42,7 @@ class Claim(Settings):
     better_label: str
     worse_label: str
     dataset: str
-    dataset_title: str
+    place: str
     metric: Literal["hIoU", "seen", "unseen", "mIoU", "pAcc"]
     miou: MiouConvention
     reported: float | None = None
@@ -332,7 +332,7 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
     several = len(settings.seeds) > 1
     seeds = distinct(map(str, settings.seeds))
     sizes = distinct(f"{result.images} of {result.claim.dataset}" for result in results)
-    places = distinct(f"{claim.dataset_title} ({claim.dataset} stands in for it)" for claim in claims)
+    places = distinct(claim.place for claim in claims)
     spread = f"averaged over seeds {seeds}" if several else f"seed {seeds}"
     not_covered = (
         "It does not cover the choice of seeds; *seeds in favour* says with how many the difference is above 0."

@@ -15,8 +15,6 @@ from deop.errors import DeopError, validated
 from deop.settings import Job, Settings
 from deop.stages.artifacts import PROVENANCE, write_json, write_text
 
-KINDS = {"emoji_scenes": "generated EmojiScenes scenes"}
-STYLES = {"twemoji": "Twemoji artwork", "openmoji": "OpenMoji artwork"}
 MIOU = {
     "occurring": "classes that occur in the ground truth or in the prediction",
     "ground_truth": "classes that occur in the ground truth",
@@ -31,13 +29,17 @@ COMMIT_LENGTH = 12
 
 
 class TableDataset(Settings):
-    """A group of columns: the dataset measured on, and the paper's dataset in whose place it stands."""
+    """A group of columns: the dataset measured on, and the paper's, in whose place it stands if it is another.
+
+    ``images`` says what its images are, ``place`` which of the paper's datasets it is or stands for.
+    """
 
     name: str
-    kind: str
-    style: str
+    images: str
     paper: str
     paper_title: str
+    place: str
+    stand_in: bool
     miou: str
 
 
@@ -232,9 +234,7 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     seeds = listed([str(seed) for seed in table.seeds])
     spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
-    places = listed(
-        [f"{dataset.paper_title} ({dataset.name} stands in for it)" for dataset in table.datasets]
-    )
+    places = listed([dataset.place for dataset in table.datasets])
     notes = [
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
@@ -250,7 +250,8 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     if any(row.experiment is None for row in table.rows):
         notes.insert(1, f"*{NOT_RUN}*: not implemented here.")
     if any(row.reported for row in table.rows):
-        note = f"Rows *paper*: as the paper reports them, on {places}: other images, not measured here."
+        others = "other images, " if any(dataset.stand_in for dataset in table.datasets) else ""
+        note = f"Rows *paper*: as the paper reports them, on {places}: {others}not measured here."
         notes.insert(1, note)
     return notes
 
@@ -267,7 +268,7 @@ def distinct(words: Iterable[str]) -> str:
 
 def described(datasets: tuple[TableDataset, ...]) -> str:
     """What kinds of images these are."""
-    return distinct(f"{KINDS[of.kind]}, {STYLES[of.style]}" for of in datasets)
+    return distinct(dataset.images for dataset in datasets)
 
 
 def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:

@@ -1,0 +1,153 @@
+"""What the files under ``config/`` may hold, and how a profile is put over the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field
+
+from deop.errors import ConfigError, validated
+from deop.settings import Clip, Positive, Settings
+
+SOURCE = "config"
+
+
+class DataSection(Settings):
+    """Where datasets that are not generated lie, or are downloaded to. ``root`` may be an existing copy.
+
+    ``sources`` are changes of single downloads by name: fields of :class:`deop.dataset_settings.SourceEntry`, and
+    ``mirrors`` and ``path`` of :class:`deop.dataset_settings.Source`. ``keep_archives`` as there.
+    """
+
+    root: str = "data/raw"
+    keep_archives: bool = True
+    sources: Annotated[dict[str, dict], Field(default_factory=dict)]
+
+
+class ClipSection(Clip):
+    """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``, which ``random`` gives it no weights."""
+
+    retrain: bool = False
+
+
+class StageResources(Settings):
+    """What Snakemake sets aside: CPU threads, memory (MB) and GPUs of a process, wall time (minutes) of the job.
+
+    A job of a stage that trains has as many processes on a machine as the launch file (``accelerate``) says.
+    """
+
+    threads: Positive = 1
+    mem_mb: Positive = 1000
+    gpu: Annotated[int, Field(ge=0)] = 0
+    runtime: Positive = 60
+
+
+class TrainingResources(StageResources):
+    """``micro_batch``: images that go through the network at once in a process; none for its whole share of a batch.
+
+    Gradients are added up over the parts of a batch, so that any number of GPUs of any size trains with the same one.
+    """
+
+    micro_batch: Positive | None = None
+
+
+class Resources(Settings):
+    """Resources by stage."""
+
+    download: StageResources = StageResources()
+    prepare_data: StageResources = StageResources()
+    pretrain_clip: StageResources = StageResources()
+    pretrain_backbone: StageResources = StageResources()
+    learn_prompts: StageResources = StageResources()
+    train_proposals: TrainingResources = TrainingResources()
+    train_segmentation: TrainingResources = TrainingResources()
+    train_multipass: TrainingResources = TrainingResources()
+    evaluate: StageResources = StageResources()
+    measure_speed: StageResources = StageResources()
+    table: StageResources = StageResources()
+    claims: StageResources = StageResources()
+    figure: StageResources = StageResources()
+    picture: StageResources = StageResources()
+
+
+class MainFile(Settings):
+    """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
+
+    Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
+    that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
+    of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
+    ``SECTIONS``).
+    ``variants`` are changes of other sections, by name, with which an experiment may be run.
+    """
+
+    profile: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    datasets: dict[str, dict]
+    data: Annotated[DataSection, Field(default_factory=DataSection)]
+    clip: ClipSection
+    pretrain_clip: dict
+    pretrain_backbone: Annotated[dict, Field(default_factory=dict)]
+    prompts: dict
+    proposals: dict
+    segmentation: dict
+    evaluation: dict
+    speed: Annotated[dict, Field(default_factory=dict)]
+    network: Annotated[dict, Field(default_factory=dict)]
+    multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
+    variants: Annotated[dict[str, dict], Field(default_factory=dict)]
+    accelerate: str
+    resources: Resources = Resources()
+
+
+class ExperimentsFile(Settings):
+    """``config/experiments.yaml``: by name, what each network has, on top of the profile's ``network``."""
+
+    experiments: dict[str, dict]
+
+
+def read_file(model: type[Settings], root: Path, name: str) -> Any:
+    source = f"{SOURCE}/{name}"
+    return validated(model, load_yaml(root / source, source), source)
+
+
+def load_yaml(path: Path, source: str) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{source} is not there") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: a mapping is needed (got {values!r})")
+    return values
+
+
+def without_nulls(values: dict) -> dict:
+    """``values`` without the keys that are null: so a profile takes out what the defaults put in."""
+    return {
+        key: without_nulls(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def merged(values: dict, changes: dict) -> dict:
+    """``values`` with ``changes`` put over them, mappings inside mappings too."""
+    nested = {
+        key: merged(values[key], change)
+        for key, change in changes.items()
+        if isinstance(change, dict) and isinstance(values.get(key), dict)
+    }
+    return values | changes | nested
+
+
+def read_profile(root: Path, profile: Path | None = None) -> dict[str, Any]:
+    """``config/config.yaml`` with the file of a profile put over it, as Snakemake's ``--configfile`` does.
+
+    Raises:
+        ConfigError: a file that is not there or is not a mapping in YAML.
+    """
+    values = load_yaml(root / SOURCE / "config.yaml", f"{SOURCE}/config.yaml")
+    return values if profile is None else merged(values, load_yaml(profile, str(profile)))
