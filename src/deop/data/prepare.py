@@ -22,7 +22,7 @@ from deop.settings import Settings
 
 _CHUNK = 64  # label maps that a process is handed at a time
 _MOST_PROBLEMS = 20  # files at fault after which the rest is not looked at
-_COMPRESSION = 1  # of PNG, 0 to 9: label maps have large even areas, which more effort hardly makes smaller
+_COMPRESSION = 3  # of PNG, 0 to 9: a COCO-Stuff map takes 24 kB in 6 ms; with 6, the default, 21 kB in 9 ms
 
 
 @dataclass(frozen=True)
