@@ -2,7 +2,8 @@
 
 ``names`` says what classes are called in prompts: ``original``, as the dataset's owners spell them, or ``cleaned``, as
 English has it (``tvmonitor`` is a tv monitor; of synonyms the first). ``splits`` are those that are prepared: a
-dataset that is only tested on needs no training images.
+dataset that is only tested on needs no training images. ``complete`` false takes a dataset of which a part is there,
+such as one's first trial; otherwise the published number of images has to be.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class RealDataset(Settings):
 
     names: Names = "cleaned"
     splits: Splits = ("train", "val")
+    complete: bool = True
 
     @property
     def images(self) -> str:
@@ -134,6 +136,68 @@ class Ade20kFull(RealDataset):
         return ("ade20k_full",)
 
 
+class FolderClass(Settings):
+    """One class of a dataset in folders; ``id`` is its value in the label maps."""
+
+    id: Annotated[int, Field(ge=0, le=65535)]
+    name: Annotated[str, Field(min_length=1)]
+    kind: Literal["thing", "stuff"] = "stuff"
+    unseen: bool = False
+
+
+class FolderSplit(Settings):
+    """Where a split lies, relative to the dataset's ``root``.
+
+    An image and its label map have the same path below their folders, but for the suffix. ``list`` names a text file
+    with one such path a line, without suffix, for a split that is a part of what the folders hold.
+    """
+
+    images: str
+    labels: str
+    list: str | None = None
+
+
+class Folder(Settings):
+    """One's own dataset (docs/own-dataset.md): folders of images and of label maps with one id a pixel.
+
+    ``root`` None is ``data.root``. ``classes`` are in label order, in place or as the path of a CSV file below ``root``
+    with the columns id, name and, if wanted, kind and unseen. ``ignore`` are ids that are no class.
+    """
+
+    kind: Literal["folder"]
+    root: str | None = None
+    splits: Annotated[dict[Literal["train", "val"], FolderSplit], Field(min_length=1)]
+    classes: str | Annotated[tuple[FolderClass, ...], Field(min_length=1)]
+    ignore: tuple[Annotated[int, Field(ge=0, le=65535)], ...] = (255,)
+    image_suffixes: Annotated[tuple[str, ...], Field(min_length=1)] = (".jpg", ".jpeg", ".png")
+    label_suffixes: Annotated[tuple[str, ...], Field(min_length=1)] = (".png", ".tif", ".tiff")
+
+    @property
+    def images(self) -> str:
+        """What the images are, as notes under tables say it."""
+        return "images of one's own"
+
+    def sources(self) -> tuple[str, ...]:
+        """Nothing is downloaded."""
+        return ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Folder:
+        if not isinstance(self.classes, str):
+            check_classes(self.classes, self.ignore)
+        return self
+
+
+def check_classes(classes: tuple[FolderClass, ...], ignore: tuple[int, ...]) -> None:
+    """Raises ``ValueError`` for an id or a name that two classes have, and for an id both a class and ignored."""
+    for what in ("id", "name"):
+        values = [getattr(entry, what) for entry in classes]
+        if repeated := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"two classes have the {what} {', '.join(map(str, repeated))}")
+    if both := sorted({entry.id for entry in classes} & set(ignore)):
+        raise ValueError(f"ids that are a class and in ignore: {', '.join(map(str, both))}")
+
+
 DATASETS: dict[str, type[Settings]] = {
     "emoji_scenes": EmojiScenes,
     "coco_stuff": CocoStuff,
@@ -141,5 +205,6 @@ DATASETS: dict[str, type[Settings]] = {
     "pascal_context": PascalContext,
     "ade20k": Ade20k,
     "ade20k_full": Ade20kFull,
+    "folder": Folder,
 }
 """The settings of a dataset by its ``kind``."""

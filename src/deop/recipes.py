@@ -8,7 +8,7 @@ from pathlib import Path
 from deop.config import Setup
 from deop.config_files import SOURCE
 from deop.data.sources import find_entry
-from deop.dataset_settings import RealDataset, Source
+from deop.dataset_settings import EmojiScenes, Source
 from deop.errors import ConfigError, validated
 from deop.jobs import Inputs, Jobs, dump
 from deop.settings import Job, MultiPassSettings, Network
@@ -62,7 +62,7 @@ class Recipes:
     def _data(self, dataset: str) -> Job:
         values = self._setup.datasets[dataset]
         settings, output = {"dataset": dump(values)}, f"data/{dataset}"
-        if not isinstance(values, RealDataset):
+        if isinstance(values, EmojiScenes):
             return self._jobs.add("prepare_data", output, settings, {}, seed=values.seed)
         inputs: Inputs = {name: self._source(name) for name in values.sources()}
         local = {"data": {"root": self._setup.main.data.root}}

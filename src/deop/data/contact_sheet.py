@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
 
-_TILE, _LINE, _MARGIN = 96, 13, 6  # pixels
+_LINE, _MARGIN = 13, 6  # pixels
+_TILE = (96, 192)  # side of a tile in pixels, at least and at most
 
 
 def class_colours(count: int) -> np.ndarray:
@@ -31,13 +32,18 @@ def paint_labels(image: np.ndarray, label: np.ndarray, colours: np.ndarray) -> n
 
 
 def contact_sheet(dataset: SegmentationDataset, *, images: int, columns: int = 6) -> Image.Image:
-    """The first images of a dataset, each with its labels painted over and its classes listed (unseen in red)."""
+    """The first images of a dataset, each with its labels painted over and its classes listed (unseen in red).
+
+    Images are shrunk, or blown up, to fit a square tile, as large as the first one's longer side within bounds.
+    """
     font = ImageFont.load_default(11)
     colours = class_colours(len(dataset.card.classes))
     unseen = set(dataset.card.unseen)
     count = min(images, len(dataset))
+    side = max(dataset[0].image.shape[1:]) if count else 0
+    tile = min(max(side, _TILE[0]), _TILE[1])
     most = max((len(entry.classes) for entry in dataset.entries[:count]), default=0)
-    cell = (2 * _TILE + _MARGIN, _TILE + most * _LINE + _MARGIN)
+    cell = (2 * tile + _MARGIN, tile + most * _LINE + _MARGIN)
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
@@ -47,11 +53,12 @@ def contact_sheet(dataset: SegmentationDataset, *, images: int, columns: int = 6
         painted = paint_labels(image, sample.label.numpy(), colours)
         left, top = _MARGIN + index % columns * cell[0], _MARGIN + index // columns * cell[1]
         for offset, picture in enumerate((image, painted)):
-            tile = Image.fromarray(picture)
-            tile = tile.resize((_TILE, _TILE), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (left + offset * _TILE, top))
+            shrink = tile / max(picture.shape[:2])
+            size = tuple(max(1, round(length * shrink)) for length in picture.shape[1::-1])
+            small = Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)
+            sheet.paste(small, (left + offset * tile, top + tile - size[1]))
         for line, label in enumerate(dataset.entries[index].classes):
-            y = top + _TILE + line * _LINE
+            y = top + tile + line * _LINE
             pen.rectangle([left, y + 3, left + 8, y + 11], fill=tuple(colours[label]))
             pen.text(
                 (left + 12, y),

@@ -5,6 +5,8 @@ Layout of a prepared dataset::
     dataset.json            classes in label order (name, thing or stuff, unseen), the label map's ignore value
     train.csv, val.csv      image, label: paths inside the folder; classes: label ids present, separated by spaces
     images/, labels/        JPEG images; PNG label maps, 8 bit (ignore 255) or 16 bit (ignore 65535)
+
+The images of a real dataset stay where they are: its card has an ``image_root``, which paths of images are relative to.
 """
 
 from __future__ import annotations
@@ -32,19 +34,28 @@ HIDDEN = -2
 
 
 class LabelledClass(Settings):
-    """One class of a dataset; its label id is its position in the list."""
+    """One class of a dataset; its label id is its position in the list, ``raw_id`` that of the dataset's owners."""
 
     name: str
     kind: Literal["thing", "stuff"]
     unseen: bool = False
+    raw_id: int | None = None
 
 
 class DatasetCard(Settings):
-    """What ``dataset.json`` holds."""
+    """What ``dataset.json`` holds.
+
+    image_root: absolute path that the images of the split files are relative to; None is the dataset's folder.
+    raw_ignore: what the owners' label maps hold where there is no class.
+    images: number of images of each split.
+    """
 
     name: str
     classes: tuple[LabelledClass, ...]
     ignore: int = 255
+    image_root: str | None = None
+    raw_ignore: int | None = None
+    images: dict[str, int] | None = None
 
     @property
     def names(self) -> list[str]:
@@ -98,13 +109,15 @@ class SegmentationDataset(torch.utils.data.Dataset):
             classes are renumbered 0, 1, ... in label order, and images without a seen pixel are left out.
 
     Raises:
-        DeopError: a folder, card or split file that is missing or malformed.
+        DeopError: a folder, card or split file that is missing or malformed; images that are no longer where they were.
     """
 
     def __init__(self, root: Path | str, split: str, *, seen_only: bool = False) -> None:
         self.root, self.split = Path(root), split
         self.card = read_card(self.root)
-        entries = _read_split(self.root / f"{split}.csv")
+        entries = _read_split(self.root / f"{split}.csv", self.card.image_root)
+        if entries and not entries[0].image.is_file():
+            raise self._missing(entries[0].image)
         self._lookup: Tensor | None = None
         if seen_only:
             self._lookup = torch.full((len(self.card.classes) + 1,), HIDDEN, dtype=torch.int64)
@@ -124,7 +137,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
-        image = np.asarray(Image.open(entry.image).convert("RGB"))
+        try:
+            image = np.asarray(Image.open(entry.image).convert("RGB"))
+        except FileNotFoundError:
+            raise self._missing(entry.image) from None
         label = torch.from_numpy(np.asarray(Image.open(entry.label)).astype(np.int64))
         if image.shape[:2] != tuple(label.shape):
             raise DeopError(f"{entry.label}: is {tuple(label.shape)} pixels, its image is {image.shape[:2]}")
@@ -136,6 +152,12 @@ class SegmentationDataset(torch.utils.data.Dataset):
         if self._lookup is not None:
             label = self._lookup[label]
         return Sample(torch.from_numpy(image.copy()).permute(2, 0, 1), label)
+
+    def _missing(self, image: Path) -> DeopError:
+        return DeopError(
+            f"{image}: no such image; {self.root / f'{self.split}.csv'} lists it "
+            "(prepare the dataset again if its images were moved)"
+        )
 
 
 def read_card(root: Path) -> DatasetCard:
@@ -152,28 +174,53 @@ def read_card(root: Path) -> DatasetCard:
         raise DeopError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _read_split(path: Path) -> list[Entry]:
+def _read_split(path: Path, image_root: str | None) -> list[Entry]:
     if not path.is_file():
         raise DeopError(f"{path}: no such split")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     missing = {"image", "label", "classes"} - set(table.columns)
     if missing:
         raise DeopError(f"{path}: has no column {', '.join(sorted(missing))}")
+    images = path.parent if image_root is None else Path(image_root)
     return [
-        Entry(path.parent / row.image, path.parent / row.label, tuple(map(int, row.classes.split())))
+        Entry(images / row.image, path.parent / row.label, tuple(map(int, row.classes.split())))
         for row in table.itertuples()
     ]
 
 
 def write_card(root: Path, card: DatasetCard) -> None:
-    """Writes ``dataset.json``."""
-    (root / "dataset.json").write_text(json.dumps(card.model_dump(), indent=1) + "\n", encoding="utf-8")
+    """Writes ``dataset.json``, without what only real datasets have where there is none of it."""
+    values = card.model_dump()
+    for part in (values, *values["classes"]):
+        for key in ("image_root", "raw_ignore", "images", "raw_id"):
+            if part.get(key) is None:
+                part.pop(key, None)
+    (root / "dataset.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
-def write_split(root: Path, split: str, entries: list[Entry]) -> None:
-    """Writes a split file with paths relative to the dataset's folder."""
+def write_split(root: Path, split: str, entries: list[Entry], image_root: Path | None = None) -> None:
+    """Writes a split file: images relative to ``image_root``, label maps to the dataset's folder, which None is too."""
     rows = [
-        (entry.image.relative_to(root), entry.label.relative_to(root), " ".join(map(str, entry.classes)))
+        (
+            entry.image.relative_to(image_root or root).as_posix(),
+            entry.label.relative_to(root).as_posix(),
+            " ".join(map(str, entry.classes)),
+        )
         for entry in entries
     ]
     pd.DataFrame(rows, columns=["image", "label", "classes"]).to_csv(root / f"{split}.csv", index=False)
+
+
+def restore_raw(label: np.ndarray, card: DatasetCard) -> np.ndarray:
+    """(H, W) label ids, :data:`IGNORE` included, as the dataset's owners write them; uint16.
+
+    What they write for pixels without a class comes back as one value where they have several (VOC: background and
+    borders).
+
+    Raises:
+        DeopError: a dataset without original ids.
+    """
+    raw = [entry.raw_id for entry in card.classes]
+    if card.raw_ignore is None or None in raw:
+        raise DeopError(f"dataset {card.name}: its card has no original ids to go back to")
+    return np.array([*raw, card.raw_ignore], np.uint16)[label]  # IGNORE is the last entry

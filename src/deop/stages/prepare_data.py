@@ -10,28 +10,40 @@ from tqdm import tqdm
 
 from deop.data import emoji_scenes
 from deop.data.contact_sheet import contact_sheet
+from deop.data.prepare import prepare
 from deop.data.segmentation import SegmentationDataset
-from deop.dataset_settings import EmojiScenes
+from deop.dataset_settings import DATASETS, EmojiScenes
+from deop.errors import unknown, validated
 from deop.settings import Job
 from deop.stages.artifacts import artifact
 
 
 def run(job: Job) -> None:
-    """Writes the dataset of ``job.settings["dataset"]``."""
-    settings = EmojiScenes.model_validate(job.settings["dataset"])
+    """Writes the dataset of ``job.settings["dataset"]``; a real one is read below ``job.settings["data"]["root"]``."""
+    values = job.settings["dataset"]
+    kind = values.get("kind", "emoji_scenes")
+    if kind not in DATASETS:
+        raise unknown("dataset", "kind", kind, DATASETS)
+    settings = validated(DATASETS[kind], values, "dataset")
     name = Path(job.output).name.rpartition("-")[0]
+    workers = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    generated = isinstance(settings, EmojiScenes)
     with artifact(job) as workspace:
         with tqdm(
-            total=settings.train + settings.val,
-            desc=f"scenes of {name}",
+            total=settings.train + settings.val if generated else None,
+            desc=f"{'scenes' if generated else 'label maps'} of {name}",
             mininterval=1.0 if sys.stderr.isatty() else 10.0,
-        ) as progress:
-            emoji_scenes.write(
-                workspace.path,
-                name,
-                settings,
-                workers=int(os.environ.get("OMP_NUM_THREADS", "1")),
-                progress=progress.update,
-            )
-        sheet = contact_sheet(SegmentationDataset(workspace.path, "val"), images=24)
+        ) as bar:
+            if generated:
+                emoji_scenes.write(workspace.path, name, settings, workers=workers, progress=bar.update)
+            else:
+
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done)
+
+                root = Path(job.settings.get("data", {}).get("root", "data/raw"))
+                prepare(workspace.path, name, settings, root, workers=workers, progress=show)
+        split = "val" if (workspace.path / "val.csv").exists() else "train"
+        sheet = contact_sheet(SegmentationDataset(workspace.path, split), images=24)
         sheet.save(workspace.path / "contact_sheet.png")

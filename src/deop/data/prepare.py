@@ -1,0 +1,202 @@
+"""Preparation of real datasets: label maps with contiguous ids, and lists of the images, which stay where they are."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from deop.data.raw import Pair, Source
+from deop.data.registry import open_source
+from deop.data.segmentation import DatasetCard, Entry, ignore_value, write_card, write_split
+from deop.errors import DeopError
+from deop.settings import Settings
+
+_CHUNK = 64  # label maps that a process is handed at a time
+_MOST_PROBLEMS = 20  # files at fault after which the rest is not looked at
+_COMPRESSION = 3  # of PNG, 0 to 9: a COCO-Stuff map takes 24 kB in 6 ms; with 6, the default, 21 kB in 9 ms
+
+
+@dataclass(frozen=True)
+class _Converter:
+    """What a process needs to know to convert label maps of one dataset."""
+
+    source: Source  # without its splits
+    ignore: int
+    unfinished: Path
+
+    @property
+    def lookup(self) -> tuple[np.ndarray, np.ndarray]:
+        """Label id by original id, and which original ids there are."""
+        ids = [entry.raw_id for entry in self.source.classes]
+        size = max([*ids, *self.source.ignored]) + 1
+        lookup = np.full(size, self.ignore, np.uint8 if self.ignore == 255 else np.uint16)
+        known = np.zeros(size, bool)
+        lookup[ids] = np.arange(len(ids))
+        known[ids] = known[list(self.source.ignored)] = True
+        return lookup, known
+
+    def convert(self, pairs: list[tuple[Pair, Path]]) -> list[tuple[int, ...] | str]:
+        """Writes the label maps of pairs to paths; the label ids of each, or what is wrong with it."""
+        lookup, known = self.lookup
+        results: list[tuple[int, ...] | str] = []
+        for pair, target in pairs:
+            try:
+                done = _present(target, self.ignore) if target.exists() else None
+                results.append(self._convert(pair, target, lookup, known) if done is None else done)
+            except DeopError as error:
+                results.append(str(error))
+        return results
+
+    def _convert(self, pair: Pair, target: Path, lookup: np.ndarray, known: np.ndarray) -> tuple[int, ...]:
+        raw = _read(self.source.read, pair.label)
+        shape = _read(_image_shape, pair.image)
+        if raw.shape != shape:
+            raise DeopError(
+                f"{pair.label}: is {' x '.join(map(str, raw.shape[::-1]))} pixels, "
+                f"its image {pair.image} is {shape[1]} x {shape[0]}"
+            )
+        values = _values(raw)
+        unknown = [str(value) for value in values if not (0 <= value < len(known) and known[value])]
+        if unknown:
+            raise DeopError(
+                f"{pair.label}: holds id {', '.join(unknown[:5])}, which is neither a class nor ignored"
+            )
+        temporary = self.unfinished / f"{os.getpid()}.png"
+        Image.fromarray(lookup[raw]).save(temporary, compress_level=_COMPRESSION)
+        os.replace(temporary, target)
+        return tuple(sorted(set(lookup[values].tolist()) - {self.ignore}))
+
+
+def _values(ids: np.ndarray) -> np.ndarray:
+    """The different ids of a map, in order. Counting is many times faster than sorting, where it is possible."""
+    if ids.dtype in (np.uint8, np.uint16):
+        return np.flatnonzero(np.bincount(ids.ravel()))
+    return np.unique(ids)
+
+
+def _present(path: Path, ignore: int) -> tuple[int, ...] | None:
+    """The label ids of a label map that an earlier run wrote; None if it can't be read."""
+    try:
+        with Image.open(path) as image:
+            values = _values(np.asarray(image))
+    except (OSError, SyntaxError):
+        return None
+    return tuple(value for value in values.tolist() if value != ignore)
+
+
+def _image_shape(path: Path) -> tuple[int, int]:
+    """Height and width of an image, from its header."""
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def _read(read: Callable, path: Path):
+    try:
+        return read(path)
+    except DeopError:
+        raise
+    except Exception as error:  # damaged files make the libraries that read them raise nearly anything
+        raise DeopError(
+            f"{path}: can't be read ({type(error).__name__}: {error}); download or unpack it again"
+        ) from None
+
+
+def _convert_chunk(work: tuple[_Converter, list[tuple[Pair, Path]]]) -> list[tuple[int, ...] | str]:
+    converter, pairs = work
+    return converter.convert(pairs)
+
+
+def _end_with_parent() -> None:
+    """Lets a process of the pool end when the one that started it is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run(work: list, workers: int) -> Iterator[list[tuple[int, ...] | str]]:
+    """Results of :func:`_convert_chunk`, in order."""
+    if workers == 1:
+        yield from map(_convert_chunk, work)
+        return
+    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
+        yield from pool.map(_convert_chunk, work)
+
+
+def prepare(
+    output: Path,
+    name: str,
+    settings: Settings,
+    root: Path,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> DatasetCard:
+    """Prepares a real dataset in the folder ``output``. What an earlier, killed run finished there is kept.
+
+    Args:
+        settings: of any kind that :data:`deop.data.registry.READERS` has.
+        root: the data root, below which the dataset lies in the layout of its owners.
+        workers: number of processes.
+        progress: called with the number of label maps just done and that of all.
+
+    Raises:
+        DeopError: files that are missing, before anything is written; label maps and images that are damaged, differ
+            in size or hold unknown ids, by name, when all or the first of them have been met.
+    """
+    source = open_source(settings, Path(os.path.abspath(root)))
+    card = DatasetCard(
+        name=name,
+        classes=source.classes,
+        ignore=ignore_value(len(source.classes)),
+        image_root=str(source.image_root),
+        raw_ignore=source.raw_ignore,
+        images={split: len(pairs) for split, pairs in source.splits.items()},
+    )
+    unfinished = output / "unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    converter = _Converter(replace(source, splits={}), card.ignore, unfinished)
+    targets = {
+        split: [output / "labels" / split / f"{pair.key}.png" for pair in pairs]
+        for split, pairs in source.splits.items()
+    }
+    for folder in {target.parent for paths in targets.values() for target in paths}:
+        folder.mkdir(parents=True, exist_ok=True)
+    everything = [
+        both for split in targets for both in zip(source.splits[split], targets[split], strict=True)
+    ]
+    chunks = [everything[first : first + _CHUNK] for first in range(0, len(everything), _CHUNK)]
+    results: list[tuple[int, ...]] = []
+    problems: list[str] = []
+    for result in _run([(converter, chunk) for chunk in chunks], workers):
+        problems += [one for one in result if isinstance(one, str)]
+        results += result
+        if progress:
+            progress(len(result), len(everything))
+        if len(problems) >= _MOST_PROBLEMS:
+            break
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if problems:
+        more = f"; and {len(problems) - 3} more files at fault" if len(problems) > 3 else ""
+        raise DeopError("; ".join(problems[:3]) + more)
+    found = iter(results)
+    for split, pairs in source.splits.items():
+        entries = [
+            Entry(pair.image, target, next(found)) for pair, target in zip(pairs, targets[split], strict=True)
+        ]
+        write_split(output, split, entries, source.image_root)
+    write_card(output, card)
+    return card
