@@ -8,14 +8,24 @@ such as one's first trial; otherwise the published number of images has to be.
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deop.settings import Fraction, Positive, Settings
 
+
+def _inside(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("is a path that leads out of the data root")
+    return path
+
+
 Names = Literal["cleaned", "original"]
 Splits = Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)]
+InRoot = Annotated[str, AfterValidator(_inside)]
+Digest = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$")]
 
 
 class Vocabulary(Settings):
@@ -196,6 +206,59 @@ def check_classes(classes: tuple[FolderClass, ...], ignore: tuple[int, ...]) -> 
             raise ValueError(f"two classes have the {what} {', '.join(map(str, repeated))}")
     if both := sorted({entry.id for entry in classes} & set(ignore)):
         raise ValueError(f"ids that are a class and in ignore: {', '.join(map(str, both))}")
+
+
+class SourceEntry(Settings):
+    """One archive of the paper's datasets, as the catalogue (``data/sources.yaml``) or the configuration describes it.
+
+    urls: where it is downloaded from, tried in this order; none for what is handed out on request.
+    how_to_get: what there is to do where no URL is known.
+    archive: its file name under ``<root>/archives``; two entries may take different members of one archive.
+    format: ``tar`` may be compressed.
+    bytes, hash: of the archive; None where they are not publicly known.
+    into: folder under the root that its members are unpacked into.
+    members: patterns of the members to unpack, all if empty.
+    holds: patterns of files under the root, and how many there are of each once it is unpacked. A ``*`` stands for
+        any part of one name that does not begin with a dot.
+    """
+
+    urls: tuple[str, ...] = ()
+    how_to_get: str | None = None
+    archive: Annotated[str, Field(pattern=r"^[^/.][^/]*$")]
+    format: Literal["zip", "tar"]
+    bytes: Positive | None = None
+    hash: Digest | None = None
+    into: InRoot = "."
+    members: tuple[str, ...] = ()
+    holds: Annotated[dict[InRoot, Positive], Field(min_length=1)]
+
+    @property
+    def folder(self) -> PurePosixPath:
+        """The folder under the root that everything in ``holds`` lies in."""
+        folders = [PurePosixPath(pattern.partition("*")[0] + "x").parent for pattern in self.holds]
+        return next(
+            above
+            for above in (folders[0], *folders[0].parents)
+            if all(folder.is_relative_to(above) for folder in folders)
+        )
+
+
+class Source(Settings):
+    """What the stage ``download`` is told: an entry of the catalogue and where its files go.
+
+    root: the folder of all datasets in their original form (``data.root``).
+    mirrors: further URLs of the archive, tried before those of the entry.
+    path: a copy elsewhere that takes the place of a download: the archive, or the folder that it was unpacked into.
+    keep_archives: archives stay once they are unpacked. They take as much space again, but damaged files are mended
+        without the network.
+    """
+
+    name: str
+    root: str
+    mirrors: tuple[str, ...] = ()
+    path: str | None = None
+    keep_archives: bool = True
+    entry: SourceEntry
 
 
 DATASETS: dict[str, type[Settings]] = {

@@ -1,0 +1,151 @@
+"""Stage ``download``: one archive of the paper's datasets, fetched and unpacked, or found where it should be."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from deop.data.archives import CorruptArchive, pending, place, unpack
+from deop.data.download import obtain, put_aside, read_record, record_path, require_space
+from deop.data.manifests import ARCHIVES, manifest_path, record_files, verify
+from deop.data.sources import count, differences
+from deop.dataset_settings import Source
+from deop.errors import DeopError
+from deop.settings import Job
+from deop.stages.artifacts import describe, write_json
+
+
+def run(job: Job) -> None:
+    """Has the files of ``job.settings["source"]`` in place, and writes what they are to ``job.output``."""
+    started = time.monotonic()
+    source = Source.model_validate(job.settings["source"])
+    found = provide(source)
+    provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
+    write_json(
+        Path(job.output), {"source": source.name, "root": source.root, **found, "provenance": provenance}
+    )
+
+
+def provide(source: Source) -> dict[str, Any]:
+    """Has the files of a source in place: those that are there are used, and never replaced.
+
+    Returns:
+        ``holds``, how many files there are of each pattern, and ``archive``, the ``bytes``, ``sha256`` and ``url`` of
+        what they were unpacked from; None if they were there without it.
+
+    Raises:
+        DeopError: only some of the files are there, or they cannot be had.
+    """
+    root, entry = Path(source.root), source.entry
+    archive = root / ARCHIVES / entry.archive
+    if pending(source) or count(entry.holds, root) != entry.holds:
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(archive):
+            _complete(source, archive)
+    if not manifest_path(source).exists():
+        _record(source)
+    return {"holds": verify(source), "archive": read_record(archive)}
+
+
+def _complete(source: Source, archive: Path) -> None:
+    """Has all files in place, whatever another process or an earlier run did."""
+    root, holds = Path(source.root), source.entry.holds
+    if unpacked := pending(source):
+        place(unpacked, root)
+    counts = count(holds, root)
+    if counts == holds:
+        return
+    if any(counts.values()):
+        raise DeopError(
+            f"{source.name}: part of it is in {root}: {differences(holds, counts)}. Complete it, or move it away "
+            f"to have it downloaded; if this is all there should be, set data.sources.{source.name}.holds"
+        )
+    if source.path is not None and Path(source.path).is_dir():
+        _link(source)
+    else:
+        _unpack(source, archive)
+
+
+@contextmanager
+def _alone(archive: Path) -> Iterator[None]:
+    """Keeps other processes from the same archive, as two entries may share one."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with archive.with_name(f".{archive.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"another process is at {archive.name}; waiting for it to end", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _unpack(source: Source, archive: Path) -> None:
+    """Fetches the archive, unless it is there, and unpacks it."""
+    if source.path is not None and not Path(source.path).exists():
+        raise DeopError(f"data.sources.{source.name}.path: {source.path} is not there")
+    try:
+        path, _ = obtain(source, archive)
+        try:
+            unpack(source, path, lambda folder, size, purpose: require_space([(folder, size, purpose)]))
+        except CorruptArchive as error:
+            if path != archive or source.entry.hash:
+                raise
+            # What was recorded as its hash is that of a bad archive.
+            record_path(archive).unlink()
+            aside = put_aside(archive)
+            raise DeopError(f"{error}. It was moved to {aside.name}; run again to download it") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DeopError(
+            f"no space is left for {source.name} at {source.root}: make room and run again"
+        ) from None
+    if not source.keep_archives and path == archive:
+        archive.unlink()
+
+
+def _link(source: Source) -> None:
+    """Links the user's copy elsewhere to where the source's files belong.
+
+    ``source.path`` may be what is linked (``.../VOC2012``), or a folder above it that is laid out as the root is.
+    """
+    path, entry, parts = Path(str(source.path)).resolve(), source.entry, source.entry.folder.parts
+    if path == Path(source.root).resolve():
+        raise DeopError(f"data.sources.{source.name}.path: {path} is the data root, and it is not there")
+    found: dict[Path, str] = {}
+    for above in range(len(parts), -1, -1):
+        holds = {"/".join(PurePosixPath(name).parts[above:]): number for name, number in entry.holds.items()}
+        wrong = differences(holds, count(holds, path))
+        if not wrong:
+            target = Path(source.root) / entry.folder
+            if target.exists() or target.is_symlink():
+                raise DeopError(
+                    f"{target} is in the way of a link to {path.joinpath(*parts[above:])}: move it away"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path.joinpath(*parts[above:]), target_is_directory=True)
+            return
+        found.setdefault(path.joinpath(*parts[above:]), wrong)
+    tried = next((folder for folder in found if folder.is_dir()), path)
+    raise DeopError(
+        f"data.sources.{source.name}.path: {path} does not hold all of {entry.folder}: {found[tried]}"
+    )
+
+
+def _record(source: Source) -> None:
+    """Writes the manifest of files that were there before, where that is allowed."""
+    if os.access(source.root, os.W_OK):
+        record_files(source)
+        return
+    tqdm.write(
+        f"{source.root} is not writable: changes of {source.name} will not be noticed", file=sys.stderr
+    )
