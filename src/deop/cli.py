@@ -36,6 +36,7 @@ STAGES = {
 }
 # Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 
 
 class OneLineErrors(TyperGroup):
@@ -118,3 +119,22 @@ def _add_command(stage: str, description: str) -> None:
 
 for _stage, _description in STAGES.items():
     _add_command(_stage, _description)
+
+
+@app.command()
+def doctor(
+    profile: Annotated[
+        Path | None, typer.Argument(help="a file put over config/config.yaml, such as config/paper.yaml")
+    ] = None,
+) -> None:
+    """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""
+    from deop.doctor import examine
+
+    failed = 0
+    for finding in examine(Path(), profile):
+        failed += finding.status == "fail"
+        typer.secho(f"{finding.status:<5}", nl=False, bold=True, fg=COLOURS[finding.status])
+        typer.echo(f"{finding.subject}: {finding.found}")
+        if finding.remedy:
+            typer.echo(f"      to do: {finding.remedy}")
+    raise typer.Exit(1 if failed else 0)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import requests
 
 from deop.config import Configuration
 from deop.config_files import read_profile
+from deop.data.manifests import ARCHIVES, verify
+from deop.data.sources import count
+from deop.dataset_settings import Source
 from deop.errors import DeopError
 from deop.plan import Plan
 
 PYTHON = (3, 11)
 STEP_SECONDS = 10.0
 """How long training steps are tried for; a first one is always finished."""
+HOST_SECONDS = 10.0
+"""How long a host may take to answer."""
 CLASSES = 150
 """Seen classes in trial steps, about as many as COCO-Stuff has."""
 GIB = 2**30
@@ -47,11 +56,10 @@ def examine(root: Path, profile: Path | None = None) -> Iterator[Finding]:
     yield Finding(
         "configuration", "pass", f"profile {profile_name}: {len(plan.jobs)} jobs of {len(stages)} stages"
     )
-    yield from _gpus(config, plan)
+    yield from _gpus(config, plan, stages)
     yield from _folders(root, config)
     yield from _data(root, config, plan)
-    yield from _weights(config)
-    yield _training_step(config, plan)
+    yield from _training(plan, config)
 
 
 def _python() -> Finding:
@@ -61,15 +69,11 @@ def _python() -> Finding:
     return Finding("Python", "fail", found, f"use Python {'.'.join(map(str, PYTHON))} or newer")
 
 
-def _gpus(config: Configuration, plan: Plan) -> Iterator[Finding]:
+def _gpus(config: Configuration, plan: Plan, stages: set[str]) -> Iterator[Finding]:
     import torch
 
     version = f"torch {torch.__version__}"
-    wanted = max(
-        getattr(plan.resources, stage).gpu
-        for stage in type(plan.resources).model_fields
-        if stage in plan.stages
-    )
+    wanted = max(getattr(plan.resources, stage).gpu for stage in stages)
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(present)}))
     yield Finding("torch", "pass", f"{version}, CUDA {torch.version.cuda or 'none'}")
@@ -115,8 +119,69 @@ def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
     yield Finding("folders", "pass", "data, checkpoints, results and logs can be written to")
 
 
+def _data(root: Path, config: Configuration, plan: Plan) -> Iterator[Finding]:
+    """Which datasets are there and whole, whether the others can be downloaded, and whether they fit the disk."""
+    sources = [
+        Source.model_validate(job.settings["source"]) for job in plan.jobs.values() if job.stage == "download"
+    ]
+    missing = []
+    for source in sources:
+        try:
+            verify(source.model_copy(update={"root": str(root / source.root)}))
+        except DeopError as error:
+            if any(count(source.entry.holds, root / source.root).values()):
+                yield Finding(source.name, "fail", str(error), "as it says")
+            else:
+                missing.append(source)
+        else:
+            yield Finding(source.name, "pass", f"is whole in {source.root}")
+    for source in missing:
+        yield _reachable(source)
+    if missing:
+        folder = root / config.main.data.root
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        needed, free = _space([source.entry.bytes for source in missing]), shutil.disk_usage(existing).free
+        found = (
+            f"{free / GIB:.0f} GiB free at {existing}, about {needed / GIB:.0f} GiB needed "
+            f"for {len(missing)} downloads"
+        )
+        remedy = (
+            ""
+            if free > needed
+            else "make room, set data.root to a larger disk, or data.keep_archives to false"
+        )
+        yield Finding("disk", "pass" if free > needed else "fail", found, remedy)
+
+
+def _space(sizes: list[int | None]) -> float:
+    """Bytes that archives and what is in them take; of an archive of unknown size, as much as the larger ones."""
+    return sum(2.1 * (2 * GIB if size is None else size) for size in sizes)
+
+
+def _reachable(source: Source) -> Finding:
+    """Whether an archive can be had: it is there, or one of its addresses answers."""
+    archive = Path(source.path or Path(source.root) / ARCHIVES / source.entry.archive)
+    if archive.exists():
+        return Finding(source.name, "pass", f"{archive} is there, to be unpacked")
+    addresses = (*source.mirrors, *source.entry.urls)
+    if not addresses:
+        remedy = f"{source.entry.how_to_get}; then set data.sources.{source.name}.path to where it is"
+        return Finding(source.name, "fail", "is handed out by its owners only", remedy)
+    problems = []
+    for address in addresses:
+        try:
+            answer = requests.head(address, allow_redirects=True, timeout=HOST_SECONDS)
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            problems.append(f"{address}: {type(error).__name__}")
+        else:
+            return Finding(source.name, "pass", f"can be downloaded from {urlsplit(address).netloc}")
+    remedy = f"add a mirror to data.sources.{source.name}.mirrors, or name a copy in data.sources.{source.name}.path"
+    return Finding(source.name, "fail", "; ".join(problems), remedy)
+
+
 def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
-    """How long the stages that train will take here, from a few steps of the largest job of each, and whether it fits."""
+    """How long the stages that train will take here, from a few steps of the largest job of each; whether they fit."""
     import torch
 
     from deop.trial_step import try_step
@@ -140,7 +205,7 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
         memory = f", at most {trial.peak / GIB:.1f} of {total / GIB:.0f} GiB" if total else ""
         found = (
             f"{trial.seconds:.3g} s a step ({trial.images} images at once{memory}): the longest job takes "
-            f"{hours:.3g} h of {processes} process(es), all {len(jobs)} about {all_hours:.3g} h; loading images not counted"
+            f"{hours:.3g} h of {processes} process(es), all {len(jobs)} about {all_hours:.3g} h, without loading images"
         )
         tight = total and trial.peak > 0.9 * total
         yield Finding(

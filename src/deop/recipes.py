@@ -64,9 +64,10 @@ class Recipes:
         settings, output = {"dataset": dump(values)}, f"data/{dataset}"
         if isinstance(values, EmojiScenes):
             return self._jobs.add("prepare_data", output, settings, {}, seed=values.seed)
-        inputs: Inputs = {name: self._source(name) for name in values.sources()}
-        local = {"data": {"root": self._setup.main.data.root}}
-        return self._jobs.add("prepare_data", output, settings, inputs, local=local)
+        sources = {name: self._source(name) for name in values.sources()}
+        files = [job.settings["source"] for job in sources.values()]
+        local = {"data": {"root": self._setup.main.data.root, "sources": files}}
+        return self._jobs.add("prepare_data", output, settings, dict(sources), local=local)
 
     def _source(self, name: str) -> Job:
         """The download of an archive; where it comes from and where it goes change nothing about what it is."""

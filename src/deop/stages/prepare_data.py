@@ -10,16 +10,20 @@ from tqdm import tqdm
 
 from deop.data import emoji_scenes
 from deop.data.contact_sheet import contact_sheet
+from deop.data.manifests import verify
 from deop.data.prepare import prepare
 from deop.data.segmentation import SegmentationDataset
-from deop.dataset_settings import DATASETS, EmojiScenes
+from deop.dataset_settings import DATASETS, EmojiScenes, Source
 from deop.errors import unknown, validated
 from deop.settings import Job
 from deop.stages.artifacts import artifact
 
 
 def run(job: Job) -> None:
-    """Writes the dataset of ``job.settings["dataset"]``; a real one is read below ``job.settings["data"]["root"]``."""
+    """Writes the dataset of ``job.settings["dataset"]``; a real one is read below ``job.settings["data"]["root"]``.
+
+    Every file that it is made of is first compared with what it was when it was unpacked, or found.
+    """
     values = job.settings["dataset"]
     kind = values.get("kind", "emoji_scenes")
     if kind not in DATASETS:
@@ -28,6 +32,9 @@ def run(job: Job) -> None:
     name = Path(job.output).name.rpartition("-")[0]
     workers = int(os.environ.get("OMP_NUM_THREADS", "1"))
     generated = isinstance(settings, EmojiScenes)
+    data = job.settings.get("data", {})
+    for source in data.get("sources", []):
+        verify(Source.model_validate(source), full=True, workers=workers)
     with artifact(job) as workspace:
         with tqdm(
             total=settings.train + settings.val if generated else None,
@@ -42,7 +49,7 @@ def run(job: Job) -> None:
                     bar.total = total
                     bar.update(done)
 
-                root = Path(job.settings.get("data", {}).get("root", "data/raw"))
+                root = Path(data.get("root", "data/raw"))
                 prepare(workspace.path, name, settings, root, workers=workers, progress=show)
         split = "val" if (workspace.path / "val.csv").exists() else "train"
         sheet = contact_sheet(SegmentationDataset(workspace.path, split), images=24)

@@ -1,0 +1,125 @@
+"""The paper profile from download to table, on the paper's datasets in miniature and over a real connection."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from real_archives import served, write_archives
+
+from deop.config_files import merged
+
+ROOT = Path(__file__).parents[2]
+# What makes the paper profile small enough for a test: sizes and schedules, and the bundled CLIP.
+SMALL = {
+    "clip": {"model": "deop-mini", "pretrained": "bundled"},
+    "network": {"visual_prompt_grid": 8},
+    "prompts": {"iterations": 2, "warmup": 1, "crop_size": 64, "samples_per_class": 2, "per_dataset": None},
+    "proposals": {
+        "backbone": "resnet10t",
+        "backbone_args": {"channels": [8, 8, 16, 16], "stem_width": 8},
+        "pretrained_backbone": False,
+        "queries": 6,
+        "decoder_layers": 1,
+        "width": 32,
+        "ffn_width": 32,
+        "heads": 2,
+        "iterations": 2,
+        "batch_size": 4,
+        "augmentation": {"crop": 64},
+        "per_dataset": None,
+    },
+    "segmentation": {"iterations": 2, "batch_size": 4, "augmentation": {"crop": 64}, "per_dataset": None},
+    "evaluation": {"short_side": 64},
+    "accelerate": "single",
+    "resources": {
+        "prepare_data": {"threads": 1},
+        "train_proposals": {"threads": 1, "micro_batch": 2},
+        "train_segmentation": {"threads": 1, "micro_batch": 3},
+    },
+}
+DATASETS = ("coco", "voc", "voc20", "pc59", "a150", "pc459", "a847")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a clone holds."""
+    for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def configure(clone: Path, changes: dict) -> None:
+    """Changes the paper profile of a clone."""
+    path = clone / "config/paper.yaml"
+    small = merged(yaml.safe_load(path.read_text()), changes)
+    path.write_text(yaml.safe_dump(small, sort_keys=False))
+
+
+def run(clone: Path, command: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=clone,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def printed_commands() -> list[str]:
+    """The commands that docs/paper-profile.md tells the reader to type, in order."""
+    text = (ROOT / "docs/paper-profile.md").read_text()
+    block = re.search(r"<!-- tested -->\n```\n(.*?)```", text, re.S).group(1)
+    return [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_docs_make_the_papers_tables(clone, tmp_path_factory):
+    archives = tmp_path_factory.mktemp("served") / "archives"
+    sources = write_archives(archives)
+    with served(archives) as address:
+        for name, source in sources.items():
+            if name == "ade20k_full":
+                source["path"] = str(archives / "ADE20K_2021_17_01.zip")
+            else:
+                source["mirrors"] = [f"{address}/{archive_of(name)}"]
+        datasets = {name: {"complete": False} for name in DATASETS}
+        configure(clone, SMALL | {"datasets": datasets, "data": {"sources": sources}})
+        for command in printed_commands():
+            done = run(clone, command)
+            assert done.returncode == 0, (command, done.stdout[-5000:])
+    table = pd.read_csv(clone / "results/table3.csv", index_col="method")
+    assert [column for column in table.columns if "." in column] == [
+        f"{name}.{metric}" for name in ("coco", "voc") for metric in ("pAcc", "hIoU", "seen", "unseen")
+    ]
+    text = (clone / "results/table3.md").read_text()
+    assert "COCO-Stuff 164k, cleaned class names" in text and "COCO-Stuff (here coco)" in text
+    abroad = pd.read_csv(clone / "results/table2.csv", index_col="method")
+    assert abroad.loc["DeOP", [f"{name}.mIoU" for name in DATASETS[2:]]].notna().all()
+    # Images were read where they lie; what was downloaded is known by its hash.
+    card = json.loads(next((clone / "data").glob("coco-*/dataset.json")).read_text())
+    assert len(card["classes"]) == 171 and Path(card["image_root"]) == (clone / "data/raw").resolve()
+    record = json.loads(next((clone / "data/sources").glob("sbd-*.json")).read_text())
+    assert record["archive"]["sha256"] == sources["sbd"]["hash"].removeprefix("sha256:")
+
+
+def archive_of(source: str) -> str:
+    from deop.data.sources import find_entry
+
+    return find_entry(source).archive
