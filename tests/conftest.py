@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,3 +65,12 @@ def small_proposals() -> Callable:
         )
 
     return build
+
+
+@pytest.fixture
+def file_server() -> Iterator:
+    """An HTTP server on this machine whose answers a test decides."""
+    from file_server import FileServer
+
+    with FileServer() as server:
+        yield server

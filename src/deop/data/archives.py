@@ -207,7 +207,11 @@ def unpack(source: Source, archive: Path, require_space: Callable[[Path, int, st
             unit_scale=True,
             mininterval=1 if sys.stderr.isatty() else 15,
         ) as progress:
-            records = opened.extract(members, unfinished / entry.into, progress.update)
+            try:
+                records = opened.extract(members, unfinished / entry.into, progress.update)
+            except CorruptArchive:
+                shutil.rmtree(unfinished)
+                raise
     wrong = differences(entry.holds, count(entry.holds, unfinished))
     if wrong:
         shutil.rmtree(unfinished)

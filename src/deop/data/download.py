@@ -230,6 +230,8 @@ def _fetch_from(url: str, partial: _Partial, source: Source) -> None:
             if isinstance(error, ValueError):
                 raise _Refused(f"not a valid URL ({error})") from None
             reason = _in_words(error)
+            if partial.size > before:
+                reason += f" after {partial.size:,} bytes"
         failures = 1 if partial.size > before else failures + 1
         if failures >= ATTEMPTS:
             raise _Refused(f"{reason} ({ATTEMPTS} times in a row)")
@@ -311,7 +313,7 @@ def _transfer(url: str, partial: _Partial, source: Source) -> None:
                 file.write(chunk)
                 progress.update(len(chunk))
     if total is not None and partial.size != total:
-        raise _Broken(f"the connection broke off after {partial.size:,} of {total:,} bytes")
+        raise _Broken(f"the connection broke off after {partial.size:,} bytes")
 
 
 def _total(answer: requests.Response, offset: int) -> int | None:

@@ -121,23 +121,20 @@ def _link(source: Source) -> None:
     path, entry, parts = Path(str(source.path)).resolve(), source.entry, source.entry.folder.parts
     if path == Path(source.root).resolve():
         raise DeopError(f"data.sources.{source.name}.path: {path} is the data root, and it is not there")
-    found: dict[Path, str] = {}
+    closest = (-1, "")
     for above in range(len(parts), -1, -1):
         holds = {"/".join(PurePosixPath(name).parts[above:]): number for name, number in entry.holds.items()}
-        wrong = differences(holds, count(holds, path))
-        if not wrong:
-            target = Path(source.root) / entry.folder
-            if target.exists() or target.is_symlink():
-                raise DeopError(
-                    f"{target} is in the way of a link to {path.joinpath(*parts[above:])}: move it away"
-                )
+        counts = count(holds, path)
+        if counts == holds:
+            target, copy = Path(source.root) / entry.folder, path.joinpath(*parts[above:])
+            if os.path.lexists(target):
+                raise DeopError(f"{target} is in the way of a link to {copy}: move it away")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path.joinpath(*parts[above:]), target_is_directory=True)
+            target.symlink_to(copy, target_is_directory=True)
             return
-        found.setdefault(path.joinpath(*parts[above:]), wrong)
-    tried = next((folder for folder in found if folder.is_dir()), path)
+        closest = max(closest, (sum(counts.values()), differences(holds, counts)))
     raise DeopError(
-        f"data.sources.{source.name}.path: {path} does not hold all of {entry.folder}: {found[tried]}"
+        f"data.sources.{source.name}.path: {path} does not hold all of {entry.folder}: {closest[1]}"
     )
 
 
