@@ -17,10 +17,10 @@ from deop.losses import labels_at, segmentation_loss
 from deop.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ClassScores,
     Segmenter,
     SegmenterOutput,
     normalise,
-    sum_over_proposals,
     to_multiple,
 )
 from deop.prompts import TextPrompt, VisualPrompts
@@ -137,10 +137,10 @@ class DeOP(Segmenter):
         )
 
     @staticmethod
-    def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:
-        """O = F_C * M of section 3.1: the sum over proposals of class probability times mask, "no object" dropped."""
+    def class_scores(output: SegmenterOutput) -> ClassScores:
+        """F_C of section 3.1: class probabilities, "no object" dropped. O = F_C * M is all that is left to do."""
         probabilities = output.class_logits.float().softmax(-1)[..., :-1]
-        return sum_over_proposals(probabilities, output.mask_logits, size)
+        return ClassScores(probabilities, probabilities.new_zeros(probabilities.shape[-1]))
 
 
 def build_anchors(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deop.clip import DenseCLIP
 from deop.data.crops import crop_segments
 from deop.data.segmentation import HIDDEN
-from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, Segmenter, normalise, sum_over_proposals
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
 from deop.prompts import TextPrompt
 from deop.proposals import Pairs, ProposalNetwork
 from deop.settings import MultiPassSettings
@@ -186,10 +186,9 @@ class MultiPass(Segmenter):
         return MultiPassOutput(mask_logits, scores, self.calibration(seen), valid.sum(1))
 
     @staticmethod
-    def combine(output: MultiPassOutput, size: tuple[int, int]) -> Tensor:
-        """Sum over proposals of class score times mask, less the calibration."""
-        scores = sum_over_proposals(output.class_scores, output.mask_logits, size)
-        return scores - output.calibration[:, None, None]
+    def class_scores(output: MultiPassOutput) -> ClassScores:
+        """The two streams' scores of each proposal; the calibration is the pixels' to pay."""
+        return ClassScores(output.class_scores, -output.calibration)
 
     def crops(self, image: Tensor, masks: Tensor) -> Tensor:
         """Crops (M, 3, S, S) in [0, 1] of M non-empty masks (M, H, W) of one image, on CLIP's mean colour."""

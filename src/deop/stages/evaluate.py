@@ -88,7 +88,7 @@ def run(job: Job) -> None:
 def predict(segmenter: Segmenter, images: Tensor, labels: Tensor, names: list[str], short_side: int):
     """Label map (B, H, W) of images (B, 3, H, W), how well the proposals cover its segments, and the passes."""
     output = segmenter(resize_short_side(images, short_side), names)
-    prediction = segmenter.combine(output, tuple(labels.shape[-2:])).argmax(1)
+    prediction = segmenter.label_map(output, tuple(labels.shape[-2:]))
     return prediction, mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE), output.passes
 
 
