@@ -23,7 +23,7 @@ from deop.methods.base import (
     normalise,
     to_multiple,
 )
-from deop.prompts import TextPrompt, VisualPrompts
+from deop.prompts import TextPrompt, TextTemplates, VisualPrompts
 from deop.proposals import ProposalNetwork
 from deop.settings import AnchorSettings, Network, Segmentation
 from deop.severance import Severance
@@ -35,7 +35,8 @@ class DeOP(Segmenter):
     Args:
         clip: the frozen CLIP.
         proposals: the trained proposal network; frozen here.
-        text_prompt: the offline learned text prompt; goes on learning if ``network.text_prompts`` is ``"online"``.
+        text_prompt: the offline learned text prompt, which goes on learning if ``network.text_prompts`` is
+            ``"online"``; or the templates in its place.
         network: which parts are on.
         queries: number N of proposals, one anchor query each.
         normalisation: whose mean and deviation CLIP's input is normalised with, ``"clip"`` or ``"imagenet"``.
@@ -46,7 +47,7 @@ class DeOP(Segmenter):
         self,
         clip: DenseCLIP,
         proposals: ProposalNetwork,
-        text_prompt: TextPrompt,
+        text_prompt: TextPrompt | TextTemplates,
         network: Network,
         *,
         queries: int,
@@ -71,7 +72,8 @@ class DeOP(Segmenter):
             else None
         )
         self.anchors = build_anchors(network.anchors, clip.embed_dim, queries)
-        text_prompt.context.requires_grad_(network.text_prompts == "online")
+        if isinstance(text_prompt, TextPrompt):
+            text_prompt.context.requires_grad_(network.text_prompts == "online")
         # Only training can teach what "no object" looks like.
         text_prompt.no_object.requires_grad_(network.trained)
         self._classifier_cache: tuple[tuple[str, ...], Tensor] | None = None
