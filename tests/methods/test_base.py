@@ -69,12 +69,14 @@ MEMORY = """
 import resource
 import torch
 from deop.clip import load_clip
+from deop.launch import keep_freed_memory
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
 from deop.settings import AnchorSettings, Network, SeveranceSettings
 from deop.stages.evaluate import predict
 
+keep_freed_memory()  # as the command line does
 torch.set_num_threads(1)
 clip = load_clip("ViT-B-16", None)
 proposals = ProposalNetwork(
