@@ -40,7 +40,7 @@ def test_the_tables_need_each_piece_once(root, config, seeds):
         "train_segmentation": (4 * 2 + 3 + 2) * seeds,  # Tables 3, 5, S1
         "train_multipass": 2 * 2 * seeds,
         # Tables 3 and 1, 2, 4, 5, S1, and S3, which has a row of Table 4's
-        "evaluate": ((5 + 2) * 2 + 2 * 5 + 7 + 3 + 2 + 5) * seeds,
+        "evaluate": ((5 + 2) * 2 + 2 * 5 + 7 + 3 + 4 + 5) * seeds,
         "measure_speed": 2,
         "table": 7,
         "claims": 1,
@@ -202,6 +202,19 @@ def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, 
     config["variants"]["large"] = {"seeds": {}}
     with pytest.raises(ConfigError, match=r"variants\.large: unknown section 'seeds'; valid: clip"):
         Plan(config, root)
+
+
+def test_a_network_with_templates_needs_no_learned_prompt(root, config):
+    plan = Plan(config, root)
+    by_output = {job.output: job for job in plan.jobs.values()}
+    job = by_output[plan.tables["tableS1"].inputs["baseline_imagenet/es171/0"]]
+    assert set(job.inputs) == {"data", "proposals"} and "prompts" not in job.settings
+    assert job.settings["network"]["templates"] == "imagenet"
+    config["prompts"]["iterations"] += 1
+    after = Plan(config, root)
+    assert job.key in {key for stage, key in jobs(after) if stage == "evaluate"}
+    # Nor do those with a learned one depend on there being templates.
+    assert "templates" not in by_output[plan.tables["tableS1"].inputs["baseline/es171/0"]].settings["network"]
 
 
 def test_identical_experiments_under_two_names_are_one_job(root, config, edit):

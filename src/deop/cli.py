@@ -37,6 +37,7 @@ STAGES = {
 # Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")]
 
 
 class OneLineErrors(TyperGroup):
@@ -98,14 +99,19 @@ def wait_for_others(job_file: TextIO) -> bool:
         return True
 
 
+def _prepare(threads: int) -> None:
+    """What has to be set before a stage is imported."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    keep_freed_memory()
+
+
 def _add_command(stage: str, description: str) -> None:
     def command(
         job: Annotated[Path, typer.Argument(help="job file that the workflow's planner wrote")],
-        threads: Annotated[int, typer.Option(min=1, help="CPU threads to compute with")] = 1,
+        threads: Threads = 1,
     ) -> None:
-        for variable in THREAD_VARIABLES:
-            os.environ[variable] = str(threads)
-        keep_freed_memory()
+        _prepare(threads)
         order = read_job(job, stage)
         with job.open() as job_file:
             if wait_for_others(job_file) and Path(marker(order)).exists():
@@ -138,3 +144,22 @@ def doctor(
         if finding.remedy:
             typer.echo(f"      to do: {finding.remedy}")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def export_coco(
+    job: Annotated[
+        Path, typer.Argument(help="job file of an evaluation, such as .deop/jobs/evaluate-KEY.json")
+    ],
+    results: Annotated[Path, typer.Argument(help="where the results go, one JSON")],
+    threads: Threads = 1,
+) -> None:
+    """Write the label maps that an evaluation measures as a COCO results file for stuff segmentation.
+
+    In full precision, or in that of ACCELERATE_MIXED_PRECISION, as the workflow sets it. What was killed is taken up.
+    """
+    _prepare(threads)
+    order = read_job(job, "evaluate")
+    with job.open() as job_file:
+        wait_for_others(job_file)
+        importlib.import_module("deop.stages.export_coco").run(order, results)

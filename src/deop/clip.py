@@ -142,7 +142,7 @@ class DenseCLIP(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (T, context_length) of T texts, on the model's device; texts too long are cut."""
-        return self.tokenizer(texts).to(self._text_tower.positional_embedding.device)
+        return self.tokenizer(texts).to(self.device)
 
     def end_of_text(self, tokens: Tensor) -> Tensor:
         """Index (T,) of the end-of-text token in token ids (T, L): there the tower reads its embedding."""
@@ -184,9 +184,13 @@ class DenseCLIP(nn.Module):
 
     def encode_text(self, names: list[str], template: str = "{}") -> Tensor:
         """Class embeddings (T, D), L2-normalised, of T names put into ``template``."""
-        tokens = self.tokenize([template.format(name) for name in names])
+        tokens = self.tokenize([template.replace("{}", name) for name in names])
         embeddings = self.encode_text_embeddings(self.token_embeddings(tokens), self.end_of_text(tokens))
         return F.normalize(embeddings, dim=-1)
+
+    @property
+    def device(self) -> torch.device:
+        return self._text_tower.positional_embedding.device
 
     @property
     def _text_tower(self) -> nn.Module:

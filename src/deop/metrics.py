@@ -9,9 +9,10 @@ from collections.abc import Collection
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
+
+from deop.bands import resized_bands, rows_within_budget
 
 MiouConvention = Literal["occurring", "ground_truth"]
 
@@ -133,7 +134,8 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     """The best IoU over all proposals, for every ground-truth segment (all pixels of one class in one image).
 
     The mean of ``iou`` is the mean best IoU; select by ``classes`` for the mean over seen or unseen segments.
-    Proposals are brought to label resolution bilinearly and binarised at 0.5; ignored pixels do not count.
+    Proposals are brought to label resolution bilinearly, band by band of rows, and binarised at 0.5; ignored pixels do
+    not count.
 
     Args:
         mask_probabilities: (B, N, h, w) proposal masks in [0, 1].
@@ -143,17 +145,23 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     Returns:
         One entry a segment, images in order and classes ascending within an image.
     """
-    size = labels.shape[-2:]
-    masks = F.interpolate(mask_probabilities.float(), size, mode="bilinear", align_corners=False) > 0.5
+    size, proposals = tuple(labels.shape[-2:]), mask_probabilities.shape[1]
     found, best = [], []
-    for proposals, truth in zip(masks, labels):
-        valid = truth != ignore
-        classes = truth[valid].unique()
-        segments = (truth[valid] == classes[:, None]).float()  # (K, labelled pixels)
-        proposed = proposals[:, valid].float()
-        with torch.autocast(truth.device.type, enabled=False):  # pixel counts are beyond half precision
-            intersection = segments @ proposed.T
-        union = segments.sum(1, keepdim=True) + proposed.sum(1) - intersection
-        found.append(classes)
-        best.append((intersection / union).amax(1))
+    for probabilities, truth in zip(mask_probabilities.float(), labels):
+        classes, pixels = truth.unique(return_counts=True)
+        # Of a band: the resized masks, what they were made of and what exceeds 0.5; the segments and a comparison.
+        rows = rows_within_budget(size[1] * (3 * proposals + 2 * len(classes)))
+        intersection = torch.zeros(len(classes), proposals, dtype=torch.float64, device=truth.device)
+        bands = resized_bands(probabilities[None], size, rows)
+        for masks, band in zip(bands, truth.split(rows), strict=True):
+            segments = (band.flatten() == classes[:, None]).float()
+            proposed = (masks[0].flatten(1) > 0.5).float()
+            with torch.autocast(truth.device.type, enabled=False):  # pixel counts are beyond half precision
+                intersection += segments @ proposed.T
+        labelled = classes != ignore
+        intersection = intersection[labelled]
+        # A labelled pixel of a proposal is one of some segment.
+        union = pixels[labelled, None] + intersection.sum(0) - intersection
+        found.append(classes[labelled])
+        best.append((intersection / union).amax(1).float())
     return SegmentIoU(torch.cat(found), torch.cat(best))

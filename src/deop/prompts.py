@@ -1,4 +1,4 @@
-"""Prompt learning around a frozen CLIP (section 3.2): text prefixes and element-wise visual prompts."""
+"""Prompts of a frozen CLIP (section 3.2): learned text prefixes or templates, and element-wise visual prompts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deop.clip import DenseCLIP, resize_grid
+
+_TEXTS = 256
+"""How many texts go through the text encoder at a time where no gradients are needed."""
 
 
 class TextPrompt(nn.Module):
@@ -62,6 +65,46 @@ class TextPrompt(nn.Module):
         start, rest = embedded[:, :1], embedded[:, 1 : clip.context_length - self.n_prefix]
         prompts = torch.cat([start, self.context.expand(len(names), -1, -1), rest], dim=1)
         return F.normalize(clip.encode_text_embeddings(prompts, eot), dim=-1)
+
+
+class TextTemplates(nn.Module):
+    """Templates in the place of a learned prefix, and the embedding of "no object"; nothing else is learned.
+
+    ``no_object`` (D,) is as that of :class:`TextPrompt`.
+
+    Args:
+        templates: texts with ``{}`` for the class name.
+        embed_dim: width D of CLIP's joint space.
+        init_std: standard deviation of the normal initialisation of "no object".
+    """
+
+    def __init__(self, templates: tuple[str, ...], embed_dim: int, *, init_std: float = 0.02) -> None:
+        super().__init__()
+        self.templates = templates
+        self.no_object = nn.Parameter(torch.randn(embed_dim) * init_std)
+        self._cache: tuple[tuple, Tensor] | None = None
+
+    def forward(self, clip: DenseCLIP, names: list[str]) -> Tensor:
+        """Class embeddings (T, D) of T names, L2-normalised; kept for as long as the names stay the same."""
+        key = (*names, self.no_object.device)
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, template_embeddings(clip, names, self.templates))
+        return self._cache[1]
+
+
+def template_embeddings(clip: DenseCLIP, names: list[str], templates: tuple[str, ...]) -> Tensor:
+    """Class embeddings (T, D) of T names, L2-normalised, without gradients: the mean of those of the templates.
+
+    As in CLIP's zero-shot recipe, of normalised embeddings. A few hundred texts at a time go through the text encoder,
+    in full precision, since this is done once.
+    """
+    # What is made in inference mode could not be used in training afterwards.
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
+        means = [
+            torch.stack([clip.encode_text(chunk, template) for template in templates]).mean(0)
+            for chunk in (names[first : first + _TEXTS] for first in range(0, len(names), _TEXTS))
+        ]
+        return F.normalize(torch.cat(means), dim=-1)
 
 
 class VisualPrompts(nn.Module):

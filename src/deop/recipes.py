@@ -128,11 +128,13 @@ class Recipes:
 
     def _deop(self, network: Network, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
         """Settings and inputs of whoever runs this network as it was trained on ``dataset``."""
-        settings = {"network": dump(network), **self.settings(dataset, "clip", "prompts", "proposals")}
+        learned = network.text_prompts != "templates"
+        sections = ("clip", *(("prompts",) if learned else ()), "proposals")
+        settings = {"network": dump(network), **self.settings(dataset, *sections)}
         inputs: Inputs = {
             "data": self._data(dataset),
             **self._clip(),
-            "prompts": self._prompts(dataset, seed),
+            **({"prompts": self._prompts(dataset, seed)} if learned else {}),
             "proposals": self._proposals(dataset, seed),
         }
         if network.trained:

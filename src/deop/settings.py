@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from deop.templates import Templates
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -164,18 +173,35 @@ class AnchorSettings(Settings):
 class Network(Settings):
     """One system of the tables: which of DeOP's parts are on.
 
+    ``text_prompts`` are learned ``offline``, go on learning end to end (``online``), or are not learned at all but the
+    mean over ``templates``, CLIP's zero-shot recipe: the name of a set (:data:`deop.templates.SETS`) or a list.
     ``logit_scale`` multiplies the cosines that the softmax over classes sees; None is the CLIP's own, learned in its
     pre-training: 100 for OpenAI's.
     """
 
     method: Literal["deop"] = "deop"
     visual_prompts: bool = False
-    text_prompts: Literal["offline", "online"] = "offline"
+    text_prompts: Literal["offline", "online", "templates"] = "offline"
+    templates: Templates = ()
     severance: SeveranceSettings = SeveranceSettings()
     anchors: AnchorSettings = AnchorSettings()
     visual_prompt_grid: Positive = 24
     renormalise_pooled: bool = False
     logit_scale: float | None = None
+
+    @model_validator(mode="after")
+    def _templates_or_learned(self) -> Network:
+        if bool(self.templates) != (self.text_prompts == "templates"):
+            raise ValueError("text_prompts is 'templates' if, and only if, templates are given")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_absent_templates(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a network without templates is the same job as before there were any."""
+        values = serialize(self)
+        if not self.templates:
+            del values["templates"]
+        return values
 
     @property
     def trained(self) -> bool:
@@ -198,8 +224,8 @@ class MultiPassSettings(Settings):
 
     head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
     unit_no_object: the learned row "no object" has unit length, like the rows of names.
-    proposal_templates, crop_templates: prompts of the two streams, ``{}`` for the name, of which the mean embedding is
-        taken; none for the learned text prompt.
+    proposal_templates, crop_templates: prompts of the two streams, of which the mean embedding is taken: the name of a
+        set (:data:`deop.templates.SETS`), or a list with ``{}`` for the class name; none for the learned text prompt.
     logit_scale: factor of the cosines of both streams; None is the CLIP's own (100 for OpenAI's).
     class_weight: weight of the classification, in the loss and in the matching cost.
     no_object_weight: weight of the queries without a segment in the cross-entropy.
@@ -212,8 +238,8 @@ class MultiPassSettings(Settings):
 
     head_hidden: tuple[Positive, ...] = ()
     unit_no_object: bool = True
-    proposal_templates: tuple[str, ...] = ()
-    crop_templates: tuple[str, ...] = ()
+    proposal_templates: Templates = ()
+    crop_templates: Templates = ()
     logit_scale: float | None = None
     class_weight: Annotated[float, Field(ge=0)] = 1.0
     no_object_weight: Annotated[float, Field(gt=0)] = 0.1
@@ -265,8 +291,8 @@ class ZegFormerSettings(MultiPassSettings):
 
     method: Literal["zegformer"] = "zegformer"
     unit_no_object: bool = False
-    proposal_templates: tuple[str, ...] = ("A photo of a {} in the scene",)
-    crop_templates: tuple[str, ...] = ("A photo of a {} in the scene",)
+    proposal_templates: Templates = ("A photo of a {} in the scene",)
+    crop_templates: Templates = ("A photo of a {} in the scene",)
     without_crop: Literal["one", "uniform", "zero"] = "uniform"
     ensemble_weight: Fraction = 2 / 3
     calibration: float = 0.1

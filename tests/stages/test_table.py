@@ -26,6 +26,10 @@ EXPERIMENTS = (
     "deop",
     "zegformer",
     "simbaseline",
+    "baseline_imagenet",
+    "baseline_vild",
+    "baseline_text",
+    "baseline_visual",
 )
 PASSES, SPEED = 3.25, 41.26
 MACHINE = {"device": "cpu (abacus)", "threads": 7}
@@ -41,12 +45,14 @@ def score(role: str, metric: str) -> float:
 
 def made_table(root: Path, monkeypatch, seeds: list[int], name: str = "table3", **provenance: object) -> Job:
     """A table as the configuration has it; its inputs are written below ``root``, the working directory."""
+    root.mkdir(exist_ok=True)
     monkeypatch.chdir(root)
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     for dataset in config["datasets"].values():
         dataset["vocabulary"] = {"things": ["dog", "cow"], "unseen": ["cow"]}
     config["clip"] |= {"pretrained": "random", "retrain": False}  # no job of its own, no weights
-    job = Plan(config | {"seeds": seeds}, ROOT).tables[name]
+    plan = Plan(config | {"seeds": seeds}, ROOT)
+    job, evaluated = plan.tables[name], {each.output: each.settings for each in plan.jobs.values()}
     made = {"commit": COMMIT, "dirty": False, "version": "1.2.3", "wall_time_s": 30.0} | provenance
     for artifact in map(Path, job.settings["table"]["artifacts"]):
         if artifact.suffix != ".json":
@@ -60,7 +66,8 @@ def made_table(root: Path, monkeypatch, seeds: list[int], name: str = "table3", 
             continue
         metrics = {metric: score(role, metric) for metric in METRICS}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        result = {"metrics": metrics, "passes": PASSES, "per_class_iou": {}, "provenance": made}
+        of_job = made | {"settings": evaluated[path]}
+        result = {"metrics": metrics, "passes": PASSES, "per_class_iou": {}, "provenance": of_job}
         Path(path).write_text(json.dumps(result))
     return job
 
@@ -185,6 +192,19 @@ def test_systems_that_are_not_run_say_so_and_passes_are_no_percentages(tmp_path,
         "simbaseline",
         "deop",
     }
+
+
+def test_notes_say_which_prompts_each_row_used(tmp_path, monkeypatch):
+    table.run(made_table(tmp_path, monkeypatch, [0], "tableS1"))
+    assert (
+        "Text prompts: the 80 ImageNet templates (ImageNet templates); the 14 ViLD templates (ViLD templates); learned "
+        "offline (Neither (text learned offline), Visual prompts); learned offline and then end to end (Text prompts, "
+        "Text and visual prompts)."
+    ) in Path("results/tableS1.md").read_text()
+    table.run(made_table(tmp_path / "other", monkeypatch, [0], "table1"))
+    prompts = json.loads(Path("results/table1.json").read_text())["text_prompts"]
+    assert 'the template "a picture of {}." (ZegFormer); learned offline (SimBaseline)' in prompts
+    assert r"a picture of \{\}." in Path("results/table1.tex").read_text()
 
 
 def test_undefined_metrics_stay_empty(tmp_path, monkeypatch):

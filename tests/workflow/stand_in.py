@@ -30,7 +30,8 @@ output, score = Path(job["output"]), int(job["key"], 16) / 16**12
 if stage == "evaluate":
     metrics = dict.fromkeys(("pAcc", "mIoU", "hIoU", "seen", "unseen"), score)
     output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": provenance}
+    evaluated = provenance | {"settings": job["settings"]}
+    result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": evaluated}
     output.with_suffix(".csv").write_text("image,truth,predicted,pixels\n")
     output.write_text(json.dumps(result))
 elif stage == "measure-speed":

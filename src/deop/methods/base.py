@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deop.bands import resized_bands, rows_within_budget
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -28,8 +30,19 @@ class SegmenterOutput(NamedTuple):
     passes: Tensor
 
 
+class ClassScores(NamedTuple):
+    """What the masks of a batch are weighted with, to give every pixel a score of each class.
+
+    of_proposals: (B, N, C).
+    offset: (C,) what is added to every pixel's scores.
+    """
+
+    of_proposals: Tensor
+    offset: Tensor
+
+
 class Segmenter(nn.Module, ABC):
-    """Images and class names in, per-pixel class scores out; in training, named losses.
+    """Images and class names in, per-pixel class scores or labels out; in training, named losses.
 
     Classes are always names: no system knows a dataset.
     """
@@ -46,11 +59,33 @@ class Segmenter(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def combine(output: Any, size: tuple[int, int]) -> Tensor:
-        """Per-pixel class scores (B, C, H, W) at ``size`` (H, W) of what calling the system gave.
+    def class_scores(output: Any) -> ClassScores:
+        """The class scores of the proposals, out of what calling the system gave.
 
         Whatever else ``output`` has, its ``mask_logits`` are (B, N, h, w) and its ``passes`` (B,) int64.
         """
+
+    def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """Per-pixel class scores (B, C, H, W) at ``size`` (H, W) of what calling the system gave.
+
+        Gigabytes for many classes and pixels; where labels are wanted, :meth:`label_map` does without them.
+        """
+        with torch.autocast(output.mask_logits.device.type, enabled=False):
+            logits = F.interpolate(output.mask_logits.float(), size, mode="bilinear", align_corners=False)
+        return sum_over_proposals(self.class_scores(output), logits)
+
+    def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
+        """The likeliest class of every pixel, (B, H, W) int64 at ``size``: the argmax of :meth:`combine`.
+
+        Found band by band of rows, so that neither all scores nor all masks are ever held. Equal to the plain way but
+        where two classes tie to rounding.
+        """
+        scores, mask_logits = self.class_scores(output), output.mask_logits.float()
+        batch, proposals = mask_logits.shape[:2]
+        # Scores, the mask logits and their sigmoid.
+        rows = rows_within_budget(batch * size[1] * (len(scores.offset) + 2 * proposals))
+        bands = resized_bands(mask_logits, size, rows)
+        return torch.cat([sum_over_proposals(scores, band).argmax(1) for band in bands], dim=1)
 
     @torch.inference_mode()
     def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
@@ -61,16 +96,20 @@ class Segmenter(nn.Module, ABC):
         """
         return self.combine(self(images, names), size or tuple(images.shape[-2:]))
 
+    @torch.inference_mode()
+    def label(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:
+        """The class with the highest score of :meth:`segment`, (B, H, W) int64, without holding all scores."""
+        return self.label_map(self(images, names), size or tuple(images.shape[-2:]))
 
-def sum_over_proposals(class_scores: Tensor, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Per-pixel class scores (B, C, H, W): the sum over N proposals of class score (B, N, C) times mask.
 
-    Masks (B, N, h, w) are brought to ``size`` (H, W) as logits. In full precision: sums of small terms are compared
-    with each other.
+def sum_over_proposals(scores: ClassScores, mask_logits: Tensor) -> Tensor:
+    """Per-pixel class scores (B, C, H, W): the sum over N proposals of class score times mask, and the offset.
+
+    Of mask logits (B, N, H, W). In full precision: sums of small terms are compared with each other.
     """
     with torch.autocast(mask_logits.device.type, enabled=False):
-        masks = F.interpolate(mask_logits.float(), size, mode="bilinear", align_corners=False).sigmoid()
-        return torch.einsum("bnc,bnhw->bchw", class_scores.float(), masks)
+        summed = torch.einsum("bnc,bnhw->bchw", scores.of_proposals.float(), mask_logits.float().sigmoid())
+        return summed.add_(scores.offset[:, None, None])
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

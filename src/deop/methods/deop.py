@@ -17,13 +17,13 @@ from deop.losses import labels_at, segmentation_loss
 from deop.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ClassScores,
     Segmenter,
     SegmenterOutput,
     normalise,
-    sum_over_proposals,
     to_multiple,
 )
-from deop.prompts import TextPrompt, VisualPrompts
+from deop.prompts import TextPrompt, TextTemplates, VisualPrompts
 from deop.proposals import ProposalNetwork
 from deop.settings import AnchorSettings, Network, Segmentation
 from deop.severance import Severance
@@ -35,7 +35,8 @@ class DeOP(Segmenter):
     Args:
         clip: the frozen CLIP.
         proposals: the trained proposal network; frozen here.
-        text_prompt: the offline learned text prompt; goes on learning if ``network.text_prompts`` is ``"online"``.
+        text_prompt: the offline learned text prompt, which goes on learning if ``network.text_prompts`` is
+            ``"online"``; or the templates in its place.
         network: which parts are on.
         queries: number N of proposals, one anchor query each.
         normalisation: whose mean and deviation CLIP's input is normalised with, ``"clip"`` or ``"imagenet"``.
@@ -46,7 +47,7 @@ class DeOP(Segmenter):
         self,
         clip: DenseCLIP,
         proposals: ProposalNetwork,
-        text_prompt: TextPrompt,
+        text_prompt: TextPrompt | TextTemplates,
         network: Network,
         *,
         queries: int,
@@ -71,7 +72,8 @@ class DeOP(Segmenter):
             else None
         )
         self.anchors = build_anchors(network.anchors, clip.embed_dim, queries)
-        text_prompt.context.requires_grad_(network.text_prompts == "online")
+        if isinstance(text_prompt, TextPrompt):
+            text_prompt.context.requires_grad_(network.text_prompts == "online")
         # Only training can teach what "no object" looks like.
         text_prompt.no_object.requires_grad_(network.trained)
         self._classifier_cache: tuple[tuple[str, ...], Tensor] | None = None
@@ -137,10 +139,10 @@ class DeOP(Segmenter):
         )
 
     @staticmethod
-    def combine(output: SegmenterOutput, size: tuple[int, int]) -> Tensor:
-        """O = F_C * M of section 3.1: the sum over proposals of class probability times mask, "no object" dropped."""
+    def class_scores(output: SegmenterOutput) -> ClassScores:
+        """F_C of section 3.1: class probabilities, "no object" dropped. O = F_C * M is all that is left to do."""
         probabilities = output.class_logits.float().softmax(-1)[..., :-1]
-        return sum_over_proposals(probabilities, output.mask_logits, size)
+        return ClassScores(probabilities, probabilities.new_zeros(probabilities.shape[-1]))
 
 
 def build_anchors(

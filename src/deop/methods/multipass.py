@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from deop.clip import DenseCLIP
 from deop.data.crops import crop_segments
 from deop.data.segmentation import HIDDEN
-from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, Segmenter, normalise, sum_over_proposals
-from deop.prompts import TextPrompt
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
+from deop.prompts import TextPrompt, template_embeddings
 from deop.proposals import Pairs, ProposalNetwork
 from deop.settings import MultiPassSettings
+from deop.templates import templates_of
 
 
 class MultiPassOutput(NamedTuple):
@@ -114,7 +115,7 @@ class MultiPass(Segmenter):
             settings.head_hidden,
             unit_no_object=settings.unit_no_object,
         )
-        self._text_cache: tuple[tuple, dict[tuple[str, ...], Tensor]] = ((), {})
+        self._text_cache: tuple[tuple, dict[str | tuple[str, ...], Tensor]] = ((), {})
 
     @abstractmethod
     def crop_probabilities(self, crop_logits: Tensor, class_logits: Tensor) -> Tensor:
@@ -186,10 +187,9 @@ class MultiPass(Segmenter):
         return MultiPassOutput(mask_logits, scores, self.calibration(seen), valid.sum(1))
 
     @staticmethod
-    def combine(output: MultiPassOutput, size: tuple[int, int]) -> Tensor:
-        """Sum over proposals of class score times mask, less the calibration."""
-        scores = sum_over_proposals(output.class_scores, output.mask_logits, size)
-        return scores - output.calibration[:, None, None]
+    def class_scores(output: MultiPassOutput) -> ClassScores:
+        """The two streams' scores of each proposal; the calibration is the pixels' to pay."""
+        return ClassScores(output.class_scores, -output.calibration)
 
     def crops(self, image: Tensor, masks: Tensor) -> Tensor:
         """Crops (M, 3, S, S) in [0, 1] of M non-empty masks (M, H, W) of one image, on CLIP's mean colour."""
@@ -208,22 +208,21 @@ class MultiPass(Segmenter):
             embeddings = F.normalize(torch.cat([text.new_empty(0, text.shape[1]), *pooled]), dim=-1)
             return self.logit_scale * embeddings @ text.T
 
-    def text_embeddings(self, names: list[str], templates: tuple[str, ...]) -> Tensor:
+    def text_embeddings(self, names: list[str], templates: str | tuple[str, ...]) -> Tensor:
         """Class embeddings (C, D), L2-normalised, of the templates' mean or of the learned prompt.
 
         Nothing of them is trained here, so they are computed once for as long as the names stay the same.
         """
-        key = (*names, next(self.clip.parameters()).device)
+        key = (*names, self.clip.device)
         if self._text_cache[0] != key:
             self._text_cache = (key, {})
         embedded = self._text_cache[1]
         if templates not in embedded:
-            # Made in inference mode, they could not be used in training afterwards.
-            with torch.inference_mode(False), torch.no_grad():
-                if templates:
-                    of_each = [self.clip.encode_text(names, template) for template in templates]
-                    embedded[templates] = F.normalize(torch.stack(of_each).mean(0), dim=-1)
-                else:
+            if templates:
+                embedded[templates] = template_embeddings(self.clip, names, templates_of(templates))
+            else:
+                # Made in inference mode, they could not be used in training afterwards.
+                with torch.inference_mode(False), torch.no_grad():
                     embedded[templates] = self.text_prompt(self.clip, names)
         return embedded[templates]
 

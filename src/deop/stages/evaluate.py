@@ -43,11 +43,9 @@ def run(job: Job) -> None:
     )
     classes, overlaps, passes, confusions = [], [], [], []
     for batch in tqdm(
-        _batches(dataset, settings.batch_size), desc="evaluate", mininterval=1 if sys.stderr.isatty() else 15
+        batches(dataset, settings.batch_size), desc="evaluate", mininterval=1 if sys.stderr.isatty() else 15
     ):
-        samples = [dataset[index] for index in batch]
-        images = torch.stack([sample.image for sample in samples]).to(accelerator.device).float() / 255
-        labels = torch.stack([sample.label for sample in samples]).to(accelerator.device)
+        images, labels = load_batch(dataset, batch, accelerator.device)
         with accelerator.autocast():
             prediction, found, shown = predict(segmenter, images, labels, dataset.names, settings.short_side)
         metrics.update(prediction, labels)
@@ -84,11 +82,25 @@ def run(job: Job) -> None:
     )
 
 
+def batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
+    """The images of a dataset in order, ``batch_size`` of them at a time."""
+    return [
+        range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)
+    ]
+
+
+def load_batch(dataset: SegmentationDataset, batch: range, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) in [0, 1] and labels (B, H, W); more than one image only if they are of one size."""
+    samples = [dataset[index] for index in batch]
+    images = torch.stack([sample.image for sample in samples]).to(device).float() / 255
+    return images, torch.stack([sample.label for sample in samples]).to(device)
+
+
 @torch.inference_mode()
 def predict(segmenter: Segmenter, images: Tensor, labels: Tensor, names: list[str], short_side: int):
     """Label map (B, H, W) of images (B, 3, H, W), how well the proposals cover its segments, and the passes."""
     output = segmenter(resize_short_side(images, short_side), names)
-    prediction = segmenter.combine(output, tuple(labels.shape[-2:])).argmax(1)
+    prediction = segmenter.label_map(output, tuple(labels.shape[-2:]))
     return prediction, mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE), output.passes
 
 
@@ -130,9 +142,3 @@ def _confusion_csv(confusions: list[Tensor]) -> str:
 def _number(value: float) -> float | None:
     """None for a mean over nothing: JSON has no NaN."""
     return None if math.isnan(value) else value
-
-
-def _batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
-    return [
-        range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)
-    ]

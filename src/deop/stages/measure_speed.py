@@ -21,8 +21,9 @@ def run(job: Job) -> None:
     """Writes as JSON to ``job.output``, for each system, its median latency and images a second.
 
     Systems take turns at every image, one image at a time, so that whatever else the machine does slows all of them
-    alike. Timed is all between an image in memory and its label map: resizing, both networks, the scores of all classes
-    at the image's size. The names stay the same, so what a system keeps of them between images is not computed again.
+    alike. Timed is all between an image in memory and its label map: resizing, both networks, the likeliest of all
+    classes at every pixel of the image, which is the same function for every system. The names stay the same, so what a
+    system keeps of them between images is not computed again.
     """
     started = time.monotonic()
     settings = Speed.model_validate(job.settings["speed"])
@@ -44,7 +45,7 @@ def run(job: Job) -> None:
             _wait(device)
             begun = time.perf_counter()
             with accelerator.autocast():
-                segmenter.segment(resize_short_side(image, short_sides[name]), dataset.names, size).argmax(1)
+                segmenter.label(resize_short_side(image, short_sides[name]), dataset.names, size)
             _wait(device)
             if step >= settings.warmup:
                 latencies[name].append(time.perf_counter() - begun)

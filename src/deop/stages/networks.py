@@ -16,9 +16,10 @@ from deop.methods.deop import DeOP
 from deop.methods.multipass import MultiPass
 from deop.methods.simbaseline import SimBaseline
 from deop.methods.zegformer import ZegFormer
-from deop.prompts import TextPrompt
+from deop.prompts import TextPrompt, TextTemplates
 from deop.proposals import ProposalNetwork
 from deop.settings import SYSTEMS, Clip, Job, Network, Proposals, Segmentation, TextPrompts
+from deop.templates import templates_of
 
 WEIGHTS = "model.safetensors"
 MULTI_PASS: dict[str, type[MultiPass]] = {"simbaseline": SimBaseline, "zegformer": ZegFormer}
@@ -91,12 +92,14 @@ def build_segmenter(job: Job) -> Segmenter:
     """The whole system of ``settings.network``, with trained weights if the job has them as input."""
     if job.settings["network"]["method"] in MULTI_PASS:
         return build_multipass(job)
-    clip = build_clip(job)
+    network, clip = Network.model_validate(job.settings["network"]), build_clip(job)
     segmenter = DeOP(
         clip,
         build_proposals(job),
-        build_prompt(job, clip),
-        Network.model_validate(job.settings["network"]),
+        TextTemplates(templates_of(network.templates), clip.embed_dim)
+        if network.templates
+        else build_prompt(job, clip),
+        network,
         queries=Proposals.model_validate(job.settings["proposals"]).queries,
         normalisation=Clip.model_validate(job.settings["clip"]).normalisation,
         loss=Segmentation.model_validate(job.settings["segmentation"])

@@ -45,7 +45,7 @@ def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) ->
     sample = dataset[index]
     output = segmenter(resize_short_side(sample.image[None].float() / 255, short_side), dataset.names)
     size = tuple(sample.label.shape)
-    prediction = segmenter.combine(output, size)[0].argmax(0)
+    prediction = segmenter.label_map(output, size)[0]
     masks = proposal_masks(output.mask_logits[0], size)
     label = choose_segment(sample.label, dataset.card.unseen)
     overlaps = proposal_overlaps(sample.label, label, masks)

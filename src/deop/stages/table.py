@@ -12,8 +12,9 @@ from typing import Any
 import pandas as pd
 
 from deop.errors import DeopError, validated
-from deop.settings import Job, Settings
+from deop.settings import SYSTEMS, Job, Network, Settings
 from deop.stages.artifacts import PROVENANCE, write_json, write_text
+from deop.templates import describe_templates
 
 MIOU = {
     "occurring": "classes that occur in the ground truth or in the prediction",
@@ -26,6 +27,7 @@ COUNTS = {
 """Columns that are no fractions, and what they count."""
 NOT_RUN = "not run"
 COMMIT_LENGTH = 12
+_LEARNED = {"offline": "learned offline", "online": "learned offline and then end to end"}
 
 
 class TableDataset(Settings):
@@ -84,7 +86,10 @@ def run(job: Job) -> None:
     table = validated(TableSettings, job.settings["table"], "table job", ("settings", "table"))
     evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
     scores = measured(table, evaluations, job.inputs)
-    origin = made_by(table.profile, table.seeds, evaluations) | {"wall_time": _wall_time_of(table.artifacts)}
+    origin = made_by(table.profile, table.seeds, evaluations) | {
+        "text_prompts": text_prompts(table, evaluations),
+        "wall_time": _wall_time_of(table.artifacts),
+    }
     output = Path(job.output)
     write_text(output.with_suffix(".csv"), to_csv(table, scores, origin))
     write_text(output.with_suffix(".md"), to_markdown(output.stem, table, scores, origin))
@@ -181,7 +186,7 @@ def to_latex(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict
         escape=True,
         multicolumn_format="c",
         column_format="".join("r" if dataset else "l" for dataset, _ in frame.columns),
-        caption=caption.replace("_", r"\_").replace("%", r"\%"),
+        caption="".join(f"\\{sign}" if sign in "_%{}" else sign for sign in caption),
         label=f"tab:{name}",
     )
 
@@ -238,6 +243,7 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     notes = [
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
+        f"Text prompts: {origin['text_prompts']}.",
         f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
     ]
     if table.trained_on is not None:
@@ -269,6 +275,29 @@ def distinct(words: Iterable[str]) -> str:
 def described(datasets: tuple[TableDataset, ...]) -> str:
     """What kinds of images these are."""
     return distinct(dataset.images for dataset in datasets)
+
+
+def text_prompts(table: TableSettings, evaluations: dict[str, dict]) -> str:
+    """Which prompts each row used: ``learned offline (Baseline, MPS); the 80 ImageNet templates (ImageNet)``."""
+    rows: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.experiment is None:
+            continue
+        first = evaluations[f"{row.experiment}/{table.datasets[0].name}/{table.seeds[0]}"]
+        rows.setdefault(_prompts_of(first["provenance"]["settings"]["network"]), []).append(row.label)
+    return "; ".join(f"{prompts} ({', '.join(labels)})" for prompts, labels in rows.items())
+
+
+def _prompts_of(values: dict[str, Any]) -> str:
+    """The prompts of one system, by the settings that it was evaluated with."""
+    system = SYSTEMS[values["method"]].model_validate(values)
+    if isinstance(system, Network):
+        return describe_templates(system.templates) if system.templates else _LEARNED[system.text_prompts]
+    of_proposals, of_crops = (
+        describe_templates(templates) if templates else _LEARNED["offline"]
+        for templates in (system.proposal_templates, system.crop_templates)
+    )
+    return of_proposals if of_proposals == of_crops else f"{of_proposals} for proposals, {of_crops} for crops"
 
 
 def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:

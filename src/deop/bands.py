@@ -1,0 +1,36 @@
+"""Maps at image size, a band of rows at a time: what is too large to be held as a whole is never made as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BAND_BYTES = 64 * 2**20
+"""What all that is computed of one band may take."""
+
+
+def rows_within_budget(values_a_row: int) -> int:
+    """How many rows a band has, if so many 32-bit values are held for each of its rows; one at least."""
+    return max(1, BAND_BYTES // (4 * values_a_row))
+
+
+def resized_bands(maps: Tensor, size: tuple[int, int], rows: int) -> Iterator[Tensor]:
+    """Maps (B, N, h, w) resized to ``size`` (H, W), as bands (B, N, <= rows, W) from top to bottom.
+
+    Together they are ``F.interpolate(maps, size, mode="bilinear", align_corners=False)``. Bilinear weights are those of
+    rows times those of columns, so the rows of a band are interpolated first and its columns after.
+    """
+    height, width = size
+    given = maps.shape[-2]
+    # Pixel centres; above the first and below the last row of ``maps``, those rows themselves.
+    centres = (torch.arange(height, device=maps.device) + 0.5) * (given / height) - 0.5
+    centres = centres.clamp(0, given - 1)
+    above = centres.long()
+    below = (above + 1).clamp(max=given - 1)
+    weights = (centres - above).to(maps.dtype)[:, None]
+    for band in torch.arange(height, device=maps.device).split(rows):
+        of_rows = maps[:, :, above[band]].lerp(maps[:, :, below[band]], weights[band])
+        yield F.interpolate(of_rows, (len(band), width), mode="bilinear", align_corners=False)

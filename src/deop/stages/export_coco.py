@@ -1,0 +1,95 @@
+"""What a system predicts on a validation set, as a results file that COCO's own tools score."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from deop.data.coco_results import entries, image_ids, write_results
+from deop.data.segmentation import SegmentationDataset
+from deop.errors import DeopError
+from deop.settings import Evaluation, Job
+from deop.stages.evaluate import batches, load_batch, resize_short_side
+from deop.stages.loop import make_accelerator
+from deop.stages.networks import build_segmenter
+
+
+def run(job: Job, output: Path, category_ids: Sequence[int] | None = None) -> None:
+    """Writes the label maps that the evaluation ``job`` measures to ``output``, all their pixels, as COCO results.
+
+    They are collected in ``<output>.<key>.partial``, a batch a line; a killed run leaves it and the next takes it up.
+
+    Args:
+        job: an evaluation, whose inputs are there.
+        category_ids: the dataset's own id of each class in label order; label + 1 by default.
+
+    Raises:
+        DeopError: an input of the evaluation that is not there, or a folder that cannot be written to.
+    """
+    for role, path in job.inputs.items():
+        if not Path(path).exists():
+            raise DeopError(
+                f"{path} is not there, the {role} of evaluation {job.key}; run this in the folder of the workflow, "
+                f"after `snakemake {job.output}`"
+            )
+    partial = output.with_name(f"{output.name}.{job.key}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file = partial.open("a+b")
+    except OSError as error:
+        raise DeopError(f"{partial} cannot be written: {error.strerror}") from None
+    with file:
+        for group in _predictions(job, _whole_lines(file), category_ids):
+            file.write(json.dumps(group).encode() + b"\n")
+            file.flush()
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    with partial.open() as lines, temporary.open("w") as file:
+        write_results(map(json.loads, lines), file)
+    os.replace(temporary, output)
+    partial.unlink()
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """How many lines a file has; what a killed run left after the last is cut off."""
+    file.seek(0)
+    count = end = 0
+    for line in file:
+        if line.endswith(b"\n"):
+            count, end = count + 1, end + len(line)
+    file.truncate(end)
+    return count
+
+
+def _predictions(job: Job, done: int, category_ids: Sequence[int] | None) -> Iterator[list[dict[str, Any]]]:
+    """The entries of each of the evaluation's batches but the first ``done``."""
+    settings = Evaluation.model_validate(job.settings["evaluation"])
+    dataset = SegmentationDataset(job.inputs["data"], "val")
+    accelerator = make_accelerator()
+    ids = image_ids([entry.image for entry in dataset.entries])
+    categories = range(1, len(dataset.names) + 1) if category_ids is None else category_ids
+    todo = batches(dataset, settings.batch_size)
+    if done == len(todo):
+        return
+    segmenter = build_segmenter(job).to(accelerator.device).eval()
+    for batch in tqdm(
+        todo[done:],
+        desc="export_coco",
+        initial=done,
+        total=len(todo),
+        mininterval=1 if sys.stderr.isatty() else 15,
+    ):
+        images, labels = load_batch(dataset, batch, accelerator.device)
+        with accelerator.autocast():
+            resized = resize_short_side(images, settings.short_side)
+            prediction = segmenter.label(resized, dataset.names, tuple(labels.shape[-2:]))
+        yield [
+            entry
+            for index, label_map in zip(batch, prediction.cpu().numpy(), strict=True)
+            for entry in entries(label_map, ids[index], categories)
+        ]

@@ -1,0 +1,101 @@
+"""Labels by bands of rows against the argmax of all scores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from deop import bands
+from deop.methods.base import SegmenterOutput
+from deop.methods.deop import DeOP
+from deop.methods.multipass import MultiPassOutput
+from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
+from deop.methods.zegformer import ZegFormer, ZegFormerSettings
+
+CLASSES, QUERIES = 40, 12
+SIZES = [(96, 131), (24, 32), (17, 9), (25, 640)]  # larger, as it is, smaller, and of another shape
+
+
+def outputs() -> dict[str, object]:
+    """By method, an output with masks that overlap, on which the systems' class scores disagree."""
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.randn(2, QUERIES, 24, 32, generator=generator) * 3
+    logits = torch.randn(2, QUERIES, CLASSES + 1, generator=generator) * 3
+    passes = torch.ones(2, dtype=torch.int64)
+    calibration = 0.5 * (torch.arange(CLASSES) % 2)
+    return {
+        "deop": SegmenterOutput(masks, logits, masks[:, :, None], passes),
+        "multipass": MultiPassOutput(masks, logits[..., :-1].softmax(-1), calibration, passes),
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("of", ["deop", "multipass"])
+def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeypatch, of, size):
+    if of == "deop":
+        segmenter = DeOP.__new__(DeOP)  # what is asked here needs no weights
+    else:
+        segmenter = build(ZegFormer, ZegFormerSettings(), prompt=False)
+    output = outputs()[of]
+    scores = segmenter.combine(output, size)
+    for budget in (1, 100_000, 2**30):
+        monkeypatch.setattr(bands, "BAND_BYTES", budget)
+        labels = segmenter.label_map(output, size)
+        assert labels.dtype == torch.int64 and labels.shape == (2, *size)
+        chosen = scores.gather(1, labels[:, None])[:, 0]
+        torch.testing.assert_close(chosen, scores.amax(1), atol=1e-5, rtol=1e-5)
+        assert (labels == scores.argmax(1)).double().mean() >= 0.999
+
+
+def test_a_calibration_decides_between_labels(build):
+    segmenter, output = build(ZegFormer, ZegFormerSettings(), prompt=False), outputs()["multipass"]
+    strict, lax = (
+        segmenter.label_map(output._replace(calibration=output.calibration * weight), (24, 32))
+        for weight in (100, 0)
+    )
+    assert (strict % 2 == 0).all() and not (lax % 2 == 0).all()
+
+
+def test_a_whole_system_gives_the_labels_of_its_scores(build, propose, example):
+    segmenter = propose(build(SimBaseline, SimBaselineSettings())).eval()
+    scores = segmenter.segment(example.images, example.names, (50, 70))
+    assert torch.equal(segmenter.label(example.images, example.names, (50, 70)), scores.argmax(1))
+
+
+MEMORY = """
+import resource
+import torch
+from deop.clip import load_clip
+from deop.launch import keep_freed_memory
+from deop.methods.deop import DeOP
+from deop.prompts import TextPrompt
+from deop.proposals import ProposalNetwork
+from deop.settings import AnchorSettings, Network, SeveranceSettings
+from deop.stages.evaluate import predict
+
+keep_freed_memory()  # as the command line does
+torch.set_num_threads(1)
+clip = load_clip("ViT-B-16", None)
+proposals = ProposalNetwork(
+    backbone="resnet50", backbone_args={}, pretrained_backbone=False, out_indices=(1, 2, 3, 4), queries=100,
+    decoder_layers=6, width=256, ffn_width=2048, heads=8,
+)
+network = Network(severance=SeveranceSettings(kind="gps", alpha={-1: 1.0}), anchors=AnchorSettings(kind="query"))
+prompt = TextPrompt(16, clip.text_width, clip.embed_dim)
+segmenter = DeOP(clip, proposals, prompt, network, queries=100).eval()
+labels = torch.randint(847, (1, 512, 683))
+names = [f"thing {index}" for index in range(847)]
+prediction, *_ = predict(segmenter, torch.rand(1, 3, 512, 683), labels, names, 512)
+assert prediction.shape == labels.shape
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_evaluating_847_classes_takes_less_than_3_gb():
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    kilobytes = int(done.stdout) / (1024 if sys.platform == "darwin" else 1)
+    assert kilobytes < 3e6

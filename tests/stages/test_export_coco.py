@@ -1,0 +1,223 @@
+"""COCO results of drawn label maps and of an evaluation, read back and scored by pycocotools.
+
+The scoring here knows nothing of how ``deop`` writes and counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask
+from pycocotools.coco import COCO
+from typer.testing import CliRunner
+
+from deop.cli import app
+from deop.clip import load_clip
+from deop.data.coco_results import entries, image_ids, write_results
+from deop.data.segmentation import (
+    DatasetCard,
+    Entry,
+    LabelledClass,
+    write_card,
+    write_label_map,
+    write_split,
+)
+from deop.methods.deop import DeOP
+from deop.metrics import SegmentationMetrics
+from deop.prompts import TextTemplates
+from deop.settings import Evaluation, Job, Network
+from deop.stages import evaluate, export_coco
+
+CATEGORIES = (92, 7, 183, 1)
+IMAGES = {139: (9, 14), 285: (16, 5), 632: (1, 1)}  # by id, height and width
+
+
+def ground_truth(maps: dict[int, np.ndarray], categories: tuple[int, ...]) -> COCO:
+    """Label maps by image id as COCO's annotations, run lengths counted here; negative labels are of no class."""
+    annotations = []
+    for image, label_map in maps.items():
+        height, width = label_map.shape
+        for label, category in enumerate(categories):
+            runs = [(of, len(list(run))) for of, run in groupby((label_map == label).T.flatten())]
+            counts = [length for _, length in runs]
+            rle = {"size": [height, width], "counts": [0, *counts] if runs[0][0] else counts}
+            if (label_map == label).any():
+                annotation = {"id": len(annotations) + 1, "image_id": image, "category_id": category}
+                annotations.append(annotation | {"segmentation": rle, "iscrowd": 1})
+    coco = COCO()
+    images = [{"id": image, "height": of.shape[0], "width": of.shape[1]} for image, of in maps.items()]
+    kinds = [{"id": category, "name": str(category)} for category in categories]
+    coco.dataset = {"images": images, "categories": kinds, "annotations": annotations}
+    coco.createIndex()
+    return coco
+
+
+def scores(truth: COCO, results: COCO, convention: str) -> dict:
+    """pAcc, mIoU and IoU by category from the areas of intersections of run-length encodings."""
+    categories = truth.getCatIds()
+    confusion = dict.fromkeys(((t, p) for t in categories for p in categories), 0)
+    for image in truth.getImgIds():
+        for expected in truth.imgToAnns[image]:
+            for found in results.imgToAnns[image]:
+                both = mask.merge([truth.annToRLE(expected), results.annToRLE(found)], intersect=True)
+                confusion[expected["category_id"], found["category_id"]] += int(mask.area(both))
+    iou = {}
+    for category in categories:
+        of_truth = sum(confusion[category, other] for other in categories)
+        predicted = sum(confusion[other, category] for other in categories)
+        union = of_truth + predicted - confusion[category, category]
+        counts = of_truth if convention == "ground_truth" else union
+        iou[category] = confusion[category, category] / union if counts else math.nan
+    counted = [value for value in iou.values() if not math.isnan(value)]
+    correct = sum(confusion[category, category] for category in categories)
+    return {"pAcc": correct / sum(confusion.values()), "mIoU": sum(counted) / len(counted), "iou": iou}
+
+
+@pytest.fixture
+def maps() -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Truth, with pixels without a class (-1), and prediction of each image."""
+    generator = np.random.default_rng(0)
+    truth = {image: generator.integers(-1, 4, size) for image, size in IMAGES.items()}
+    predicted = {image: np.where(generator.random(of.shape) < 0.6, of, 3) for image, of in truth.items()}
+    return truth, {image: np.where(of < 0, 2, of) for image, of in predicted.items()}
+
+
+def written(predicted: dict[int, np.ndarray], path: Path) -> Path:
+    with path.open("w") as file:
+        write_results((entries(of, image, CATEGORIES) for image, of in predicted.items()), file)
+    return path
+
+
+def test_label_maps_come_back_as_they_were(maps, tmp_path):
+    truth, predicted = maps
+    coco = ground_truth(truth, CATEGORIES)
+    results = coco.loadRes(str(written(predicted, tmp_path / "results.json")))
+    for image, expected in predicted.items():
+        found = np.full(expected.shape, -1)
+        for annotation in results.imgToAnns[image]:
+            pixels = results.annToMask(annotation).astype(bool)
+            assert pixels.any() and (found[pixels] == -1).all()  # masks do not overlap
+            found[pixels] = CATEGORIES.index(annotation["category_id"])
+        assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("convention", ["occurring", "ground_truth"])
+def test_cocos_tools_find_the_scores_of_our_metrics(maps, tmp_path, convention):
+    truth, predicted = maps
+    metrics = SegmentationMetrics(4, [1], ignore=-1, convention=convention)
+    for image in truth:
+        metrics.update(*(torch.from_numpy(of[image])[None] for of in (predicted, truth)))
+    ours = metrics.compute()
+    coco = ground_truth(truth, CATEGORIES)
+    theirs = scores(coco, coco.loadRes(str(written(predicted, tmp_path / "results.json"))), convention)
+    assert theirs["pAcc"] == pytest.approx(ours.pacc) and theirs["mIoU"] == pytest.approx(ours.miou)
+    assert [theirs["iou"][category] for category in CATEGORIES] == pytest.approx(ours.iou, nan_ok=True)
+
+
+def test_a_file_without_entries_is_a_list_all_the_same():
+    file = io.StringIO()
+    write_results([[], []], file)
+    assert json.loads(file.getvalue()) == []
+    assert entries(np.full((2, 2), -1), 1, CATEGORIES) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["000000000139.jpg", "000000581781.jpg"], [139, 581781]),
+        (["COCO_val2014_000000000042.jpg", "7.png"], [42, 7]),
+        (["ADE_val_00000001.jpg", "chair.jpg"], [1, 2]),
+        (["2007_000032.jpg", "2007_000033.jpg", "2008_000032.jpg"], [1, 2, 3]),
+    ],
+)
+def test_ids_are_the_numbers_of_files_where_those_tell_images_apart(names, ids):
+    assert image_ids([Path("images/val") / name for name in names]) == ids
+
+
+@pytest.fixture
+def job(maps, small_proposals, tmp_path, monkeypatch) -> Job:
+    """An evaluation of a small random network on the images of above."""
+    generator, root = np.random.default_rng(1), tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    files = []
+    for image, label_map in maps[0].items():
+        entry = Entry(root / f"images/{image:012d}.png", root / f"{image}.png", (0,))
+        Image.fromarray(generator.integers(0, 256, (*label_map.shape, 3), np.uint8)).save(entry.image)
+        write_label_map(entry.label, label_map, 255)
+        files.append(entry)
+    names = ("dog", "cow", "grass", "sky")
+    classes = tuple(LabelledClass(name=name, kind="thing", unseen=name == "cow") for name in names)
+    write_card(root, DatasetCard(name="drawn", classes=classes))
+    write_split(root, "val", files)
+    torch.manual_seed(0)
+    clip = load_clip("deop-mini", None)
+    network = Network(text_prompts="templates", templates=("a {}",))
+    prompt = TextTemplates(network.templates, clip.embed_dim)
+    segmenter = DeOP(clip, small_proposals(4), prompt, network, queries=4).eval()
+    for stage in (evaluate, export_coco):
+        monkeypatch.setattr(stage, "build_segmenter", lambda job: segmenter)
+    return Job(
+        stage="evaluate",
+        key="k",
+        output=str(tmp_path / "evaluation.json"),
+        inputs={"data": str(root)},
+        settings={"evaluation": Evaluation(short_side=32).model_dump()},
+    )
+
+
+def test_an_exported_evaluation_scores_as_the_evaluation_did(job, maps, tmp_path):
+    evaluate.run(job)
+    path = tmp_path / "new folder/results.json"
+    export_coco.run(job, path, CATEGORIES)
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+    truth = ground_truth(maps[0], CATEGORIES)
+    theirs = scores(truth, truth.loadRes(str(path)), "occurring")
+    ours = json.loads(Path(job.output).read_text())
+    assert {name: theirs[name] for name in ("pAcc", "mIoU")} == pytest.approx(
+        {name: ours["metrics"][name] for name in ("pAcc", "mIoU")}
+    )
+    found = [None if math.isnan(theirs["iou"][of]) else theirs["iou"][of] for of in CATEGORIES]
+    assert found == pytest.approx(list(ours["per_class_iou"].values()))
+    assert len({entry["category_id"] for entry in json.loads(path.read_text())}) > 1
+
+
+def test_an_export_that_was_killed_is_taken_up_where_it_was(job, tmp_path, monkeypatch):
+    whole, path = tmp_path / "whole.json", tmp_path / "results.json"
+    path.write_text("what an earlier export left")
+    export_coco.run(job, whole)
+    assert {entry["category_id"] for entry in json.loads(whole.read_text())} <= {1, 2, 3, 4}
+    label, seen = DeOP.label, []
+
+    def dies(self, images, *arguments):
+        seen.append(images.shape)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return label(self, images, *arguments)
+
+    monkeypatch.setattr(DeOP, "label", dies)
+    with pytest.raises(KeyboardInterrupt):
+        export_coco.run(job, path)
+    assert path.read_text() == "what an earlier export left"
+    (partial,) = tmp_path.glob("*.partial")
+    with partial.open("a") as file:
+        file.write('[{"image_id": 28')  # what a kill in the middle of a line leaves
+    export_coco.run(job, path)
+    assert len(seen) == 4  # two of three images after the one that was done
+    assert path.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
+
+
+def test_an_evaluation_whose_inputs_are_gone_is_named_in_one_line(job, tmp_path):
+    file = tmp_path / "evaluate-k.json"
+    file.write_text(job.model_copy(update={"inputs": {"proposals": "checkpoints/gone"}}).model_dump_json())
+    done = CliRunner().invoke(app, ["export-coco", str(file), str(tmp_path / "results.json")])
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
+    assert "checkpoints/gone is not there, the proposals of evaluation k" in done.stderr
+    assert not list(tmp_path.glob("results*"))

@@ -1,0 +1,21 @@
+"""Maps resized band by band against PyTorch's resizing of the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deop.bands import resized_bands
+
+SIZES = [(96, 131), (24, 32), (17, 9), (25, 640), (1, 1)]  # larger, as it is, smaller, of another shape
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+@pytest.mark.parametrize("size", SIZES)
+def test_bands_are_the_whole_resized_at_once(size, rows):
+    maps = torch.randn(2, 3, 24, 32) * 5
+    bands = list(resized_bands(maps, size, rows))
+    assert [band.shape[2] for band in bands[:-1]] == [min(rows, size[0])] * (len(bands) - 1)
+    expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(torch.cat(bands, dim=2), expected, atol=1e-4, rtol=1e-4)
