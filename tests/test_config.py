@@ -50,7 +50,7 @@ from deop.plan import Plan
             {},
             "config: multipass: unknown method 'zegfomer'; valid: simbaseline, zegformer",
         ),
-        (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, single"),
+        (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, nodes2x8, single"),
         (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: claims, evaluate"),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
         (
