@@ -159,9 +159,23 @@ def test_another_mirror_completes_a_part_only_if_a_hash_tells_it_is_right(
 def test_web_page_is_not_taken_for_an_archive(file_server, source, archive, type) -> None:
     file_server.files["a.zip"] = b"<!DOCTYPE html><html><title>Sign in</title></html>"
     file_server.headers["a.zip"]["Content-Type"] = type
-    with pytest.raises(DeopError, match=r"a\.zip: it is a web page"):
+    with pytest.raises(DeopError, match=r"a\.zip: it is a web page \('Sign in'\)"):
         obtain(source(), archive)
     assert not list(archive.parent.iterdir())
+
+
+def test_web_page_costs_nothing_of_what_was_fetched_before(file_server, source, archive, monkeypatch) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    file_server.files["a.zip"] = DATA
+    file_server.cuts["a.zip"] = [150_000]
+    with pytest.raises(DeopError, match="broke off"):
+        obtain(source(), archive)
+    file_server.files["a.zip"] = b"<html><title>Sign in</title></html>"
+    with pytest.raises(DeopError, match="it is a web page"):
+        obtain(source(), archive)
+    file_server.files["a.zip"] = DATA
+    obtain(source(), archive)
+    assert archive.read_bytes() == DATA and file_server.requests[-1].sent < SIZE
 
 
 def test_wrong_hash_is_named_put_aside_and_the_next_url_is_tried(file_server, source, archive) -> None:

@@ -6,6 +6,7 @@ Beside an archive ``x.zip`` lie ``x.zip.json``, its size, SHA-256 and URL as fir
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -275,26 +276,29 @@ def _transfer(url: str, partial: _Partial, source: Source) -> None:
             raise _Broken(f"the server answers {answer.status_code} {answer.reason}")
         if answer.status_code not in (200, 206):
             raise _Refused(f"the server answers {answer.status_code} {answer.reason}")
-        if answer.headers.get("Content-Type", "").startswith("text/html"):
-            raise _Refused(f"it is a web page{_title(answer)} instead of an archive")
+        # Some servers name the compression of a .tar.gz here, and it would be undone.
+        answer.raw.headers.pop("Content-Encoding", None)
+        chunks = answer.iter_content(_CHUNK)
+        first = next(chunks, b"")
+        page = answer.headers.get("Content-Type", "").startswith("text/html")
+        if page or (answer.status_code == 200 and _WEB_PAGE.match(first)):
+            raise _Refused(f"it is a web page{_title(first)} instead of an archive")
         total = _total(answer, offset)
         if entry.bytes is not None and total not in (None, entry.bytes):
             raise _Refused(f"it has {total:,} bytes instead of {entry.bytes:,}")
-        if answer.status_code == 206:
-            if total != state["bytes"]:
-                partial.discard()
-                raise _Broken("it has changed since it was begun")
-        else:
+        if answer.status_code == 206 and total != state["bytes"]:
+            partial.discard()
+            raise _Broken("it has changed since it was begun")
+        if total is not None:
+            unpacked = (Path(source.root) / entry.folder, total, "to unpack it")  # images hardly compress
+            missing = (partial.path.parent, total - partial.size, f"to download {entry.archive}")
+            require_space([missing, unpacked])
+        if answer.status_code == 200:
             offset = 0
             etag = answer.headers.get("ETag", "")
             # A weak tag does not promise equal bytes.
             validator = answer.headers.get("Last-Modified") if etag.startswith("W/") or not etag else etag
             partial.begin({"url": url, "validator": validator, "bytes": total})
-        if total is not None:
-            unpacked = (Path(source.root) / entry.folder, total, "to unpack it")  # images hardly compress
-            require_space([(partial.path.parent, total - offset, f"to download {entry.archive}"), unpacked])
-        # Some servers name the compression of a .tar.gz here, and it would be undone.
-        answer.raw.headers.pop("Content-Encoding", None)
         with (
             partial.path.open("ab") as file,
             tqdm(
@@ -306,10 +310,7 @@ def _transfer(url: str, partial: _Partial, source: Source) -> None:
                 mininterval=1 if sys.stderr.isatty() else 15,
             ) as progress,
         ):
-            for chunk in answer.iter_content(_CHUNK):
-                if file.tell() == 0 and _WEB_PAGE.match(chunk):
-                    partial.discard()
-                    raise _Refused("it is a web page instead of an archive")
+            for chunk in itertools.chain((first,), chunks):
                 file.write(chunk)
                 progress.update(len(chunk))
     if total is not None and partial.size != total:
@@ -327,8 +328,6 @@ def _total(answer: requests.Response, offset: int) -> int | None:
     return int(length) if length is not None else None
 
 
-def _title(answer: requests.Response) -> str:
-    found = re.search(
-        rb"<title>\s*(.*?)\s*</title>", next(answer.iter_content(4096), b""), re.IGNORECASE | re.DOTALL
-    )
+def _title(page: bytes) -> str:
+    found = re.search(rb"<title>\s*(.*?)\s*</title>", page, re.IGNORECASE | re.DOTALL)
     return f" ({found[1].decode(errors='replace')[:80]!r})" if found else ""
