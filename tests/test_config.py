@@ -51,7 +51,11 @@ from deop.plan import Plan
             "config: multipass: unknown method 'zegfomer'; valid: simbaseline, zegformer",
         ),
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, nodes2x8, single"),
-        (("resources", "training"), {}, "config: resources: unknown key 'training'; valid: claims, evaluate"),
+        (
+            ("resources", "training"),
+            {},
+            "config: resources: unknown key 'training'; valid: claims, download, evaluate",
+        ),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
         (
             ("pretrain_clip", "rounds"),

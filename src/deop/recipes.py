@@ -124,7 +124,13 @@ class Recipes:
         settings = self.settings(dataset, "proposals")
         inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
         output = f"checkpoints/proposals/{dataset}"
-        return self._jobs.add("train_proposals", output, settings, inputs, seed=seed)
+        local = self._machine("train_proposals")
+        return self._jobs.add("train_proposals", output, settings, inputs, seed=seed, local=local)
+
+    def _machine(self, stage: str) -> dict[str, dict]:
+        """What a stage is told of the machine it trains on; its results are the same on another, but for rounding."""
+        micro_batch = getattr(self._setup.main.resources, stage).micro_batch
+        return {} if micro_batch is None else {"machine": {"micro_batch": micro_batch}}
 
     def _deop(self, network: Network, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
         """Settings and inputs of whoever runs this network as it was trained on ``dataset``."""
@@ -140,7 +146,8 @@ class Recipes:
         if network.trained:
             training = settings | self.settings(dataset, "segmentation")
             output = f"checkpoints/segmentation/{dataset}"
-            trained = self._jobs.add("train_segmentation", output, training, inputs, seed=seed)
+            local = self._machine("train_segmentation")
+            trained = self._jobs.add("train_segmentation", output, training, inputs, seed=seed, local=local)
             inputs = {**inputs, "segmentation": trained}
         return settings, inputs
 
@@ -159,6 +166,7 @@ class Recipes:
             {"network": system.for_training(), **self.settings(dataset, *training)},
             {**inputs, **self._backbone(dataset), **(learned if "prompts" in training else {})},
             seed=seed,
+            local=self._machine("train_multipass"),
         )
         settings = {"network": dump(tested), **self.settings(dataset, *testing)}
         return settings, {**inputs, **(learned if "prompts" in testing else {}), "multipass": trained}

@@ -41,9 +41,12 @@ SMALL = {
     "evaluation": {"short_side": 64},
     "accelerate": "single",
     "resources": {
-        "prepare_data": {"threads": 1},
-        "train_proposals": {"threads": 1, "micro_batch": 2},
-        "train_segmentation": {"threads": 1, "micro_batch": 3},
+        stage: {"gpu": 0, "threads": 1}
+        for stage in ("prepare_data", "learn_prompts", "evaluate", "measure_speed", "picture")
+    }
+    | {
+        stage: {"gpu": 0, "threads": 1, "micro_batch": 3}
+        for stage in ("train_proposals", "train_segmentation", "train_multipass")
     },
 }
 DATASETS = ("coco", "voc", "voc20", "pc59", "a150", "pc459", "a847")
