@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from deop.clip import DenseCLIP, resize_grid
 
 _TEXTS = 256
-"""How many texts go through the text encoder at a time where no gradients are needed."""
+"""How many texts go through the text encoder at a time, so that a large vocabulary needs little memory."""
 
 
 class TextPrompt(nn.Module):
@@ -64,7 +65,8 @@ class TextPrompt(nn.Module):
         embedded = clip.token_embeddings(tokens)
         start, rest = embedded[:, :1], embedded[:, 1 : clip.context_length - self.n_prefix]
         prompts = torch.cat([start, self.context.expand(len(names), -1, -1), rest], dim=1)
-        return F.normalize(clip.encode_text_embeddings(prompts, eot), dim=-1)
+        parts = zip(prompts.split(_TEXTS), eot.split(_TEXTS), strict=True)
+        return F.normalize(torch.cat([clip.encode_text_embeddings(*part) for part in parts]), dim=-1)
 
 
 class TextTemplates(nn.Module):
@@ -95,16 +97,16 @@ class TextTemplates(nn.Module):
 def template_embeddings(clip: DenseCLIP, names: list[str], templates: tuple[str, ...]) -> Tensor:
     """Class embeddings (T, D) of T names, L2-normalised, without gradients: the mean of those of the templates.
 
-    As in CLIP's zero-shot recipe, of normalised embeddings. A few hundred texts at a time go through the text encoder,
-    in full precision, since this is done once.
+    As in CLIP's zero-shot recipe, of normalised embeddings; in full precision, since this is done once.
     """
+    chunks = [names[first : first + _TEXTS] for first in range(0, len(names), _TEXTS)]
+    steps = [(index, template) for index in range(len(chunks)) for template in templates]
+    sums: list[Tensor | int] = [0] * len(chunks)
     # What is made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-        means = [
-            torch.stack([clip.encode_text(chunk, template) for template in templates]).mean(0)
-            for chunk in (names[first : first + _TEXTS] for first in range(0, len(names), _TEXTS))
-        ]
-        return F.normalize(torch.cat(means), dim=-1)
+        for index, template in tqdm(steps, desc="embed templates", delay=5, mininterval=5, leave=False):
+            sums[index] = sums[index] + clip.encode_text(chunks[index], template)
+        return F.normalize(torch.cat(sums), dim=-1)
 
 
 class VisualPrompts(nn.Module):
