@@ -3,7 +3,8 @@
 Layout of a prepared dataset::
 
     dataset.json            classes in label order (name, thing or stuff, unseen), the label map's ignore value
-    train.csv, val.csv      image, label: paths inside the folder; classes: label ids present, separated by spaces
+    train.csv, val.csv      image, label: paths inside the folder; classes: label ids present, separated by spaces;
+                            crc32: of the label map's file (hexadecimal)
     images/, labels/        JPEG images; PNG label maps, 8 bit (ignore 255) or 16 bit (ignore 65535)
 
 The images of a real dataset stay where they are: its card has an ``image_root``, which paths of images are relative to.
@@ -12,8 +13,10 @@ The images of a real dataset stay where they are: its card has an ``image_root``
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -81,11 +84,12 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a split file."""
+    """One line of a split file; ``crc32`` is that of the label map's file, None where it is not known."""
 
     image: Path
     label: Path
     classes: tuple[int, ...]
+    crc32: int | None = None
 
 
 def ignore_value(classes: int) -> int:
@@ -125,7 +129,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             self._lookup[self.card.seen] = torch.arange(len(self.card.seen))
             position = {label: index for index, label in enumerate(self.card.seen)}
             entries = [
-                Entry(entry.image, entry.label, tuple(position[c] for c in entry.classes if c in position))
+                replace(entry, classes=tuple(position[c] for c in entry.classes if c in position))
                 for entry in entries
             ]
             entries = [entry for entry in entries if entry.classes]
@@ -134,6 +138,25 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def check_labels(self) -> SegmentationDataset:
+        """Itself, if every label map is the one that was written.
+
+        Raises:
+            DeopError: label maps that were changed, damaged or removed since, by name.
+        """
+        written = [entry for entry in self.entries if entry.crc32 is not None]
+        found = _checksums([entry.label for entry in written])
+        wrong = [
+            str(entry.label) for entry, crc32 in zip(written, found, strict=True) if crc32 != entry.crc32
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise DeopError(
+                f"label maps that are not as they were prepared: {', '.join(wrong[:5])}{more}; remove {self.root} "
+                "to have it prepared again"
+            )
+        return self
 
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
@@ -182,10 +205,26 @@ def _read_split(path: Path, image_root: str | None) -> list[Entry]:
     if missing:
         raise DeopError(f"{path}: has no column {', '.join(sorted(missing))}")
     images = path.parent if image_root is None else Path(image_root)
+    known = "crc32" in table.columns
     return [
-        Entry(images / row.image, path.parent / row.label, tuple(map(int, row.classes.split())))
+        Entry(
+            images / row.image,
+            path.parent / row.label,
+            tuple(map(int, row.classes.split())),
+            int(row.crc32, 16) if known else None,
+        )
         for row in table.itertuples()
     ]
+
+
+def _checksums(paths: Sequence[Path]) -> list[int | None]:
+    """CRC-32 of files, None of those that are not there; in threads, since reading lets others run."""
+
+    def checksum(path: Path) -> int | None:
+        return zlib.crc32(path.read_bytes()) if path.is_file() else None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(checksum, paths))
 
 
 def write_card(root: Path, card: DatasetCard) -> None:
@@ -205,10 +244,12 @@ def write_split(root: Path, split: str, entries: list[Entry], image_root: Path |
             entry.image.relative_to(image_root or root).as_posix(),
             entry.label.relative_to(root).as_posix(),
             " ".join(map(str, entry.classes)),
+            f"{crc32:08x}",
         )
-        for entry in entries
+        for entry, crc32 in zip(entries, _checksums([entry.label for entry in entries]), strict=True)
     ]
-    pd.DataFrame(rows, columns=["image", "label", "classes"]).to_csv(root / f"{split}.csv", index=False)
+    columns = ["image", "label", "classes", "crc32"]
+    pd.DataFrame(rows, columns=columns).to_csv(root / f"{split}.csv", index=False)
 
 
 def restore_raw(label: np.ndarray, card: DatasetCard) -> np.ndarray:

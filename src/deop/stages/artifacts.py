@@ -20,6 +20,7 @@ from deop import __version__
 from deop.settings import Job
 
 PROVENANCE = "provenance.json"
+WEIGHTS = "model.safetensors"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,6 +105,7 @@ class Workspace:
 def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
     """Makes ``job.output``: yields a workspace and, if the block ends well, publishes it under its final name.
 
+    Of weights, ``provenance.json`` has the SHA-256, which is checked whenever they are loaded.
     Of several processes that Accelerate launched, the first publishes, when all have ended their block.
     """
     workspace = Workspace(Path(job.output), int(os.environ.get("RANK", "0")))
@@ -116,12 +118,21 @@ def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
         PartialState().wait_for_everyone()
     if workspace.rank:
         return
+    weights = workspace.path / WEIGHTS
+    if weights.exists():
+        more["sha256"] = sha256_of(weights)
     write_json(workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more))
     shutil.rmtree(workspace.state)
     workspace._clock.unlink(missing_ok=True)
     if workspace.output.exists():
         shutil.rmtree(workspace.output)
     os.replace(workspace.path, workspace.output)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def bundle(folder: Path, name: str, package_weights: Path) -> Path:
@@ -132,9 +143,8 @@ def bundle(folder: Path, name: str, package_weights: Path) -> Path:
     """
     target = package_weights / f"{name}.safetensors"
     target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / "model.safetensors", target)
-    with target.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    shutil.copyfile(folder / WEIGHTS, target)
+    sha256 = sha256_of(target)
     provenance, accuracy = (json.loads((folder / part).read_text()) for part in (PROVENANCE, "accuracy.json"))
-    write_json(target.with_suffix(".json"), {"sha256": sha256, **provenance, "accuracy": accuracy})
+    write_json(target.with_suffix(".json"), {**provenance, "sha256": sha256, "accuracy": accuracy})
     return target

@@ -31,7 +31,7 @@ def run(job: Job) -> None:
     """
     started = time.monotonic()
     settings = Evaluation.model_validate(job.settings["evaluation"])
-    dataset = SegmentationDataset(job.inputs["data"], "val")
+    dataset = SegmentationDataset(job.inputs["data"], "val").check_labels()
     accelerator = make_accelerator()
     segmenter = build_segmenter(job).to(accelerator.device).eval()
     metrics = SegmentationMetrics(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from deop.data.coco_results import entries, image_ids, write_results
-from deop.data.segmentation import SegmentationDataset
+from deop.data.segmentation import DatasetCard, SegmentationDataset
 from deop.errors import DeopError
 from deop.settings import Evaluation, Job
 from deop.stages.evaluate import batches, load_batch, resize_short_side
@@ -20,14 +20,13 @@ from deop.stages.loop import make_accelerator
 from deop.stages.networks import build_segmenter
 
 
-def run(job: Job, output: Path, category_ids: Sequence[int] | None = None) -> None:
+def run(job: Job, output: Path) -> None:
     """Writes the label maps that the evaluation ``job`` measures to ``output``, all their pixels, as COCO results.
 
     They are collected in ``<output>.<key>.partial``, a batch a line; a killed run leaves it and the next takes it up.
 
     Args:
         job: an evaluation, whose inputs are there.
-        category_ids: the dataset's own id of each class in label order; label + 1 by default.
 
     Raises:
         DeopError: an input of the evaluation that is not there, or a folder that cannot be written to.
@@ -45,7 +44,7 @@ def run(job: Job, output: Path, category_ids: Sequence[int] | None = None) -> No
     except OSError as error:
         raise DeopError(f"{partial} cannot be written: {error.strerror}") from None
     with file:
-        for group in _predictions(job, _whole_lines(file), category_ids):
+        for group in _predictions(job, _whole_lines(file)):
             file.write(json.dumps(group).encode() + b"\n")
             file.flush()
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
@@ -53,6 +52,15 @@ def run(job: Job, output: Path, category_ids: Sequence[int] | None = None) -> No
         write_results(map(json.loads, lines), file)
     os.replace(temporary, output)
     partial.unlink()
+
+
+def category_ids(card: DatasetCard) -> list[int]:
+    """The owners' id of each class, or its label where they have none; counted from 1, as COCO's are.
+
+    COCO-Stuff's label maps hold its category ids less one.
+    """
+    ids = [label if entry.raw_id is None else entry.raw_id for label, entry in enumerate(card.classes)]
+    return [value + 1 for value in ids] if 0 in ids else ids
 
 
 def _whole_lines(file: BinaryIO) -> int:
@@ -66,13 +74,13 @@ def _whole_lines(file: BinaryIO) -> int:
     return count
 
 
-def _predictions(job: Job, done: int, category_ids: Sequence[int] | None) -> Iterator[list[dict[str, Any]]]:
+def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     """The entries of each of the evaluation's batches but the first ``done``."""
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val")
     accelerator = make_accelerator()
     ids = image_ids([entry.image for entry in dataset.entries])
-    categories = range(1, len(dataset.names) + 1) if category_ids is None else category_ids
+    categories = category_ids(dataset.card)
     todo = batches(dataset, settings.batch_size)
     if done == len(todo):
         return

@@ -88,7 +88,7 @@ def run(job: Job) -> None:
     """Learns the prompt of ``job.settings["prompts"]`` on the seen classes and writes it."""
     settings = TextPrompts.model_validate(job.settings["prompts"])
     seed_everything(job)
-    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
     clip = build_clip(job)
     prompt = build_prompt(job, clip)
     # "No object" means nothing to crops that all show one; the segmentation stage learns it.

@@ -18,7 +18,7 @@ def run(job: Job) -> None:
     """Trains the system of ``job.settings["network"]`` and writes what it learned."""
     settings = Proposals.model_validate(job.settings["proposals"])
     seed_everything(job)
-    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
     segmenter = build_multipass(job)
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")

@@ -30,7 +30,7 @@ def run(job: Job) -> None:
     """Trains the network of ``job.settings["proposals"]`` and writes its weights."""
     settings = Proposals.model_validate(job.settings["proposals"])
     seed_everything(job)
-    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
     network = build_proposals(job)
     optimizer = proposal_optimizer(network, network, settings)
     with artifact(job) as workspace:

@@ -28,7 +28,7 @@ def run(job: Job) -> None:
     """Trains the network of ``job.settings["network"]`` and writes what it learned."""
     settings = Segmentation.model_validate(job.settings["segmentation"])
     seed_everything(job)
-    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True)
+    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
     segmenter = build_segmenter(job)
     learned = {name: value for name, value in segmenter.named_parameters() if value.requires_grad}
     anchors = [value for name, value in learned.items() if name.startswith("anchors.")]
