@@ -104,18 +104,25 @@ class Proposals(Settings):
     """The class-agnostic MaskFormer and its schedule (section 3.1).
 
     ``pretrained_backbone`` true loads timm's weights (the paper's are ImageNet's), ``"bundled"`` those of this package,
-    or what ``pretrain_backbone`` trains in their place.
+    or what ``pretrain_backbone`` trains in their place; another text is the path of a file of timm's weights.
+    ``backbone_args`` go to timm, but for ``multi_grid``: the dilations of the blocks of a ResNet's last stage
+    (MaskFormer's ResNet-101c: 1, 2, 4). ``decoder_norm`` ``outputs`` is MaskFormer's own decoder, ``chained`` that of
+    transformers (see :class:`deop.proposals.ProposalNetwork`).
     """
 
     backbone: str
     backbone_args: dict = {}
-    pretrained_backbone: bool | Literal["bundled"]
+    pretrained_backbone: bool | str
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
     queries: Positive = 100
     decoder_layers: Positive = 6
     width: Positive = 256
     ffn_width: Positive = 2048
     heads: Positive = 8
+    # Like "resampling" below, this names results only where it is not the default.
+    decoder_norm: Literal["chained", "outputs"] = Field(
+        "chained", exclude_if=lambda value: value == "chained"
+    )
     focal_weight: float = 20.0
     dice_weight: float = 1.0
     iterations: Annotated[int, Field(ge=0)]
@@ -165,7 +172,9 @@ class Network(Settings):
     """One system of the tables: which of DeOP's parts are on.
 
     ``logit_scale`` multiplies the cosines that the softmax over classes sees; None is the CLIP's own, learned in its
-    pre-training: 100 for OpenAI's.
+    pre-training: 100 for OpenAI's. ``resampling: release`` follows the authors' release, for its weights: positions and
+    visual prompts are resized without antialiasing, and the masks that pool are brought to the patch grid after their
+    sigmoid and not before.
     """
 
     method: Literal["deop"] = "deop"
@@ -176,6 +185,10 @@ class Network(Settings):
     visual_prompt_grid: Positive = 24
     renormalise_pooled: bool = False
     logit_scale: float | None = None
+    # Left out of what names results unless it is set, so that those from before it keep their names.
+    resampling: Literal["antialias", "release"] = Field(
+        "antialias", exclude_if=lambda value: value == "antialias"
+    )
 
     @property
     def trained(self) -> bool:
