@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -62,20 +63,18 @@ def download_failed(what: str, url: str, cache: str | Path, remedy: str, error: 
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error or its causes say about access, in few words."""
-    texts = []
-    cause: BaseException | None = error
-    while cause is not None:
-        texts.append(f"{type(cause).__name__}: {cause}")
-        cause = cause.__cause__ or cause.__context__
-    told = " ".join(texts)
-    if any(sign in told for sign in ("GatedRepo", "401", "403", "gated")):
+    """Why a download failed, in few words: what its first cause says."""
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    told = " ".join(f"{type(cause).__name__}: {cause}" for cause in causes)
+    if re.search(r"GatedRepoError|\b40[13] Client Error", told):
         return (
             "access refused: accept the licence on its page and log in with 'hf auth login', or set HF_TOKEN"
         )
-    if any(sign in told for sign in ("OfflineMode", "HF_HUB_OFFLINE", "offline mode")):
+    if constants.HF_HUB_OFFLINE:
         return "offline: HF_HUB_OFFLINE is set"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(causes[-1]).strip().splitlines() or [type(causes[-1]).__name__])[0][:200]
 
 
 def hub_cache(cache_dir: str | Path | None = None) -> str:
