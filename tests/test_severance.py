@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from deop.attention import TorchAttention
 from deop.clip import DenseCLIP, load_clip
 from deop.severance import Severance, mask_guided_patch_severance, mask_sum
 
@@ -117,7 +118,7 @@ def test_mps_is_equation_1_and_mask_sum_the_released_layer(
 
 @torch.no_grad()
 def test_under_mps_a_patch_hears_the_patches_of_its_masks_and_the_class_token(mini: DenseCLIP) -> None:
-    attention = mini.model.visual.transformer.resblocks[-1].attn
+    attention = TorchAttention(mini.model.visual.transformer.resblocks[-1].attn)
     tokens = torch.randn(1, 5, mini.width)  # the class token and 2 x 2 patches
     masks = torch.tensor(
         [[[[1.0, 1.0], [0.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]]]]
@@ -133,12 +134,12 @@ def test_under_mps_a_patch_hears_the_patches_of_its_masks_and_the_class_token(mi
     assert [heard(token) for token in range(5)] == [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3], [0, 2, 3], []]
     # A token with nothing to attend to adds the output projection's bias alone.
     out = mask_guided_patch_severance(attention, tokens, masks)[0, 4]
-    torch.testing.assert_close(out, attention.out_proj.bias)
+    torch.testing.assert_close(out, attention.module.out_proj.bias)
 
 
 @torch.no_grad()
 def test_mps_rows_sum_to_one_and_mask_sums_do_not(mini: DenseCLIP) -> None:
-    attention = mini.model.visual.transformer.resblocks[-1].attn
+    attention = TorchAttention(mini.model.visual.transformer.resblocks[-1].attn)
     tokens = torch.randn(2, 1, mini.width).expand(
         2, 36, -1
     )  # equal tokens: any weighted mean of them is one of them
@@ -188,7 +189,7 @@ def test_with_alpha_1_no_token_of_a_layer_hears_another(
     mini: DenseCLIP, alpha: float, moved: list[int]
 ) -> None:
     attend = Severance("gps", {-1: alpha}).attentions(mini.layers)[-1]
-    attention = mini.model.visual.transformer.resblocks[-1].attn
+    attention = TorchAttention(mini.model.visual.transformer.resblocks[-1].attn)
     tokens = torch.randn(1, 17, mini.width)
     perturbed = tokens.clone()
     perturbed[0, 7] += 1

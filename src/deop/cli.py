@@ -163,3 +163,19 @@ def export_coco(
     with job.open() as job_file:
         wait_for_others(job_file)
         importlib.import_module("deop.stages.export_coco").run(order, results)
+
+
+@app.command(name="import-authors")
+def import_authors(
+    checkpoint: Annotated[Path, typer.Argument(help="the release's model_final.pth")],
+    output: Annotated[Path, typer.Argument(help="folder to make")],
+) -> None:
+    """Import the authors' released DeOP checkpoint: every tensor into our networks, or listed as left out."""
+    from deop.stages.import_authors import import_checkpoint
+
+    imported = import_checkpoint(checkpoint, output)
+    for part, tensors in imported.parts.items():
+        typer.echo(f"{output / part}: {len(tensors)} tensors")
+    typer.echo(f"{len(imported.left_out)} left out:")
+    for name, reason in imported.left_out.items():
+        typer.echo(f"  {name}: {reason}")

@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
+import pickle
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
+from huggingface_hub import constants
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from deop.attention import TorchAttention
+from deop.clip_towers import check_image_config, make_tower
+from deop.errors import WeightsError
+from deop.pretrained import check_sha256, download_failed, find_clip_weights, hub_cache, is_torchscript
 from deop.severance import self_attention
 
 if TYPE_CHECKING:
+    from deop.attention import SelfAttention
     from deop.prompts import VisualPrompts
     from deop.severance import Severance
 
-PACKAGE = Path(__file__).parent
-BUNDLED = PACKAGE / "weights"
-
-open_clip.add_model_config(PACKAGE / "model_configs")
+open_clip.add_model_config(Path(__file__).parent / "model_configs")
 
 
 class DenseFeatures(NamedTuple):
     """What one pass through the visual tower gives; nothing is L2-normalised.
 
-    pooled: (B, D) the image embedding as the model pools it (class token or average).
-    patches: (B, D, h, w) patch tokens after the last layer norm and the projection to the joint space.
+    pooled: (B, D) the image embedding as the model pools it (class token, average, or attention).
+    patches: (B, D, h, w) patch tokens, each alone taken to the joint space as the pooled embedding is: last layer norm
+        and projection, and before that what an attention pool does to its values (SigLIP; see
+        :class:`deop.clip_towers.TimmTower`).
     """
 
     pooled: Tensor
@@ -44,6 +50,7 @@ class DenseCLIP(nn.Module):
     Attributes:
         embed_dim: width D of the joint space.
         width, layers: token width and number of blocks of the visual tower.
+        prefix: visual tokens before the patches: 1 with a class token, 0 without.
         patch_size: side of a patch in pixels.
         pretrain_grid: (h, w) patches of the image size the model was pre-trained at.
         mean, std: per channel, of images with values in [0, 1].
@@ -55,21 +62,22 @@ class DenseCLIP(nn.Module):
         tokenizer: list of T texts -> (T, context_length) token ids.
 
     Raises:
-        ValueError: the image tower is not open_clip's ViT with class-token or average pooling, or the text
-            tower is not causal with end-of-text pooling (on which learned prefixes rest).
+        WeightsError: the image tower is not a ViT that can be read densely (:mod:`deop.clip_towers`), or the text
+            tower is not a transformer of open_clip's, into which learned prefixes can be put, or pools otherwise than
+            at the end of the text or at the last token.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
         super().__init__()
-        _check_towers(model)
+        self._tower = make_tower(model.visual)
+        _check_text_tower(model)
         self.model = model.requires_grad_(False)
         self.tokenizer = tokenizer
-        tower = model.visual
-        self.embed_dim: int = tower.proj.shape[1]
-        self.width: int = tower.transformer.width
-        self.layers: int = tower.transformer.layers
-        self.patch_size: int = tower.patch_size[0]
-        self.pretrain_grid: tuple[int, int] = tuple(tower.grid_size)
+        self.width: int = self._tower.width
+        self.layers: int = self._tower.layers
+        self.prefix: int = self._tower.prefix
+        self.patch_size: int = self._tower.patch_size
+        self.pretrain_grid: tuple[int, int] = self._tower.pretrain_grid
         preprocessing = open_clip.get_model_preprocess_cfg(model)
         self.mean: tuple[float, float, float] = tuple(preprocessing["mean"])
         self.std: tuple[float, float, float] = tuple(preprocessing["std"])
@@ -77,6 +85,9 @@ class DenseCLIP(nn.Module):
         self.text_width: int = self._text_tower.token_embedding.embedding_dim
         self.logit_scale: float = model.logit_scale.exp().item()
         self.eval()
+        with torch.no_grad():
+            nothing = torch.zeros(1, self.prefix + 1, self.width, device=model.logit_scale.device)
+            self.embed_dim: int = self._tower.patches(nothing).shape[-1]
 
     def train(self, mode: bool = True) -> DenseCLIP:
         """Keep evaluation mode whatever ``mode`` says: a frozen encoder inside a model that trains."""
@@ -89,6 +100,7 @@ class DenseCLIP(nn.Module):
         severance: Severance | None = None,
         visual_prompts: VisualPrompts | None = None,
         masks: Tensor | None = None,
+        antialias: bool = True,
     ) -> DenseFeatures:
         """Dense features of whole images in one pass, at any size.
 
@@ -99,31 +111,28 @@ class DenseCLIP(nn.Module):
             visual_prompts: learned maps added to the tokens that enter the first blocks (section 3.2).
             masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, for severance kinds that are guided
                 by masks.
+            antialias: resize positions and visual prompts with antialiasing, as open_clip does, or without.
 
         Raises:
             ValueError: an image size that is not a multiple of the patch size, a severed layer that the tower
                 does not have, visual prompts of another width or more depth than the tower, or masks that are
                 missing or do not fit the patches where the severance needs them.
         """
-        tower = self.model.visual
+        tower = self._tower
         if visual_prompts is not None:
             self._check_prompts(visual_prompts)
-        tokens, grid = self._embed_patches(images, visual_prompts)
-        blocks = tower.transformer.resblocks
+        tokens, grid = self._embed_patches(images, visual_prompts, antialias)
         attentions = [None] * self.layers if severance is None else severance.attentions(self.layers)
-        for layer, (block, attend) in enumerate(zip(blocks, attentions, strict=True)):
+        for layer, attend in enumerate(attentions):
             if visual_prompts is not None and 0 < layer < visual_prompts.depth:
-                tokens = tokens + visual_prompts(layer, grid).to(tokens.dtype)
-            attend = attend or self_attention
-            tokens = tokens + block.ls_1(attend(block.attn, block.ln_1(tokens), masks))
-            tokens = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
-        # The tower's own pooling, since models differ in whether the last norm comes before or after it.
-        pooled = tower._pool(tokens)[0] @ tower.proj
-        patches = tower.ln_post(tokens[:, 1:]) @ tower.proj
-        return DenseFeatures(pooled, patches.transpose(1, 2).unflatten(2, grid))
+                tokens = tokens + visual_prompts(layer, grid, antialias).to(tokens.dtype)
+            tokens = tower.block(layer, tokens, tower.attention(layer, grid), attend or self_attention, masks)
+        return DenseFeatures(tower.pool(tokens), tower.patches(tokens).transpose(1, 2).unflatten(2, grid))
 
     def patch_attention(self, images: Tensor, layer: int = -1) -> Tensor:
-        """Softmax attention of one visual layer of plain CLIP: (B, heads, 1+h*w, 1+h*w), class token first.
+        """Softmax attention of one visual layer of plain CLIP: (B, heads, T, T), the class token first if any.
+
+        T = ``prefix`` + h*w.
 
         Raises:
             ValueError: a layer that the tower does not have, or a wrong image size.
@@ -133,25 +142,48 @@ class DenseCLIP(nn.Module):
                 f"layer {layer}, but the tower has {self.layers} layers: "
                 f"valid are {-self.layers} to {self.layers - 1}"
             )
-        tokens, _ = self._embed_patches(images)
-        *before, block = self.model.visual.transformer.resblocks[: layer % self.layers + 1]
-        for earlier in before:
-            tokens = earlier(tokens)
-        tokens = block.ln_1(tokens)
-        return block.attn(tokens, tokens, tokens, need_weights=True, average_attn_weights=False)[1]
+        tower = self._tower
+        tokens, grid = self._embed_patches(images)
+        seen: list[Tensor] = []
+
+        def attend(attention: SelfAttention, normed: Tensor, masks: Tensor | None) -> Tensor:
+            query, key, _ = attention.project(normed)
+            seen.append((query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1))
+            return normed
+
+        last = layer % self.layers
+        for index in range(last):
+            tokens = tower.block(index, tokens, tower.attention(index, grid), self_attention, None)
+        tower.block(last, tokens, tower.attention(last, grid), attend, None)
+        return seen[0]
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (T, context_length) of T texts, on the model's device; texts too long are cut."""
         return self.tokenizer(texts).to(self.device)
 
     def end_of_text(self, tokens: Tensor) -> Tensor:
-        """Index (T,) of the end-of-text token in token ids (T, L): there the tower reads its embedding."""
+        """Index (T,) of the first token after the text's own, in token ids (T, L): the end-of-text token."""
         text = self._text_tower
-        if (
-            _text_setting(text, "pool_type") == "argmax"
-        ):  # end-of-text has the highest id in CLIP's vocabulary
+        pooling = _text_setting(text, "pool_type")
+        if pooling == "argmax":  # end-of-text has the highest id in CLIP's vocabulary
             return tokens.argmax(dim=-1)
-        return (tokens == _text_setting(text, "eos_id")).int().argmax(dim=-1)
+        if pooling == "eos":
+            return (tokens == _text_setting(text, "eos_id")).int().argmax(dim=-1)
+        # Towers that read the last position: padding, and before it an end token where the tokenizer has one.
+        blank = self.tokenize([""])[0]
+        end, padding = blank[self.text_start], blank[-1]
+        length = (tokens != padding).flip(-1).int()
+        length = torch.where(length.any(-1), tokens.shape[1] - length.argmax(-1), 0)
+        last = tokens.gather(1, (length - 1).clamp(min=0)[:, None])[:, 0]
+        return length - ((last == end) & (end != padding)).int()
+
+    @cached_property
+    def text_start(self) -> int:
+        """Tokens before a text's own: the start token, which SigLIP's tokenizers do not have."""
+        if _text_setting(self._text_tower, "pool_type") != "last":
+            return 1
+        blank, word = self.tokenizer(["", "a"])
+        return int((blank == word).int().cumprod(0).sum())
 
     def token_embeddings(self, tokens: Tensor) -> Tensor:
         """Token ids (T, L) -> embeddings (T, L, text_width), without positions."""
@@ -160,21 +192,25 @@ class DenseCLIP(nn.Module):
     def word_embeddings(self, text: str) -> Tensor:
         """Embeddings (W, text_width) of the tokens of a text alone, without start, end and positions."""
         tokens = self.tokenize([text])
-        return self.token_embeddings(tokens)[0, 1 : int(self.end_of_text(tokens)[0])]
+        return self.token_embeddings(tokens)[0, self.text_start : int(self.end_of_text(tokens)[0])]
 
     def encode_text_embeddings(self, embeddings: Tensor, eot: Tensor) -> Tensor:
         """Text embeddings (T, D), not normalised, from token embeddings; differentiable in them.
 
         Args:
-            embeddings: (T, L, text_width) without positions, L at most ``context_length``.
-            eot: (T,) index of each end-of-text token.
+            embeddings: (T, L, text_width) without positions, L at most ``context_length``, and just that for towers
+                that are not causal: there the padding takes part.
+            eot: (T,) index of each end-of-text token; towers that read the last position do not look at it.
         """
         text = self._text_tower
-        # The tower is causal, so nothing after the last end-of-text token counts: class names are short.
-        length = int(eot.max()) + 1
+        causal = getattr(text, "attn_mask", None) is not None
+        if _text_setting(text, "pool_type") == "last":
+            eot = torch.full_like(eot, embeddings.shape[1] - 1)
+        # In a causal tower nothing after the last end-of-text token counts: class names are short.
+        length = int(eot.max()) + 1 if causal else embeddings.shape[1]
         x = embeddings[:, :length] + text.positional_embedding[:length].to(embeddings.dtype)
         for block in text.transformer.resblocks:
-            x = x + block.ls_1(self_attention(block.attn, block.ln_1(x), causal=True))
+            x = x + block.ls_1(self_attention(TorchAttention(block.attn), block.ln_1(x), causal=causal))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
         x = text.ln_final(x)[torch.arange(len(eot), device=eot.device), eot]
         projection = text.text_projection
@@ -198,10 +234,10 @@ class DenseCLIP(nn.Module):
         return getattr(self.model, "text", self.model)
 
     def _embed_patches(
-        self, images: Tensor, visual_prompts: VisualPrompts | None = None
+        self, images: Tensor, visual_prompts: VisualPrompts | None = None, antialias: bool = True
     ) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens (B, 1+h*w, width) that enter the first block, and the grid (h, w)."""
-        tower, patch = self.model.visual, self.patch_size
+        """Tokens (B, prefix+h*w, width) that enter the first block, and the grid (h, w)."""
+        patch = self.patch_size
         height, width = images.shape[-2:]
         if height % patch or width % patch:
             near = [max(1, round(side / patch)) * patch for side in (height, width)]
@@ -209,16 +245,9 @@ class DenseCLIP(nn.Module):
                 f"image size {height}x{width} is not a multiple of the patch size, {patch} pixels; "
                 f"{near[0]}x{near[1]} would be"
             )
-        x = tower.conv1(images)
-        grid = (x.shape[2], x.shape[3])
-        x = x.flatten(2).transpose(1, 2)
-        x = torch.cat([tower.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        positions = tower.positional_embedding
-        of_patches = positions[1:].T.unflatten(1, self.pretrain_grid)
-        positions = torch.cat([positions[:1], resize_grid(of_patches, grid).flatten(1).T])
-        if visual_prompts is not None:
-            positions = positions + visual_prompts(0, grid)
-        return tower.ln_pre(x + positions.to(x.dtype)), grid
+        grid = (height // patch, width // patch)
+        prompt = None if visual_prompts is None else visual_prompts(0, grid, antialias)
+        return self._tower.embed(images, grid, prompt, antialias=antialias), grid
 
     def _check_prompts(self, prompts: VisualPrompts) -> None:
         if prompts.width != self.width or prompts.depth > self.layers:
@@ -226,13 +255,10 @@ class DenseCLIP(nn.Module):
                 f"visual prompts of width {prompts.width} and depth {prompts.depth} do not fit "
                 f"a tower of width {self.width} and {self.layers} layers"
             )
-
-
-def resize_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps (C, h, w) on a patch grid -> (C, *grid), bicubic, as open_clip resizes positional embeddings."""
-    if tuple(maps.shape[1:]) == tuple(grid):
-        return maps
-    return F.interpolate(maps[None], size=grid, mode="bicubic", align_corners=False, antialias=True)[0]
+        if prompts.prefix != self.prefix:
+            raise ValueError(
+                f"visual prompts for {prompts.prefix} class tokens, but the tower has {self.prefix}"
+            )
 
 
 def load_clip(
@@ -248,72 +274,91 @@ def load_clip(
         model: name of an open_clip model config, such as ``"ViT-B-16"`` or ``"deop-mini"``.
         pretrained: an open_clip tag such as ``"openai"`` (downloaded once into ``cache_dir``; the activation
             is the one the tag was trained with); ``"bundled"`` for the weights this package ships; a path to
-            ``.safetensors`` or ``.pt`` weights; or None for random weights.
+            ``.safetensors`` or ``.pt`` weights, OpenAI's TorchScript archives among them; or None for random weights.
+            A file does not say its activation (``-quickgelu`` models), unless it is OpenAI's; images are normalised
+            as for the model's tags.
         weights_sha256: expected SHA-256 of the weights file. Bundled weights are checked in any case, against
             the sum in the JSON beside them.
         cache_dir: where downloads go, open_clip's default if None.
 
     Raises:
-        ValueError: unknown model or tag, towers that cannot be read densely, or a wrong checksum.
-        FileNotFoundError: a weights file that is not there.
+        WeightsError: unknown model or tag, towers that cannot be read densely, a weights file or tokenizer that is not
+            there and cannot be downloaded, a wrong checksum, or weights of another model.
     """
     config = open_clip.get_model_config(model)
     if config is None:
         near = difflib.get_close_matches(model, open_clip.list_models(), n=5, cutoff=0.4)
-        raise ValueError(f"unknown CLIP model {model!r}; closest: {', '.join(near) or 'none'}")
-    # Known from the config alone: said before gigabytes are downloaded for towers that are then refused.
-    if "timm_model_name" in config["vision_cfg"] or not isinstance(config["vision_cfg"]["layers"], int):
-        raise ValueError(f"the image tower of CLIP model {model!r} is not open_clip's VisionTransformer")
-    if "hf_model_name" in config["text_cfg"]:
-        raise ValueError(f"the text tower of CLIP model {model!r} is not open_clip's TextTransformer")
-
-    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
-    path = None if pretrained is None else _weights_file(model, pretrained, tag, cache_dir)
-    if pretrained == "bundled":
-        check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
-    if path is not None and weights_sha256 is not None:
-        check_sha256(path, weights_sha256)
-    # OpenAI's weights need QuickGELU, which open_clip puts into the tag and not into the model "ViT-B-16".
-    overrides = {"quick_gelu": tag.get("quick_gelu", False)} if tag else {}
-    built = open_clip.create_model(
-        model,
-        pretrained=None if path is None else str(path),
-        force_preprocess_cfg={key: tag[key] for key in ("mean", "std") if key in tag},
-        **overrides,
-    )
-    return DenseCLIP(built, open_clip.get_tokenizer(model))
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise ValueError naming the file and both sums unless its SHA-256 is ``expected`` (hexadecimal)."""
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected.lower():
-        raise ValueError(f"{path} has SHA-256 {actual}, not the expected {expected}")
-
-
-def _weights_file(model: str, pretrained: str, tag: dict, cache_dir: str | Path | None) -> Path:
-    if tag:
-        return Path(open_clip.download_pretrained(tag, cache_dir=cache_dir and str(cache_dir)))
-    if pretrained == "bundled":
-        path = BUNDLED / f"{model}.safetensors"
-        if not path.is_file():
-            bundled = sorted(file.stem for file in BUNDLED.glob("*.safetensors"))
-            raise FileNotFoundError(
-                f"no weights are bundled for CLIP model {model!r} ({path}); "
-                f"bundled: {', '.join(bundled) or 'none'}"
+        raise WeightsError(f"unknown CLIP model {model!r}; closest: {', '.join(near) or 'none'}")
+    try:
+        check_image_config(config["vision_cfg"])
+        if "hf_model_name" in config["text_cfg"]:
+            raise WeightsError(
+                f"the text tower ({config['text_cfg']['hf_model_name']}) is not open_clip's TextTransformer, "
+                "into which learned prefixes can be put"
             )
-        return path
-    path = Path(pretrained)
-    if path.is_file():
-        return path
-    if path.suffix in (".safetensors", ".pt"):
-        raise FileNotFoundError(f"CLIP weights {path} are not there")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    raise ValueError(
-        f"unknown weights {pretrained!r} of CLIP model {model!r}; valid: a path to .safetensors "
-        f"or .pt, {', '.join(['bundled', *tags])}"
-    )
+        tokenizer = _tokenizer(model, config["text_cfg"], cache_dir)
+        path = None if pretrained is None else find_clip_weights(model, pretrained, cache_dir)
+        if pretrained == "bundled":
+            check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
+        if path is not None and weights_sha256 is not None:
+            check_sha256(path, weights_sha256)
+        return DenseCLIP(_build(model, pretrained, path), tokenizer)
+    except WeightsError as error:
+        told = str(error)
+        named = told if f"CLIP model {model!r}" in told else f"CLIP model {model!r}: {told}"
+        raise WeightsError(named) from error
+
+
+def _build(model: str, pretrained: str | None, path: Path | None) -> nn.Module:
+    """The model with the weights of ``path``, as the tag ``pretrained`` says where that is one."""
+    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
+    archive = path is not None and is_torchscript(path)
+    # OpenAI's weights need QuickGELU, which open_clip puts into the tag and not into the model "ViT-B-16".
+    quick = {"quick_gelu": True} if archive else {"quick_gelu": tag.get("quick_gelu", False)} if tag else {}
+    try:
+        return open_clip.create_model(
+            model,
+            pretrained=None if path is None else str(path),
+            force_preprocess_cfg=_preprocessing(model, tag),
+            weights_only=not archive,  # which TorchScript archives are not read with; they hold no pickled code
+            **quick,
+        )
+    except (RuntimeError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
+        if path is None:
+            raise
+        raise WeightsError(
+            f"weights {path} do not fit CLIP model {model!r}: {' '.join(str(error).split())[:300]}"
+        ) from error
+
+
+def _preprocessing(model: str, tag: dict) -> dict[str, tuple[float, ...]]:
+    """Mean and deviation of images that a tag asks for, or else that all tags of the model agree on."""
+    tags = [
+        open_clip.get_pretrained_cfg(model, name) for name in open_clip.list_pretrained_tags_by_model(model)
+    ]
+    asked = [
+        {key: about[key] for key in ("mean", "std") if key in about} for about in ([tag] if tag else tags)
+    ]
+    return asked[0] if asked and all(one == asked[0] for one in asked) else {}
+
+
+def _tokenizer(model: str, text: dict, cache_dir: str | Path | None) -> Callable[[list[str]], Tensor]:
+    try:
+        return open_clip.get_tokenizer(model, cache_dir=cache_dir and str(cache_dir))
+    except Exception as error:
+        name = text.get("hf_tokenizer_name")
+        if name is None:
+            raise
+        remedy = (
+            f'Run \'hf download {name} --exclude "*.safetensors" --exclude "*.bin"\' on a machine that may, and copy '
+            "that folder of its cache here (HF_HUB_CACHE says where it is)"
+        )
+        where = f"{constants.ENDPOINT}/{name}"
+        raise WeightsError(
+            download_failed(
+                f"the tokenizer of CLIP model {model!r}", where, hub_cache(cache_dir), remedy, error
+            )
+        ) from error
 
 
 def _text_setting(text: nn.Module, name: str) -> str | int | None:
@@ -321,19 +366,19 @@ def _text_setting(text: nn.Module, name: str) -> str | int | None:
     return getattr(text, f"text_{name}", getattr(text, name, None))
 
 
-def _check_towers(model: nn.Module) -> None:
-    tower = model.visual
-    if not isinstance(tower, VisionTransformer) or tower.attn_pool is not None or tower.pool_type == "none":
-        raise ValueError(
-            f"the image tower ({type(tower).__name__}) must be open_clip's VisionTransformer "
-            "with class-token or average pooling"
-        )
-    if not all(isinstance(block.attn, nn.MultiheadAttention) for block in tower.transformer.resblocks):
-        raise ValueError("the image tower has open_clip's custom attention, not nn.MultiheadAttention")
+def _check_text_tower(model: nn.Module) -> None:
     text = getattr(model, "text", model)
-    causal = getattr(text, "attn_mask", None) is not None and getattr(text, "cls_emb", None) is None
-    if not causal or _text_setting(text, "pool_type") not in ("argmax", "eos"):
-        raise ValueError(
-            f"the text tower ({type(text).__name__}) must be a causal transformer that reads its "
-            "embedding at the end-of-text token, on which learned prefixes rest"
+    kind, pooling = type(text).__name__, _text_setting(text, "pool_type")
+    if (text is not model and not isinstance(text, TextTransformer)) or getattr(
+        text, "cls_emb", None
+    ) is not None:
+        raise WeightsError(
+            f"the text tower ({kind}) must be open_clip's TextTransformer without a class token of its own: learned "
+            "prefixes are token embeddings"
         )
+    if pooling not in ("argmax", "eos", "last") or getattr(text, "use_pad_mask", False):
+        raise WeightsError(
+            f"the text tower ({kind}, pooling {pooling!r}) must be read at the end of the text or at the last token"
+        )
+    if not all(isinstance(block.attn, nn.MultiheadAttention) for block in text.transformer.resblocks):
+        raise WeightsError("the text tower has open_clip's custom attention, not nn.MultiheadAttention")

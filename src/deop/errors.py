@@ -21,6 +21,10 @@ class ConfigError(DeopError):
         super().__init__(f"config error: {message}")
 
 
+class WeightsError(DeopError, ValueError):
+    """A model or weights that cannot be had or do not fit. The message names them and says what to do."""
+
+
 def unknown(where: str, kind: str, value: object, valid: Iterable[object]) -> ConfigError:
     """The error for a name that is not one of ``valid``."""
     return ConfigError(f"{where}: unknown {kind} {value!r}; valid: {', '.join(map(str, valid)) or 'none'}")

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deop.clip import DenseCLIP, resize_grid
+from deop.clip import DenseCLIP
+from deop.clip_towers import resize_grid
 
 _TEXTS = 256
 """How many texts go through the text encoder at a time, so that a large vocabulary needs little memory."""
@@ -63,7 +64,8 @@ class TextPrompt(nn.Module):
                 f"text encoder's context of {clip.context_length} tokens"
             )
         embedded = clip.token_embeddings(tokens)
-        start, rest = embedded[:, :1], embedded[:, 1 : clip.context_length - self.n_prefix]
+        start = embedded[:, : clip.text_start]
+        rest = embedded[:, clip.text_start : clip.context_length - self.n_prefix]
         prompts = torch.cat([start, self.context.expand(len(names), -1, -1), rest], dim=1)
         parts = zip(prompts.split(_TEXTS), eot.split(_TEXTS), strict=True)
         return F.normalize(torch.cat([clip.encode_text_embeddings(*part) for part in parts]), dim=-1)
@@ -119,16 +121,20 @@ class VisualPrompts(nn.Module):
         width: width of the visual tokens (``DenseCLIP.width``).
         depth: number of maps.
         grid: side of the square grid, in patches, that the maps are stored on.
+        prefix: tokens before the patches (``DenseCLIP.prefix``): 1, the class token, or 0 for towers without one.
     """
 
-    def __init__(self, width: int, *, depth: int = 6, grid: int = 24) -> None:
+    def __init__(self, width: int, *, depth: int = 6, grid: int = 24, prefix: int = 1) -> None:
         super().__init__()
         self.width = width
         self.depth = depth
-        self.class_token = nn.Parameter(torch.zeros(depth, width))
+        self.prefix = prefix
+        self.class_token = nn.Parameter(torch.zeros(depth, width)) if prefix else None
         self.patches = nn.Parameter(torch.zeros(depth, width, grid, grid))
 
-    def forward(self, layer: int, grid: tuple[int, int]) -> Tensor:
-        """The map of one layer, bicubically interpolated to an h x w patch ``grid``: (1 + h*w, width)."""
-        patches = resize_grid(self.patches[layer], grid).flatten(1).T
+    def forward(self, layer: int, grid: tuple[int, int], antialias: bool = True) -> Tensor:
+        """The map of one layer, bicubically interpolated to an h x w patch ``grid``: (prefix + h*w, width)."""
+        patches = resize_grid(self.patches[layer], grid, antialias).flatten(1).T
+        if self.class_token is None:
+            return patches
         return torch.cat([self.class_token[layer, None], patches])

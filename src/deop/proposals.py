@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_url
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers import MaskFormerConfig
@@ -23,7 +24,9 @@ from transformers.models.maskformer.modeling_maskformer import (
     MaskFormerTransformerModule,
 )
 
+from deop.errors import WeightsError
 from deop.losses import dice, focal_terms, labels_at, sigmoid_focal
+from deop.pretrained import download_failed, hub_cache
 
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
@@ -44,7 +47,9 @@ class ProposalNetwork(nn.Module):
 
     Args:
         backbone: timm model name, one that supports ``features_only``.
-        backbone_args: further arguments of ``timm.create_model``, e.g. ``{"channels": [32, 64, 96, 128]}``.
+        backbone_args: further arguments of ``timm.create_model``, e.g. ``{"channels": [32, 64, 96, 128]}``; and
+            ``multi_grid``, the dilations of the 3x3 convolutions in the blocks of a ResNet's last stage (DeepLab's and
+            MaskFormer's ResNet-101c: 1, 2, 4), which timm has no argument for.
         pretrained_backbone: start from timm's pretrained weights (others can be loaded into ``backbone``).
         out_indices: backbone stages used, finest first; the first sets the resolution of the masks, the last
             feeds the transformer decoder.
@@ -54,11 +59,14 @@ class ProposalNetwork(nn.Module):
         ffn_width: hidden width of the decoder layers' feed-forward networks.
         heads: attention heads of the decoder layers.
         dropout: dropout in attention, feed-forward networks and residuals of the decoder layers.
+        decoder_norm: what the norm that makes the query states of each layer is for: ``"outputs"`` alone, as in
+            MaskFormer's code, or ``"chained"``, as in transformers, where the next layer goes on from the normed state.
         focal_weight: weight of the focal mask loss, in the loss and in the matching cost.
         dice_weight: weight of the dice loss, likewise.
 
     Raises:
-        ValueError: unknown ``backbone`` or a ``width`` that does not divide.
+        ValueError: unknown ``backbone``, a ``width`` that does not divide, or a ``multi_grid`` that does not fit.
+        WeightsError: timm's weights cannot be downloaded.
     """
 
     def __init__(
@@ -74,6 +82,7 @@ class ProposalNetwork(nn.Module):
         ffn_width: int,
         heads: int,
         dropout: float = 0.0,
+        decoder_norm: Literal["chained", "outputs"] = "chained",
         focal_weight: float = 20.0,
         dice_weight: float = 1.0,
     ) -> None:
@@ -86,15 +95,24 @@ class ProposalNetwork(nn.Module):
             close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
             raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
         self.width = width
+        self.decoder_norm = decoder_norm
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
-        self.backbone = timm.create_model(
-            backbone,
-            pretrained=pretrained_backbone,
-            features_only=True,
-            out_indices=out_indices,
-            **backbone_args,
-        )
+        arguments = {key: value for key, value in backbone_args.items() if key != "multi_grid"}
+        try:
+            self.backbone = timm.create_model(
+                backbone,
+                pretrained=pretrained_backbone,
+                features_only=True,
+                out_indices=out_indices,
+                **arguments,
+            )
+        except Exception as error:
+            if not pretrained_backbone or isinstance(error, TypeError | ValueError):
+                raise
+            raise WeightsError(_how_to_get(backbone, error)) from error
+        if "multi_grid" in backbone_args:
+            _dilate_last_stage(self.backbone, backbone, backbone_args["multi_grid"])
         *lateral, deepest = self.backbone.feature_info.channels()
         self.pixel_decoder = MaskFormerPixelDecoder(
             in_features=deepest, lateral_widths=lateral, feature_size=width, mask_feature_size=width
@@ -138,9 +156,30 @@ class ProposalNetwork(nn.Module):
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         features = [feature.contiguous() for feature in features]
         pixels = self.pixel_decoder(features).last_hidden_state
-        states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
+        if self.decoder_norm == "chained":
+            states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
+        else:
+            states = self._states(features[-1])
         embeddings = self.mask_embedding(states)
         return states, [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
+
+    def _states(self, features: Tensor) -> Tensor:
+        """Query states (layers, B, N, width) as MaskFormer's own code has them: the norm is of the outputs alone."""
+        transformer = self.transformer
+        if transformer.input_projection is not None:
+            features = transformer.input_projection(features)
+        positions = transformer.position_embedder(features.shape, features.device, features.dtype)
+        queries = transformer.queries_embedder.weight.expand(len(features), -1, -1)
+        state, states = torch.zeros_like(queries), []
+        for layer in transformer.decoder.layers:
+            state = layer(
+                state,
+                spatial_position_embeddings=positions.flatten(2).transpose(1, 2),
+                object_queries_position_embeddings=queries,
+                encoder_hidden_states=features.flatten(2).transpose(1, 2),
+            )
+            states.append(transformer.decoder.layernorm(state))
+        return torch.stack(states)
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
         """Focal and dice loss of the matched masks, summed over the decoder layers.
@@ -222,6 +261,28 @@ class ProposalNetwork(nn.Module):
             losses = {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
             pairs = [Pairs(image, query, classes[image, segment]) for image, query, segment in matching]
             return losses, pairs
+
+
+def _dilate_last_stage(network: nn.Module, name: str, dilations: Sequence[int]) -> None:
+    """Dilates the 3x3 convolutions of the last stage, block by block; sizes stay as they are."""
+    blocks = getattr(network, "layer4", ())
+    convolutions = [getattr(block, "conv2", None) for block in blocks]
+    if len(convolutions) != len(dilations) or not all(isinstance(conv, nn.Conv2d) for conv in convolutions):
+        raise ValueError(
+            f"multi_grid {list(dilations)} does not fit backbone {name!r}: wanted one dilation for each of the "
+            f"{len(convolutions)} blocks of a ResNet's layer4"
+        )
+    for convolution, dilation in zip(convolutions, dilations, strict=True):
+        convolution.dilation = convolution.padding = (dilation, dilation)
+
+
+def _how_to_get(backbone: str, error: Exception) -> str:
+    about = timm.get_pretrained_cfg(backbone)
+    url, cache = about.url, f"{torch.hub.get_dir()}/checkpoints"
+    if about.hf_hub_id:
+        url, cache = hf_hub_url(about.hf_hub_id, about.hf_hub_filename or "model.safetensors"), hub_cache()
+    remedy = "Download that file on a machine that may, and set proposals.pretrained_backbone to its path"
+    return download_failed(f"timm's weights of backbone {backbone!r}", url, cache, remedy, error)
 
 
 def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:

@@ -113,18 +113,25 @@ class Proposals(Settings):
     """The class-agnostic MaskFormer and its schedule (section 3.1).
 
     ``pretrained_backbone`` true loads timm's weights (the paper's are ImageNet's), ``"bundled"`` those of this package,
-    or what ``pretrain_backbone`` trains in their place.
+    or what ``pretrain_backbone`` trains in their place; another text is the path of a file of timm's weights.
+    ``backbone_args`` go to timm, but for ``multi_grid``: the dilations of the blocks of a ResNet's last stage
+    (MaskFormer's ResNet-101c: 1, 2, 4). ``decoder_norm`` ``outputs`` is MaskFormer's own decoder, ``chained`` that of
+    transformers (see :class:`deop.proposals.ProposalNetwork`).
     """
 
     backbone: str
     backbone_args: dict = {}
-    pretrained_backbone: bool | Literal["bundled"]
+    pretrained_backbone: bool | str
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
     queries: Positive = 100
     decoder_layers: Positive = 6
     width: Positive = 256
     ffn_width: Positive = 2048
     heads: Positive = 8
+    # Like "resampling" below, this names results only where it is not the default.
+    decoder_norm: Literal["chained", "outputs"] = Field(
+        "chained", exclude_if=lambda value: value == "chained"
+    )
     focal_weight: float = 20.0
     dice_weight: float = 1.0
     iterations: Annotated[int, Field(ge=0)]
@@ -176,7 +183,9 @@ class Network(Settings):
     ``text_prompts`` are learned ``offline``, go on learning end to end (``online``), or are not learned at all but the
     mean over ``templates``, CLIP's zero-shot recipe: the name of a set (:data:`deop.templates.SETS`) or a list.
     ``logit_scale`` multiplies the cosines that the softmax over classes sees; None is the CLIP's own, learned in its
-    pre-training: 100 for OpenAI's.
+    pre-training: 100 for OpenAI's. ``resampling: release`` follows the authors' release, for its weights: positions and
+    visual prompts are resized without antialiasing, and the masks that pool are brought to the patch grid after their
+    sigmoid and not before.
     """
 
     method: Literal["deop"] = "deop"
@@ -188,6 +197,10 @@ class Network(Settings):
     visual_prompt_grid: Positive = 24
     renormalise_pooled: bool = False
     logit_scale: float | None = None
+    # Left out of what names results unless it is set, so that those from before it keep their names.
+    resampling: Literal["antialias", "release"] = Field(
+        "antialias", exclude_if=lambda value: value == "antialias"
+    )
 
     @model_validator(mode="after")
     def _templates_or_learned(self) -> Network:

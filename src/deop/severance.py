@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-Attend = Callable[[nn.MultiheadAttention, Tensor, Tensor | None], Tensor]
-"""``(attention, tokens, masks) -> tokens``: in place of ``attention(tokens, tokens, tokens)``.
+from deop.attention import SelfAttention
 
-``tokens`` (B, 1+h*w, C) are the layer-normalised class token and patches, C the tower's width; ``masks``
-(B, N, h, w) are proposal masks in [0, 1] on the patch grid for the kinds that are guided by them, or None.
+Attend = Callable[[SelfAttention, Tensor, Tensor | None], Tensor]
+"""``(attention, tokens, masks) -> tokens``: in place of plain self-attention.
+
+``tokens`` (B, 1+h*w, C) are the layer-normalised class token, where the tower has one, and patches, C the tower's
+width; ``masks`` (B, N, h, w) are proposal masks in [0, 1] on the patch grid for the kinds that are guided by them, or
+None.
 """
 
 
@@ -86,18 +89,18 @@ def generalised_patch_severance(alpha: float) -> Attend:
     queries and keys are not even computed. ``masks`` are of no use to it.
     """
 
-    def attend(attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
+    def attend(attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
         if alpha == 1:
-            return attention.out_proj(project_values(attention, tokens))
-        query, key, value = project(attention, tokens)
+            return attention.output(attention.values(tokens))
+        query, key, value = attention.project(tokens)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return merge(attention, alpha * value + (1 - alpha) * attended)
+        return attention.merge(alpha * value + (1 - alpha) * attended)
 
     return attend
 
 
 def mask_guided_patch_severance(
-    attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None
+    attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None
 ) -> Tensor:
     """MPS, Eq. 1, as an :data:`Attend`: patch i attends with M_i = sum_j M_j,i * M_j, divided by the sum of M_i.
 
@@ -114,15 +117,16 @@ def mask_guided_patch_severance(
     Raises:
         ValueError: no masks, or masks that do not fit the tokens.
     """
-    membership = token_masks(masks, tokens)  # (B, N, T)
-    size = membership.sum(-1, keepdim=True)  # at least 1, the class token's
+    membership = token_masks(masks, tokens, attention.prefix)  # (B, N, T)
+    tiny = torch.finfo(membership.dtype).tiny
+    size = membership.sum(-1, keepdim=True).clamp(min=tiny)  # with a class token at least 1
     of_tokens = membership * size
-    of_tokens = of_tokens / of_tokens.sum(1, keepdim=True).clamp(min=torch.finfo(of_tokens.dtype).tiny)
-    means = (membership / size) @ project_values(attention, tokens)  # (B, N, C)
-    return attention.out_proj(of_tokens.transpose(1, 2) @ means)
+    of_tokens = of_tokens / of_tokens.sum(1, keepdim=True).clamp(min=tiny)
+    means = (membership / size) @ attention.values(tokens)  # (B, N, C)
+    return attention.output(of_tokens.transpose(1, 2) @ means)
 
 
-def mask_sum(attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
+def mask_sum(attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
     """The release's last layer, as an :data:`Attend`: each patch's value times the sum over the N masks at it.
 
     No patch hears another, as in GPS with alpha = 1, but patches weigh more the more proposals they lie in: here
@@ -132,58 +136,39 @@ def mask_sum(attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | N
     Raises:
         ValueError: no masks, or masks that do not fit the tokens.
     """
-    factors = token_masks(masks, tokens).sum(1)  # (B, T)
-    return attention.out_proj(project_values(attention, tokens) * factors[..., None])
+    factors = token_masks(masks, tokens, attention.prefix).sum(1)  # (B, T)
+    return attention.output(attention.values(tokens) * factors[..., None])
 
 
-def token_masks(masks: Tensor | None, tokens: Tensor) -> Tensor:
-    """Masks (B, N, h, w) as (B, N, 1+h*w): the class token, which lies in every mask, before the patches.
+def token_masks(masks: Tensor | None, tokens: Tensor, prefix: int = 1) -> Tensor:
+    """Masks (B, N, h, w) as (B, N, prefix+h*w): the class token, which lies in every mask, before the patches.
 
     Raises:
-        ValueError: no masks, or masks that do not fit tokens (B, 1+h*w, C).
+        ValueError: no masks, or masks that do not fit tokens (B, prefix+h*w, C).
     """
     if masks is None:
         raise ValueError(
             "patch severance guided by masks needs the proposal masks on the patch grid; got none"
         )
-    batch, patches = tokens.shape[0], tokens.shape[1] - 1
+    batch, patches = tokens.shape[0], tokens.shape[1] - prefix
     if masks.shape[0] != batch or masks.shape[-2] * masks.shape[-1] != patches:
         raise ValueError(
             f"masks {tuple(masks.shape)} do not fit {patches} patches of {batch} images: wanted (B, N, h, w) "
             "on the patch grid"
         )
-    return F.pad(masks.flatten(2), (1, 0), value=1.0)
-
-
-def project_values(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-    """The values alone, (B, T, C), heads side by side, of tokens (B, T, C)."""
-    width = attention.embed_dim
-    return F.linear(tokens, attention.in_proj_weight[2 * width :], attention.in_proj_bias[2 * width :])
-
-
-def project(attention: nn.MultiheadAttention, tokens: Tensor) -> list[Tensor]:
-    """Queries, keys and values, each (B, heads, T, C / heads), of tokens (B, T, C)."""
-    projected = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-    return [
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, dim=-1)
-    ]
-
-
-def merge(attention: nn.MultiheadAttention, heads: Tensor) -> Tensor:
-    """The output projection (B, T, C) of what the heads (B, heads, T, C / heads) found."""
-    return attention.out_proj(heads.transpose(1, 2).flatten(2))
+    return F.pad(masks.flatten(2), (prefix, 0), value=1.0)
 
 
 def self_attention(
-    attention: nn.MultiheadAttention, tokens: Tensor, masks: Tensor | None = None, *, causal: bool = False
+    attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
-    """``attention(tokens, tokens, tokens)`` itself, as an :data:`Attend`; ``masks`` are of no use to it.
+    """Plain self-attention, as an :data:`Attend`; ``masks`` are of no use to it.
 
-    nn.MultiheadAttention would compute the same, but on a CPU its products with frozen weights take several times as
-    long while gradients flow through them: it lays tokens out so that the weights are copied for every token.
+    nn.MultiheadAttention itself would compute the same, but on a CPU its products with frozen weights take several
+    times as long while gradients flow through them: it lays tokens out so that the weights are copied for every token.
     """
-    query, key, value = project(attention, tokens)
-    return merge(attention, F.scaled_dot_product_attention(query, key, value, is_causal=causal))
+    query, key, value = attention.project(tokens)
+    return attention.merge(F.scaled_dot_product_attention(query, key, value, is_causal=causal))
 
 
 KINDS: dict[str, Callable[[float], Attend] | None] = {

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from deop.errors import DeopError
 from deop.settings import Job
 from deop.stages import networks
 from deop.stages.artifacts import bundle, write_json
@@ -77,3 +78,42 @@ def test_a_backbone_of_other_stages_is_refused(pretrained):
     save_file(kept, pretrained / "model.safetensors")
     with pytest.raises(ValueError, match="does not fit backbone resnet10t: it lacks layer2"):
         networks.build_proposals(job(backbone=str(pretrained)))
+
+
+def with_backbone(setting: object, **arguments: object) -> Job:
+    made = job()
+    proposals = made.settings["proposals"] | {"pretrained_backbone": setting}
+    proposals["backbone_args"] = CHANNELS | arguments
+    return made.model_copy(update={"settings": {"proposals": proposals}})
+
+
+def test_backbone_weights_by_path(pretrained, tmp_path):
+    """timm's own files are named so: with the classifier, which is not used, as .safetensors or .pth."""
+    weights = load_file(pretrained / "model.safetensors") | {"fc.weight": torch.zeros(10, 16)}
+    save_file(weights, tmp_path / "resnet.safetensors")
+    torch.save({"state_dict": weights}, tmp_path / "resnet.pth")
+    for name in ("resnet.safetensors", "resnet.pth"):
+        assert_loaded(networks.build_proposals(with_backbone(str(tmp_path / name))), pretrained)
+
+
+def test_backbone_weights_by_path_that_do_not_fit(pretrained, tmp_path):
+    with pytest.raises(
+        DeopError, match=r"pretrained_backbone: file .*/none\.pth is not there; valid: true .*path"
+    ):
+        networks.build_proposals(with_backbone(str(tmp_path / "none.pth")))
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(DeopError, match=r"page\.pth cannot be read as weights"):
+        networks.build_proposals(with_backbone(str(tmp_path / "page.pth")))
+    path = str(pretrained / "model.safetensors")
+    message = (
+        r"does not fit backbone resnet10t: conv1\.0\.weight has shape \(6, 3, 3, 3\), not \(12, 3, 3, 3\)"
+    )
+    with pytest.raises(DeopError, match=message):
+        networks.build_proposals(with_backbone(path, stem_width=16))
+
+
+def test_dilations_of_a_last_stage_that_is_not_there():
+    with pytest.raises(
+        ValueError, match=r"multi_grid \[1, 2, 4\] does not fit backbone 'resnet10t'.* the 0 blocks"
+    ):
+        networks.build_proposals(with_backbone(False, multi_grid=[1, 2, 4]))

@@ -67,7 +67,12 @@ class DeOP(Segmenter):
             clip.layers
         )  # fails here, not in the first step, on a layer CLIP does not have
         self.visual_prompts = (
-            VisualPrompts(clip.width, depth=min(6, clip.layers), grid=network.visual_prompt_grid)
+            VisualPrompts(
+                clip.width,
+                depth=min(6, clip.layers),
+                grid=network.visual_prompt_grid,
+                prefix=clip.prefix,
+            )
             if network.visual_prompts
             else None
         )
@@ -104,9 +109,16 @@ class DeOP(Segmenter):
         # Before CLIP's pass: severance may be guided by the masks.
         grid = [side // self.clip.patch_size for side in inputs.shape[-2:]]
         masks = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).sigmoid()
+        as_released = self.network.resampling == "release"
         dense = self.clip.visual(
-            inputs, severance=self.severance, visual_prompts=self.visual_prompts, masks=masks
+            inputs,
+            severance=self.severance,
+            visual_prompts=self.visual_prompts,
+            masks=masks,
+            antialias=not as_released,
         )
+        if as_released:
+            masks = F.interpolate(mask_logits.sigmoid(), grid, mode="bilinear", align_corners=False)
         features = F.normalize(dense.patches.float(), dim=1)
         if self.anchors is None:
             embeddings, heatmaps = mask_pool(features, masks), masks[:, :, None]

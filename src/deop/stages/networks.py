@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deop.clip import BUNDLED, DenseCLIP, check_sha256, load_clip
+from deop.clip import DenseCLIP, load_clip
 from deop.data.segmentation import IGNORE, read_card
+from deop.errors import WeightsError
 from deop.methods.base import Segmenter
 from deop.methods.deop import DeOP
 from deop.methods.multipass import MultiPass
 from deop.methods.simbaseline import SimBaseline
 from deop.methods.zegformer import ZegFormer
+from deop.pretrained import BUNDLED, check_sha256
 from deop.prompts import TextPrompt, TextTemplates
 from deop.proposals import ProposalNetwork
 from deop.settings import SYSTEMS, Clip, Job, Network, Proposals, Segmentation, TextPrompts
+from deop.stages.artifacts import PROVENANCE, WEIGHTS
 from deop.templates import templates_of
 
-WEIGHTS = "model.safetensors"
 MULTI_PASS: dict[str, type[MultiPass]] = {"simbaseline": SimBaseline, "zegformer": ZegFormer}
 
 
@@ -29,7 +33,7 @@ def build_clip(job: Job) -> DenseCLIP:
     """The CLIP of ``settings.clip``, or the one that an earlier stage pre-trained."""
     settings = Clip.model_validate(job.settings["clip"])
     trained = job.inputs.get("clip")
-    return load_clip(settings.model, str(Path(trained) / WEIGHTS) if trained else settings.pretrained)
+    return load_clip(settings.model, str(checked_weights(trained)) if trained else settings.pretrained)
 
 
 def build_prompt(job: Job, clip: DenseCLIP) -> TextPrompt:
@@ -63,29 +67,64 @@ def build_proposals(job: Job) -> ProposalNetwork:
         width=settings.width,
         ffn_width=settings.ffn_width,
         heads=settings.heads,
+        decoder_norm=settings.decoder_norm,
         focal_weight=settings.focal_weight,
         dice_weight=settings.dice_weight,
     )
     if "proposals" in job.inputs:
         load_weights(network, trained)
-    elif trained is None and settings.pretrained_backbone == "bundled":
-        _load_backbone(network, settings.backbone, job.inputs.get("backbone"))
+    elif trained is None and isinstance(settings.pretrained_backbone, str):
+        _load_backbone(network, settings.backbone, _backbone_weights(settings, job.inputs.get("backbone")))
     return network
 
 
-def _load_backbone(network: ProposalNetwork, name: str, folder: str | None) -> None:
-    """Loads pre-trained weights from ``folder``, or the bundled ones, into the stages of the backbone that are used.
+def _backbone_weights(settings: Proposals, folder: str | None) -> Path:
+    """The file of the backbone's weights: of an earlier stage's ``folder``, bundled, or given by path.
 
     Raises:
-        ValueError: the weights lack one that the backbone needs, or the file is not the bundled one.
+        WeightsError: a file that is not there, or is not the bundled one.
     """
-    path = BUNDLED / f"{name}.safetensors" if folder is None else Path(folder) / WEIGHTS
-    if folder is None:
-        check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
-    missing = network.backbone.load_state_dict(load_file(path), strict=False).missing_keys
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if folder is not None:
+        return checked_weights(folder)
+    if settings.pretrained_backbone != "bundled":
+        path = Path(settings.pretrained_backbone)
+        if not path.is_file():
+            raise WeightsError(
+                f"proposals.pretrained_backbone: file {path} is not there; valid: true (timm's own), false, bundled, "
+                "or the path of a .safetensors, .pth or .bin file"
+            )
+        return path
+    path = BUNDLED / f"{settings.backbone}.safetensors"
+    check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
+    return path
+
+
+def _load_backbone(network: ProposalNetwork, name: str, path: Path) -> None:
+    """Loads pre-trained weights into the stages of the backbone that are used.
+
+    Raises:
+        WeightsError: a file that cannot be read, or lacks a tensor that the backbone needs or has it in another shape.
+    """
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    state = state.get("state_dict", state)
+    needed = network.backbone.state_dict()
+    missing = sorted(key for key in needed if key not in state and not key.endswith("num_batches_tracked"))
     if missing:
-        raise ValueError(f"{path} does not fit backbone {name}: it lacks {', '.join(sorted(missing)[:5])}")
+        raise WeightsError(f"{path} does not fit backbone {name}: it lacks {', '.join(missing[:5])}")
+    for key, value in needed.items():
+        if key in state and state[key].shape != value.shape:
+            raise WeightsError(
+                f"{path} does not fit backbone {name}: {key} has shape {tuple(state[key].shape)}, "
+                f"not {tuple(value.shape)}"
+            )
+    network.backbone.load_state_dict({key: state[key] for key in needed if key in state}, strict=False)
 
 
 def build_segmenter(job: Job) -> Segmenter:
@@ -137,13 +176,27 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS)
 
 
+def checked_weights(folder: str | Path) -> Path:
+    """The weights that an earlier stage wrote into ``folder``.
+
+    Raises:
+        WeightsError: another SHA-256 than the ``provenance.json`` beside them has.
+    """
+    path, provenance = Path(folder) / WEIGHTS, Path(folder) / PROVENANCE
+    expected = json.loads(provenance.read_text()).get("sha256") if provenance.exists() else None
+    if expected is not None:
+        check_sha256(path, expected)
+    return path
+
+
 def load_weights(module: nn.Module, folder: str | Path) -> None:
     """Loads what :func:`save_weights` wrote; tensors the file lacks (frozen ones) are left as they are.
 
     Raises:
-        ValueError: the file holds a tensor that the module has not, or lacks one that it learns.
+        WeightsError: the file is not the one that was written.
+        ValueError: it holds a tensor that the module has not, or lacks one that it learns.
     """
-    path = Path(folder) / WEIGHTS
+    path = checked_weights(folder)
     result = module.load_state_dict(load_file(path), strict=False)
     learned = {name for name, value in module.named_parameters() if value.requires_grad}
     wrong = [*result.unexpected_keys, *(learned & set(result.missing_keys))]

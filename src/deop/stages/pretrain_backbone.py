@@ -19,9 +19,9 @@ from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import concepts
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.settings import Job, PretrainBackbone
-from deop.stages.artifacts import artifact, write_json
+from deop.stages.artifacts import WEIGHTS, artifact, write_json
 from deop.stages.loop import cosine, fit, make_accelerator, parameter_groups
-from deop.stages.networks import WEIGHTS, seed_everything
+from deop.stages.networks import seed_everything
 
 _SEED = 0xACC  # of images that training does not draw
 

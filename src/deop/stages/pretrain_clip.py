@@ -20,10 +20,9 @@ from deop.clip import load_clip
 from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import concepts
 from deop.settings import Job, PretrainClip
-from deop.stages.artifacts import PROVENANCE, artifact, write_json
+from deop.stages.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
 from deop.stages.clip_accuracy import clip_accuracy
 from deop.stages.loop import cosine, fit, make_accelerator, parameter_groups
-from deop.stages.networks import WEIGHTS
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
 

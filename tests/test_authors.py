@@ -1,0 +1,237 @@
+"""The released checkpoint of the authors: each tensor has its place or is listed, and the network computes the same."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import release
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from deop.anchors import QueryHeatmapDecoder
+from deop.authors import convert
+from deop.cli import app
+from deop.jobs import dump
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.prompts import TextPrompt, VisualPrompts
+from deop.proposals import ProposalNetwork
+from deop.settings import Job, Network, Proposals
+from deop.stages import import_authors
+from deop.stages.networks import build_segmenter
+
+SMALL = release.Sizes(
+    blocks=(1, 2, 1, 3),
+    channels=(8, 8, 16, 24),
+    stem=16,
+    width=64,
+    ffn=48,
+    layers=3,
+    queries=5,
+    embed=64,
+    anchor_ffn=1024,
+    anchor_layers=2,
+    prefix=3,
+    vision=128,
+    vision_layers=7,
+    grid=3,
+    learned_grid=5,
+    text=64,
+    text_layers=2,
+)
+BACKBONE = {"layers": SMALL.blocks, "channels": SMALL.channels, "stem_width": SMALL.stem // 2}
+NAMES = ["dog", "traffic light", "sky"]
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    return release.random_state(SMALL)
+
+
+@pytest.fixture
+def checkpoint(state, tmp_path: Path) -> Path:
+    """A file as detectron2 writes it, with a scheduler's numbers and counters beside the tensors."""
+    path = tmp_path / "model_final.pth"
+    scheduler = {"base_lrs": [np.float64(2e-4)], "milestones": collections.Counter([3])}
+    torch.save({"model": state, "iteration": 59999, "scheduler": scheduler}, path)
+    return path
+
+
+@pytest.fixture
+def small_clip(monkeypatch, tmp_path: Path) -> None:
+    """A CLIP of the small sizes that goes by a name, as those of OpenAI do."""
+    vision = {"image_size": 48, "patch_size": 16, "width": SMALL.vision, "layers": SMALL.vision_layers}
+    text = {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": SMALL.text,
+        "heads": 1,
+        "layers": SMALL.text_layers,
+    }
+    config = {"embed_dim": SMALL.embed, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "deop-test-release", config)
+    monkeypatch.setitem(
+        import_authors.CLIP_MODELS, (SMALL.vision, 16, 1 + SMALL.grid**2), "deop-test-release"
+    )
+
+
+def test_every_tensor_of_the_true_checkpoint_has_its_place_or_is_listed() -> None:
+    """Names and shapes of our networks at the release's size against those of the release, without numbers."""
+    names = release.shapes(release.FULL)
+    imported = convert({name: torch.empty(shape, device="meta") for name, shape in names.items()})
+    with torch.device("meta"):
+        proposals = ProposalNetwork(
+            backbone="resnet101s",
+            backbone_args={"multi_grid": [1, 2, 4]},
+            pretrained_backbone=False,
+            out_indices=(1, 2, 3, 4),
+            queries=100,
+            decoder_layers=6,
+            width=256,
+            ffn_width=2048,
+            heads=8,
+        )
+        learned = {
+            "anchors": QueryHeatmapDecoder(width=512, queries=100),
+            "visual_prompts": VisualPrompts(768),
+            "text_prompt": TextPrompt(16, 512, 512),
+        }
+    parts = {
+        "proposals": proposals.state_dict(),
+        "prompts": learned["text_prompt"].state_dict(),
+        "segmentation": {
+            f"{name}.{key}": value
+            for name, module in learned.items()
+            for key, value in module.state_dict().items()
+        },
+        "clip": open_clip.create_model("ViT-B-16-quickgelu").state_dict(),
+    }
+    for part, tensors in parts.items():
+        expected = {key: tuple(v.shape) for key, v in tensors.items() if "num_batches_tracked" not in key}
+        assert {key: tuple(value.shape) for key, value in imported.parts[part].items()} == expected, part
+    left_out = sorted(imported.left_out)
+    assert left_out == [
+        "clip_adapter.prompt_learner.dot_signal",
+        "clip_adapter.prompt_learner.end_signal",
+        "clip_adapter.prompt_learner.pad_signal",
+        "clip_adapter.prompt_learner.start_signal",
+        "criterion.empty_weight",
+        "decoder.norm.bias",
+        "decoder.norm.weight",
+        "decoder.outlayer.multihead_attn_my.in_proj_bias (rows 1024 to 1535)",
+        "decoder.outlayer.multihead_attn_my.in_proj_weight (rows 1024 to 1535)",
+        *(
+            f"sem_seg_head.predictor.class_embed.layers.{layer}.{what}"
+            for layer in (0, 1)
+            for what in ("bias", "weight")
+        ),
+    ]
+    mapped = sum(value.numel() for tensors in imported.parts.values() for value in tensors.values())
+    mapped -= sum(value.numel() for value in imported.parts["prompts"].values())  # which are there twice
+    unused = sum(torch.Size(names[name]).numel() for name in left_out if " " not in name)
+    assert mapped + unused + 512 * 512 + 512 == sum(torch.Size(shape).numel() for shape in names.values())
+
+
+@torch.no_grad()
+def test_the_imported_network_computes_what_the_release_does(checkpoint, state, small_clip, tmp_path) -> None:
+    output = tmp_path / "imported"
+    result = CliRunner().invoke(app, ["import-authors", str(checkpoint), str(output)])
+    assert result.exit_code == 0, result.output
+    assert "13 left out" in result.output and "criterion.empty_weight: class weights" in result.output
+    settings = json.loads((output / "provenance.json").read_text())["settings"]
+    assert settings["network"]["anchors"]["layers"] == 2 and settings["prompts"]["prefix_tokens"] == 3
+    settings["proposals"]["backbone_args"] |= BACKBONE
+    inputs = {part: str(output / part) for part in ("proposals", "prompts", "segmentation")}
+    segmenter = build_segmenter(Job(stage="evaluate", key="x", output="x", inputs=inputs, settings=settings))
+    segmenter.eval()
+
+    network = release.Release(state, SMALL)
+    image = torch.rand(1, 3, 96, 128)
+    x = normalise(image, IMAGENET_MEAN, IMAGENET_STD)
+    for ours, theirs in zip(segmenter.proposals.backbone(x), network.backbone(x.double()), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
+    masks = network.masks(x.double())
+    for ours, theirs in zip(segmenter.proposals(x), masks, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-3, rtol=1e-3)
+
+    tokenizer = SimpleTokenizer()
+    names, dot = [tokenizer.encode(name) for name in NAMES], tokenizer.encode(".")
+    rows = network.classifier(names, [*dot, 49407], heads=1)
+    torch.testing.assert_close(segmenter.classifier(NAMES).double(), rows, atol=1e-5, rtol=0)
+
+    features = F.normalize(network.dense_clip(x.double(), masks[-1], heads=2), dim=-1)
+    logits = 100 * network.pooled(features, masks[-1]) @ rows.T
+    output = segmenter(image, NAMES)
+    torch.testing.assert_close(output.class_logits[0].double(), logits, atol=1e-2, rtol=1e-3)
+    scores = segmenter.segment(image, NAMES)[0]
+    full = F.interpolate(masks[-1], (96, 128), mode="bilinear")[0].sigmoid()
+    expected = torch.einsum("nc,nhw->chw", logits.softmax(-1)[:, :-1], full)
+    torch.testing.assert_close(scores.double(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_releases_ways_rename_no_result_that_does_not_use_them() -> None:
+    """Settings name results, so those of before must be written as before."""
+    assert "resampling" not in dump(Network())
+    assert dump(Network(resampling="release"))["resampling"] == "release"
+    proposals = {
+        "backbone": "resnet10t",
+        "pretrained_backbone": False,
+        "iterations": 1,
+        "augmentation": {"crop": 32},
+    }
+    assert "decoder_norm" not in dump(Proposals(**proposals))
+    assert dump(Proposals(**proposals, decoder_norm="outputs"))["decoder_norm"] == "outputs"
+
+
+def test_an_import_says_where_it_came_from_and_lists_what_is_unknown(state, small_clip, tmp_path) -> None:
+    path = tmp_path / "model_final.pth"
+    more = state | {
+        "backbone.fpn.weight": torch.ones(2),
+        "backbone.res2.0.conv1.norm.num_batches_tracked": torch.ones(()),
+    }
+    torch.save(more, path)
+    import_authors.import_checkpoint(path, tmp_path / "imported")
+    provenance = json.loads((tmp_path / "imported" / "provenance.json").read_text())
+    assert provenance["source"] == "model_final.pth" and len(provenance["sha256"]) == 64
+    assert provenance["tensors"] == {"in_checkpoint": len(more), "left_out": 15}
+    assert "no part of the released network" in provenance["left_out"]["backbone.fpn.weight"]
+    prompts = load_file(tmp_path / "imported" / "segmentation" / "model.safetensors")
+    learned = state["clip_adapter.clip_model.visual.transformer.resblocks.2.learned_position"]
+    assert torch.equal(prompts["visual_prompts.class_token"][2], learned[0])
+    assert torch.equal(prompts["visual_prompts.patches"][2][:, 3, 1], learned[1 + 3 * SMALL.learned_grid + 1])
+
+
+class Anything:
+    """What a pickle can hold that would run code."""
+
+
+def test_checkpoints_that_cannot_be_imported(state, small_clip, tmp_path) -> None:
+    def told(contents: object) -> str:
+        path = tmp_path / "file.pth"
+        path.write_text(contents) if isinstance(contents, str) else torch.save(contents, path)
+        result = CliRunner().invoke(app, ["import-authors", str(path), str(tmp_path / "out")])
+        assert result.exit_code == 1 and not (tmp_path / "out").exists()
+        assert "\n" not in result.stderr.strip()
+        return result.stderr
+
+    assert "holds objects of kind test_authors.Anything" in told({"model": state, "hook": Anything()})
+    assert "is no PyTorch checkpoint" in told("<html>quota exceeded</html>")
+    assert "holds no state dict" in told({"iteration": 3})
+    maskformer = {
+        name: value for name, value in state.items() if not name.startswith(("decoder", "query_embedding"))
+    }
+    message = told({"model": maskformer})
+    assert "lacks query_embedding.weight, decoder.outlayer.multihead_attn_my.in_proj_weight" in message
+    other = dataclasses.replace(SMALL, patch=8)
+    assert "known: ViT-B-32-quickgelu, ViT-B-16-quickgelu" in told({"model": release.random_state(other)})
+    (tmp_path / "out").mkdir()
+    result = CliRunner().invoke(app, ["import-authors", str(tmp_path / "file.pth"), str(tmp_path / "out")])
+    assert result.exit_code == 1 and "is there already" in result.stderr

@@ -1,0 +1,166 @@
+"""Weights from files and downloads: what a user reads where they cannot be had."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+
+from deop.clip import DenseCLIP, load_clip
+from deop.errors import DeopError
+from deop.proposals import ProposalNetwork
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers every request with the server's ``status``, in the hub's way for a gated repository."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.server.status)
+        if self.server.status in (401, 403):
+            self.send_header("X-Error-Code", "GatedRepo")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[http.server.ThreadingHTTPServer]:
+    """A hub on this machine that has nothing; where downloads are kept is ``tmp_path / "cache"``."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    server.status = 404
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    server.cache = tmp_path / "cache"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"), [(401, "access refused: accept the licence .* 'hf auth login'"), (404, "404")]
+)
+def test_a_download_that_fails_says_what_to_get_and_where_to_point(hub, status: int, reason: str) -> None:
+    hub.status = status
+    with pytest.raises(DeopError) as error:
+        load_clip("ViT-B-16", "openai", cache_dir=hub.cache)
+    told = str(error.value)
+    for part in (
+        "weights 'openai' of CLIP model 'ViT-B-16'",
+        f"127.0.0.1:{hub.server_port}/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors",
+        str(hub.cache),
+        "set clip.pretrained to its path",
+        "clip.model ViT-B-16-quickgelu",
+    ):
+        assert part in told
+    assert "\n" not in told
+    with pytest.raises(DeopError, match=reason):
+        load_clip("ViT-B-16", "openai", cache_dir=hub.cache)
+
+
+def test_offline_weights_and_tokenizers(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        DeopError, match=r"'datacompdr' of CLIP model 'MobileCLIP-B'.*\(offline: HF_HUB_OFFLINE is set\)"
+    ):
+        load_clip("MobileCLIP-B", "datacompdr", cache_dir=tmp_path)
+    with pytest.raises(
+        DeopError, match=r"tokenizer of CLIP model 'ViT-B-16-SigLIP'.*'hf download timm/ViT-B-16-SigLIP "
+    ):
+        load_clip("ViT-B-16-SigLIP", None, cache_dir=tmp_path)
+
+
+def test_a_plain_address_that_fails(monkeypatch, tmp_path) -> None:
+    """Tags without a hub: the file goes into the cache folder under its own name."""
+    tag = {"url": "http://127.0.0.1:1/models/weights.pt"}  # nothing listens there
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "deop-mini", {"far": tag})
+    with pytest.raises(
+        DeopError, match=r"'far' of CLIP model 'deop-mini'.*127\.0\.0\.1:1/models/weights\.pt"
+    ):
+        load_clip("deop-mini", "far", cache_dir=tmp_path)
+
+
+def test_timms_weights_that_cannot_be_downloaded(hub, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        DeopError,
+        match=r"timm's weights of backbone 'resnet101s' .*timm/resnet101s\.gluon_in1k.*pretrained_backbone to its path",
+    ):
+        ProposalNetwork(
+            backbone="resnet101s",
+            backbone_args={},
+            pretrained_backbone=True,
+            out_indices=(1, 2, 3, 4),
+            queries=2,
+            decoder_layers=1,
+            width=32,
+            ffn_width=32,
+            heads=2,
+        )
+
+
+class Archive(torch.nn.Module):
+    """The form of OpenAI's files: a scripted module with CLIP's tensors and three numbers besides."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        for name, value in model.state_dict().items():
+            *path, last = name.split(".")
+            place = self
+            for part in path:
+                if not hasattr(place, part):
+                    place.add_module(part, torch.nn.Module())
+                place = getattr(place, part)
+            place.register_buffer(last, value)
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@torch.no_grad()
+def test_openais_torchscript_archives_by_path_with_their_activation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = open_clip.create_model("deop-mini", force_quick_gelu=True).eval()
+    path = tmp_path / "ViT.pt"
+    torch.jit.script(Archive(model)).save(str(path))
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(
+        load_clip("deop-mini", str(path)).visual(image).pooled, model.encode_image(image)
+    )
+    # The same tensors in a plain file do not say so.
+    plain = tmp_path / "plain.pt"
+    torch.save(model.state_dict(), plain)
+    assert not torch.allclose(
+        load_clip("deop-mini", str(plain)).visual(image).pooled, model.encode_image(image)
+    )
+
+
+def test_weights_of_another_model_and_files_that_are_none(tmp_path: Path) -> None:
+    torch.save(open_clip.create_model("deop-mini").state_dict(), tmp_path / "small.pt")
+    (tmp_path / "page.pt").write_text("<html>sign in</html>")
+    for name in ("small.pt", "page.pt"):
+        with pytest.raises(DeopError, match=f"{name} do not fit CLIP model 'deop-mini-large'"):
+            load_clip("deop-mini-large", str(tmp_path / name))
+
+
+def test_images_are_normalised_as_the_models_tags_ask_also_for_a_file(monkeypatch, tmp_path: Path) -> None:
+    tags = {"a": {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "deop-mini", tags)
+    torch.save(open_clip.create_model("deop-mini").state_dict(), tmp_path / "weights.pt")
+    clip: DenseCLIP = load_clip("deop-mini", str(tmp_path / "weights.pt"))
+    assert (clip.mean, clip.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
