@@ -157,6 +157,24 @@ def test_paper_scale_backbone_has_the_deep_stem():
     assert convolutions[-1].out_channels == 128
 
 
+def test_frozen_batch_norms_stay_as_they_were_in_training():
+    torch.manual_seed(1)
+    images = 3 * torch.randn(2, 3, 32, 32) + 5
+    frozen, free = network(frozen_batch_norm=True), network()
+    before = {name: value.clone() for name, value in frozen.backbone.named_buffers()}
+    optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1)
+    for each in (frozen, free):
+        each.train()(images)[-1].square().mean().backward()
+    optimizer.step()
+    assert len(before) > 20 and all(
+        torch.equal(value, before[name]) for name, value in frozen.backbone.named_buffers()
+    )
+    assert any("bn" in name for name, value in free.backbone.named_parameters() if value.grad is not None)
+    # So an image means the same whatever it shares a batch with.
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(images)[-1][:1], frozen(images[:1])[-1], atol=1e-4, rtol=1e-4)
+
+
 def test_every_layer_is_supervised_and_every_parameter_learns():
     # timm starts residual branches at zero, which would hide their first gradient.
     net = network(backbone_args={"channels": [8, 16, 24, 32], "zero_init_last": False}).train()

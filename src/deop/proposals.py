@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_url
 from scipy.optimize import linear_sum_assignment
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from transformers import MaskFormerConfig
 from transformers.models.maskformer.configuration_maskformer import MaskFormerDetrConfig
@@ -50,6 +51,7 @@ class ProposalNetwork(nn.Module):
         backbone_args: further arguments of ``timm.create_model``, e.g. ``{"channels": [32, 64, 96, 128]}``; and
             ``multi_grid``, the dilations of the 3x3 convolutions in the blocks of a ResNet's last stage (DeepLab's and
             MaskFormer's ResNet-101c: 1, 2, 4), which timm has no argument for.
+        frozen_batch_norm: the backbone's batch norms keep their statistics and scales.
         pretrained_backbone: start from timm's pretrained weights (others can be loaded into ``backbone``).
         out_indices: backbone stages used, finest first; the first sets the resolution of the masks, the last
             feeds the transformer decoder.
@@ -83,6 +85,7 @@ class ProposalNetwork(nn.Module):
         heads: int,
         dropout: float = 0.0,
         decoder_norm: Literal["chained", "outputs"] = "chained",
+        frozen_batch_norm: bool = False,
         focal_weight: float = 20.0,
         dice_weight: float = 1.0,
     ) -> None:
@@ -113,6 +116,8 @@ class ProposalNetwork(nn.Module):
             raise WeightsError(_how_to_get(backbone, error)) from error
         if "multi_grid" in backbone_args:
             _dilate_last_stage(self.backbone, backbone, backbone_args["multi_grid"])
+        if frozen_batch_norm:
+            freeze_batch_norm_2d(self.backbone)
         *lateral, deepest = self.backbone.feature_info.channels()
         self.pixel_decoder = MaskFormerPixelDecoder(
             in_features=deepest, lateral_widths=lateral, feature_size=width, mask_feature_size=width

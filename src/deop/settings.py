@@ -115,20 +115,22 @@ class Proposals(Settings):
     ``pretrained_backbone`` true loads timm's weights (the paper's are ImageNet's), ``"bundled"`` those of this package,
     or what ``pretrain_backbone`` trains in their place; another text is the path of a file of timm's weights.
     ``backbone_args`` go to timm, but for ``multi_grid``: the dilations of the blocks of a ResNet's last stage
-    (MaskFormer's ResNet-101c: 1, 2, 4). ``decoder_norm`` ``outputs`` is MaskFormer's own decoder, ``chained`` that of
-    transformers (see :class:`deop.proposals.ProposalNetwork`).
+    (MaskFormer's ResNet-101c: 1, 2, 4). ``frozen_batch_norm`` keeps the backbone's statistics and scales as they were
+    pre-trained, as detectron2 does, whatever the size of a batch. ``decoder_norm`` ``outputs`` is MaskFormer's own
+    decoder, ``chained`` that of transformers (see :class:`deop.proposals.ProposalNetwork`).
     """
 
     backbone: str
     backbone_args: dict = {}
     pretrained_backbone: bool | str
+    # Like decoder_norm and, below, resampling, this names results only where it is not the default.
+    frozen_batch_norm: bool = Field(False, exclude_if=lambda value: not value)
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
     queries: Positive = 100
     decoder_layers: Positive = 6
     width: Positive = 256
     ffn_width: Positive = 2048
     heads: Positive = 8
-    # Like "resampling" below, this names results only where it is not the default.
     decoder_norm: Literal["chained", "outputs"] = Field(
         "chained", exclude_if=lambda value: value == "chained"
     )

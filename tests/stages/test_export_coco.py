@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from deop.cli import app
 from deop.clip import load_clip
+from deop.data.class_table import labelled_classes
 from deop.data.coco_results import entries, image_ids, write_results
 from deop.data.segmentation import (
     DatasetCard,
@@ -122,6 +123,17 @@ def test_cocos_tools_find_the_scores_of_our_metrics(maps, tmp_path, convention):
     assert [theirs["iou"][category] for category in CATEGORIES] == pytest.approx(ours.iou, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("table", "first", "last"), [("coco_stuff", 1, 182), ("ade20k_150", 1, 150), (None, 1, 2)]
+)
+def test_categories_are_the_owners_ids_counted_from_one(table, first, last):
+    """COCO-Stuff's label maps hold its category ids less one; without ids of owners, labels are counted."""
+    drawn = tuple(LabelledClass(name=name, kind="thing") for name in ("dog", "cow"))
+    classes = drawn if table is None else labelled_classes(table, "cleaned")
+    ids = export_coco.category_ids(DatasetCard(name="one", classes=classes))
+    assert (ids[0], ids[-1], len(set(ids))) == (first, last, len(classes))
+
+
 def test_a_file_without_entries_is_a_list_all_the_same():
     file = io.StringIO()
     write_results([[], []], file)
@@ -153,8 +165,10 @@ def job(maps, small_proposals, tmp_path, monkeypatch) -> Job:
         Image.fromarray(generator.integers(0, 256, (*label_map.shape, 3), np.uint8)).save(entry.image)
         write_label_map(entry.label, label_map, 255)
         files.append(entry)
-    names = ("dog", "cow", "grass", "sky")
-    classes = tuple(LabelledClass(name=name, kind="thing", unseen=name == "cow") for name in names)
+    classes = tuple(
+        LabelledClass(name=name, kind="thing", unseen=name == "cow", raw_id=category)
+        for name, category in zip(("dog", "cow", "grass", "sky"), CATEGORIES)
+    )
     write_card(root, DatasetCard(name="drawn", classes=classes))
     write_split(root, "val", files)
     torch.manual_seed(0)
@@ -176,7 +190,7 @@ def job(maps, small_proposals, tmp_path, monkeypatch) -> Job:
 def test_an_exported_evaluation_scores_as_the_evaluation_did(job, maps, tmp_path):
     evaluate.run(job)
     path = tmp_path / "new folder/results.json"
-    export_coco.run(job, path, CATEGORIES)
+    export_coco.run(job, path)
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
     truth = ground_truth(maps[0], CATEGORIES)
     theirs = scores(truth, truth.loadRes(str(path)), "occurring")
@@ -193,7 +207,7 @@ def test_an_export_that_was_killed_is_taken_up_where_it_was(job, tmp_path, monke
     whole, path = tmp_path / "whole.json", tmp_path / "results.json"
     path.write_text("what an earlier export left")
     export_coco.run(job, whole)
-    assert {entry["category_id"] for entry in json.loads(whole.read_text())} <= {1, 2, 3, 4}
+    assert {entry["category_id"] for entry in json.loads(whole.read_text())} <= set(CATEGORIES)
     label, seen = DeOP.label, []
 
     def dies(self, images, *arguments):

@@ -68,6 +68,7 @@ def build_proposals(job: Job) -> ProposalNetwork:
         ffn_width=settings.ffn_width,
         heads=settings.heads,
         decoder_norm=settings.decoder_norm,
+        frozen_batch_norm=settings.frozen_batch_norm,
         focal_weight=settings.focal_weight,
         dice_weight=settings.dice_weight,
     )

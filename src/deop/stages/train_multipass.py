@@ -31,4 +31,6 @@ def run(job: Job) -> None:
             workspace=workspace,
             accelerator=accelerator,
         )
-        save_weights(learned_state(segmenter), workspace.path)
+        # Of the proposals all: batch norms that are frozen learn nothing, but are not those of a new network.
+        proposals = {f"proposals.{name}": value for name, value in segmenter.proposals.state_dict().items()}
+        save_weights(learned_state(segmenter) | proposals, workspace.path)
