@@ -65,6 +65,8 @@ class Setup:
         self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
     ) -> None:
         self._root, self._source = root, source
+        # Datasets that a profile takes out; the defaults' exceptions for them go with them.
+        self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
         values = without_nulls(values)
         self.main = validated(MainFile, values, source)
         self.stands_for: dict[str, str] = {}
@@ -186,7 +188,7 @@ class Setup:
         defaults = dict(values)
         overrides = defaults.pop("per_dataset", {})
         for name in overrides:
-            if name not in self.datasets:
+            if name not in self.datasets and name not in self._removed:
                 raise unknown(f"{self._source}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
         return {name: merged(defaults, overrides.get(name, {})) for name in self.datasets}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from deop.data.sources import count
 from deop.dataset_settings import Source
 from deop.errors import DeopError
 from deop.plan import Plan
+from deop.settings import Job
 
 PYTHON = (3, 11)
 STEP_SECONDS = 10.0
@@ -59,6 +61,7 @@ def examine(root: Path, profile: Path | None = None) -> Iterator[Finding]:
     yield from _gpus(config, plan, stages)
     yield from _folders(root, config)
     yield from _data(root, config, plan)
+    yield from _weights(plan)
     yield from _training(plan, config)
 
 
@@ -167,17 +170,75 @@ def _reachable(source: Source) -> Finding:
     if not addresses:
         remedy = f"{source.entry.how_to_get}; then set data.sources.{source.name}.path to where it is"
         return Finding(source.name, "fail", "is handed out by its owners only", remedy)
-    problems = []
-    for address in addresses:
-        try:
-            answer = requests.head(address, allow_redirects=True, timeout=HOST_SECONDS)
-            answer.raise_for_status()
-        except requests.RequestException as error:
-            problems.append(f"{address}: {type(error).__name__}")
-        else:
+    problems = {address: _problem(address) for address in addresses}
+    for address, problem in problems.items():
+        if problem is None:
             return Finding(source.name, "pass", f"can be downloaded from {urlsplit(address).netloc}")
     remedy = f"add a mirror to data.sources.{source.name}.mirrors, or name a copy in data.sources.{source.name}.path"
-    return Finding(source.name, "fail", "; ".join(problems), remedy)
+    found = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
+    return Finding(source.name, "fail", found, remedy)
+
+
+def _weights(plan: Plan) -> Iterator[Finding]:
+    """Which pre-trained weights are there, or can be downloaded."""
+    from deop.pretrained import cached_backbone, cached_clip
+
+    clips = {
+        (job.settings["clip"]["model"], job.settings["clip"]["pretrained"]) for job in _with(plan, "clip")
+    }
+    for model, pretrained in sorted(clips, key=str):
+        if pretrained in (None, "bundled"):
+            yield Finding(f"CLIP {model}", "pass", "needs no download")
+        elif Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth"):
+            yield _file(f"CLIP {model}", Path(pretrained), "clip.pretrained")
+        else:
+            yield _download(f"CLIP {model}", *cached_clip(model, pretrained), "clip.pretrained")
+    backbones = {
+        (job.settings["proposals"]["backbone"], job.settings["proposals"]["pretrained_backbone"])
+        for job in _with(plan, "proposals")
+    }
+    for name, pretrained in sorted(backbones, key=str):
+        if pretrained is True:
+            yield _download(f"backbone {name}", *cached_backbone(name), "proposals.pretrained_backbone")
+        elif pretrained in (False, "bundled"):
+            yield Finding(f"backbone {name}", "pass", "needs no download")
+        else:
+            yield _file(f"backbone {name}", Path(pretrained), "proposals.pretrained_backbone")
+
+
+def _with(plan: Plan, section: str) -> list[Job]:
+    return [
+        job
+        for job in plan.jobs.values()
+        if section in job.settings and job.stage.startswith(("train", "learn"))
+    ]
+
+
+def _file(subject: str, path: Path, key: str) -> Finding:
+    if path.is_file():
+        return Finding(subject, "pass", f"{path} is there")
+    return Finding(subject, "fail", f"{path} is not there", f"set {key} to a file of weights that is")
+
+
+def _download(subject: str, path: Path | None, address: str, key: str) -> Finding:
+    if path is not None:
+        return Finding(subject, "pass", f"{path} is there")
+    problem = _problem(address)
+    if problem is None:
+        return Finding(subject, "pass", f"can be downloaded from {urlsplit(address).netloc}")
+    remedy = f"download that file on a machine that may, and set {key} to its path"
+    return Finding(subject, "fail", f"{address}: {problem}", remedy)
+
+
+def _problem(address: str) -> str | None:
+    """Why an address gives nothing, None if it answers."""
+    try:
+        # Not a HEAD request, which some servers refuse; nothing of the body is read.
+        with requests.get(address, stream=True, timeout=HOST_SECONDS) as answer:
+            answer.raise_for_status()
+    except requests.RequestException as error:
+        return f"answers {error.response.status_code}" if error.response is not None else type(error).__name__
+    return None
 
 
 def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
@@ -186,11 +247,17 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
 
     from deop.trial_step import try_step
 
+    os.environ.setdefault("ACCELERATE_MIXED_PRECISION", config.launch_settings.get("mixed_precision", "no"))
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     processes = config.launch_settings.get("num_processes", 1)
     for stage, section in (("train_proposals", "proposals"), ("train_segmentation", "segmentation")):
         jobs = [job for job in plan.jobs.values() if job.stage == stage]
         if not jobs:
+            continue
+        if not total and getattr(plan.resources, stage).gpu:
+            yield Finding(
+                stage, "warn", "no step was tried: there is no GPU", "look again where there is one"
+            )
             continue
         costs = {job.key: _pixels(job.settings[section]) for job in jobs}
         largest = max(jobs, key=lambda job: costs[job.key])

@@ -9,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import open_clip
-from huggingface_hub import constants, hf_hub_url
+import timm
+import torch
+from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
 from deop.errors import WeightsError
 
@@ -107,3 +109,27 @@ def _how_to_get(model: str, tag: str, about: dict, cache_dir: str | Path | None,
     if about.get("quick_gelu") and not model.endswith("-quickgelu"):
         remedy += "-quickgelu (these weights need that activation, which a file does not say)"
     return download_failed(f"weights {tag!r} of CLIP model {model!r}", url, cache, remedy, error)
+
+
+def cached_clip(model: str, tag: str) -> tuple[Path | None, str]:
+    """Where weights that open_clip downloads lie if they are there already, and their address."""
+    about = open_clip.get_pretrained_cfg(model, tag)
+    if about.get("hf_hub"):
+        repository, name = os.path.split(about["hf_hub"])
+        return _in_hub_cache(repository, name or open_clip.constants.HF_SAFE_WEIGHTS_NAME)
+    path = Path("~/.cache/clip").expanduser() / Path(about["url"]).name
+    return (path if path.is_file() else None), about["url"]
+
+
+def cached_backbone(name: str) -> tuple[Path | None, str]:
+    """The same for a backbone's weights that timm downloads."""
+    about = timm.get_pretrained_cfg(name)
+    if about.hf_hub_id:
+        return _in_hub_cache(about.hf_hub_id, about.hf_hub_filename or "model.safetensors")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(about.url).name
+    return (path if path.is_file() else None), about.url
+
+
+def _in_hub_cache(repository: str, name: str) -> tuple[Path | None, str]:
+    found = try_to_load_from_cache(repository, name)
+    return (Path(found) if isinstance(found, str) else None), hf_hub_url(repository, name)

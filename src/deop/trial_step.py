@@ -20,7 +20,7 @@ CELL = 64
 class Trial(NamedTuple):
     """What a training stage takes on this machine.
 
-    seconds: of one step of a process's share of the batch, the median.
+    seconds: of one step of a process's share of the batch, by the median of what was tried.
     images: that went through the network at once.
     peak: bytes of GPU memory at most; 0 without a GPU.
     """
@@ -44,9 +44,11 @@ def try_step(job: Job, classes: int, processes: int, seconds: float) -> Trial:
     section = "proposals" if job.stage == "train_proposals" else "segmentation"
     training = job.settings[section]
     share = training["batch_size"] // processes
-    images = min(share, job.settings.get("machine", {}).get("micro_batch") or share)
-    crop = Augmentation.model_validate(training["augmentation"]).crop
     accelerator = make_accelerator()
+    # A CPU is no faster with several at once, and runs out of memory and patience.
+    at_once = job.settings.get("machine", {}).get("micro_batch") if accelerator.device.type == "cuda" else 1
+    images = min(share, at_once or share)
+    crop = Augmentation.model_validate(training["augmentation"]).crop
     step = _network(job, [f"class {index}" for index in range(classes)]).to(accelerator.device).train()
     optimizer = torch.optim.AdamW([value for value in step.parameters() if value.requires_grad], lr=0.0)
     batch = {
