@@ -26,6 +26,17 @@ def check_sha256(path: Path, expected: str) -> None:
         raise WeightsError(f"{path} has SHA-256 {actual}, not the expected {expected}")
 
 
+def check_hub_file(path: Path) -> None:
+    """Raise WeightsError unless a file in the hub's cache is what the hub has.
+
+    There a large file is a link to one that is called by its SHA-256. Files from elsewhere pass: open_clip compares
+    those that it downloads from a plain address with the sum in the address.
+    """
+    name = path.resolve().name
+    if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name):
+        check_sha256(path, name)
+
+
 def find_clip_weights(model: str, pretrained: str, cache_dir: str | Path | None) -> Path:
     """The file of weights that ``pretrained`` means for an open_clip model; see :func:`deop.clip.load_clip`.
 
@@ -35,9 +46,11 @@ def find_clip_weights(model: str, pretrained: str, cache_dir: str | Path | None)
     tag = open_clip.get_pretrained_cfg(model, pretrained)
     if tag:
         try:
-            return Path(open_clip.download_pretrained(tag, cache_dir=cache_dir and str(cache_dir)))
+            path = Path(open_clip.download_pretrained(tag, cache_dir=cache_dir and str(cache_dir)))
         except Exception as error:  # of urllib, of the hub's client, of the file system: all end the same way
             raise WeightsError(_how_to_get(model, pretrained, tag, cache_dir, error)) from error
+        check_hub_file(path)
+        return path
     if pretrained == "bundled":
         path = BUNDLED / f"{model}.safetensors"
         if not path.is_file():

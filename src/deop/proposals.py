@@ -27,7 +27,7 @@ from transformers.models.maskformer.modeling_maskformer import (
 
 from deop.errors import WeightsError
 from deop.losses import dice, focal_terms, labels_at, sigmoid_focal
-from deop.pretrained import download_failed, hub_cache
+from deop.pretrained import cached_backbone, check_hub_file, download_failed, hub_cache
 
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
@@ -114,6 +114,9 @@ class ProposalNetwork(nn.Module):
             if not pretrained_backbone or isinstance(error, TypeError | ValueError):
                 raise
             raise WeightsError(_how_to_get(backbone, error)) from error
+        cached = cached_backbone(backbone)[0] if pretrained_backbone else None
+        if cached is not None:
+            check_hub_file(cached)
         if "multi_grid" in backbone_args:
             _dilate_last_stage(self.backbone, backbone, backbone_args["multi_grid"])
         if frozen_batch_norm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from deop.data.segmentation import SegmentationDataset
 from deop.data.sources import find_entry
 from deop.dataset_settings import Source
 from deop.errors import DeopError
+from deop.pretrained import find_clip_weights
 from deop.settings import Augmentation, Job, Proposals
 from deop.stages import prepare_data, train_proposals
 from deop.stages.artifacts import artifact
@@ -99,6 +101,22 @@ def test_of_trained_weights(tmp_path):
     flip(output / "model.safetensors")
     with pytest.raises(DeopError, match=rf"{output}/model.safetensors has SHA-256"):
         load_weights(network, output)
+
+
+def test_of_weights_in_the_cache_of_the_hub(tmp_path, monkeypatch):
+    """As the hub's client lays it out: a link to a file that is called by its SHA-256."""
+    content = bytes(range(256)) * 8
+    blob = tmp_path / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.parent.mkdir()
+    blob.write_bytes(content)
+    link = tmp_path / "snapshots/0123/open_clip_model.safetensors"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(blob)
+    monkeypatch.setattr("open_clip.download_pretrained", lambda *arguments, **named: str(link))
+    assert find_clip_weights("ViT-B-16", "openai", None) == link
+    flip(blob)
+    with pytest.raises(DeopError, match=rf"{link} has SHA-256"):
+        find_clip_weights("ViT-B-16", "openai", None)
 
 
 def test_a_copy_in_place_gives_the_same_dataset(root, tmp_path):
