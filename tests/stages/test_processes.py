@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,10 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deop.config_files import read_profile
 from deop.dataset_settings import EmojiScenes, Vocabulary
+from deop.plan import Plan
 from deop.settings import Job
 from deop.stages import prepare_data
 
+ROOT = Path(__file__).parents[2]
 # What `accelerate launch` itself calls for several GPUs; for CPUs it wants MPI.
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 PROPOSALS = {
@@ -125,3 +129,41 @@ def test_gradients_of_processes_are_averaged(tmp_path):
     one, two = weights
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train_segmentation", "train_multipass"])
+def test_networks_that_learn_in_part_are_trained_by_two_processes(tmp_path, monkeypatch, stage):
+    """DeOP with all its parts, SimBaseline with its class head; each process adds up the gradients of two parts."""
+    values = read_profile(ROOT, ROOT / "config/tiny.yaml")
+    values["clip"] |= {"retrain": False, "pretrained": "random"}
+    values["pretrain_backbone"] |= {"retrain": False}
+    values["proposals"] |= {"pretrained_backbone": False, "batch_size": 4}
+    values["segmentation"] |= {"batch_size": 4}
+    values["resources"][stage]["micro_batch"] = 1
+    plan = Plan(values, ROOT)
+    trained = [job for job in plan.jobs.values() if job.stage == stage and "es171" in job.output]
+    job = next(job for job in trained if stage == "train_multipass" or _whole(job.settings["network"]))
+    monkeypatch.chdir(tmp_path)
+    for path in job.inputs.values():
+        _make(next(each for each in plan.jobs.values() if each.output == path), plan)
+    file = tmp_path / "job.json"
+    file.write_text(job.model_dump_json())
+    launch(2, "-m", "deop", stage.replace("_", "-"), str(file))
+    assert load_file(tmp_path / job.output / "model.safetensors")
+
+
+def _whole(network: dict) -> bool:
+    return (
+        network["visual_prompts"]
+        and network["anchors"]["kind"] == "query"
+        and network["severance"]["kind"] == "gps"
+    )
+
+
+def _make(job: Job, plan: Plan) -> None:
+    """Runs a job here, after those that it rests on."""
+    for path in job.inputs.values():
+        _make(next(each for each in plan.jobs.values() if each.output == path), plan)
+    if not Path(job.output).exists():
+        importlib.import_module(f"deop.stages.{job.stage}").run(job)
