@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
+import real_layouts
 import release
 import torch
 import torch.nn.functional as F
@@ -20,12 +21,13 @@ from typer.testing import CliRunner
 from deop.anchors import QueryHeatmapDecoder
 from deop.authors import convert
 from deop.cli import app
+from deop.errors import DeopError
 from deop.jobs import dump
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.prompts import TextPrompt, VisualPrompts
 from deop.proposals import ProposalNetwork
 from deop.settings import Job, Network, Proposals
-from deop.stages import import_authors
+from deop.stages import evaluate, import_authors, prepare_data
 from deop.stages.networks import build_segmenter
 
 SMALL = release.Sizes(
@@ -207,6 +209,25 @@ def test_an_import_says_where_it_came_from_and_lists_what_is_unknown(state, smal
     learned = state["clip_adapter.clip_model.visual.transformer.resblocks.2.learned_position"]
     assert torch.equal(prompts["visual_prompts.class_token"][2], learned[0])
     assert torch.equal(prompts["visual_prompts.patches"][2][:, 3, 1], learned[1 + 3 * SMALL.learned_grid + 1])
+
+
+@pytest.mark.slow
+def test_an_imported_network_can_be_measured(state, small_clip, tmp_path) -> None:
+    real_layouts.write_ade20k(tmp_path / "raw", train=1, val=1)
+    data, folder = tmp_path / "a150-0", tmp_path / "imported"
+    settings = {"dataset": {"kind": "ade20k", "complete": False}, "data": {"root": str(tmp_path / "raw")}}
+    prepare_data.run(Job(stage="prepare_data", key="0" * 12, output=str(data), settings=settings))
+    path = tmp_path / "model_final.pth"
+    torch.save(state, path)
+    with pytest.raises(DeopError, match=r"dataset\.json: no such file"):
+        import_authors.import_checkpoint(path, folder, tmp_path / "raw")
+    import_authors.import_checkpoint(path, folder, data)
+    job = Job.model_validate_json((folder / "evaluate.json").read_text())
+    job.settings["proposals"]["backbone_args"] |= BACKBONE
+    evaluate.run(job)
+    measured = json.loads((folder / "evaluation.json").read_text())
+    assert measured["images"] == 1 and 0 <= measured["metrics"]["pAcc"] <= 1
+    assert len(measured["per_class_iou"]) == 150
 
 
 class Anything:

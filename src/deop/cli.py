@@ -169,13 +169,18 @@ def export_coco(
 def import_authors(
     checkpoint: Annotated[Path, typer.Argument(help="the release's model_final.pth")],
     output: Annotated[Path, typer.Argument(help="folder to make")],
+    data: Annotated[
+        Path | None, typer.Option(help="a prepared dataset to measure it on, such as data/coco-KEY")
+    ] = None,
 ) -> None:
     """Import the authors' released DeOP checkpoint: every tensor into our networks, or listed as left out."""
     from deop.stages.import_authors import import_checkpoint
 
-    imported = import_checkpoint(checkpoint, output)
+    imported = import_checkpoint(checkpoint, output, data)
     for part, tensors in imported.parts.items():
         typer.echo(f"{output / part}: {len(tensors)} tensors")
     typer.echo(f"{len(imported.left_out)} left out:")
     for name, reason in imported.left_out.items():
         typer.echo(f"  {name}: {reason}")
+    if data is not None:
+        typer.echo(f"To measure it: deop evaluate {output / 'evaluate.json'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import os
 import pickle
 import re
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deop.authors import Imported, convert
+from deop.data.segmentation import read_card
 from deop.errors import DeopError
 from deop.jobs import dump
 from deop.settings import (
@@ -23,12 +23,13 @@ from deop.settings import (
     Augmentation,
     Clip,
     Evaluation,
+    Job,
     Network,
     Proposals,
     SeveranceSettings,
     TextPrompts,
 )
-from deop.stages.artifacts import PROVENANCE, WEIGHTS, code_version, write_json
+from deop.stages.artifacts import PROVENANCE, WEIGHTS, code_version, sha256_of, write_json, write_text
 from deop.stages.networks import save_weights
 
 CLIP_MODELS = {
@@ -138,17 +139,20 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in state.items()}
 
 
-def import_checkpoint(path: Path, output: Path) -> Imported:
+def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imported:
     """Reads the release's checkpoint and writes ``output``: a folder for each of its parts, and provenance.json.
 
     The parts are :data:`deop.authors.PARTS`. The provenance has the source's SHA-256, what was left out and why, and
-    the settings that read the parts.
+    the settings that read the parts. With ``data``, a prepared dataset, there is also ``evaluate.json``: the job of
+    ``deop evaluate`` that measures the imported network on it.
 
     Raises:
         DeopError: a file that cannot be read or is not the release's, or an ``output`` that is there already.
     """
     if output.exists():
         raise DeopError(f"{output} is there already; remove it, or name another folder")
+    if data is not None:
+        read_card(data)
     state = read_checkpoint(path)
     imported = convert(state)
     settings = settings_of(imported, output)
@@ -158,8 +162,7 @@ def import_checkpoint(path: Path, output: Path) -> Imported:
         (partial / part).mkdir(parents=True)
         # In full precision and apart from each other: the rows of a joint projection share memory.
         save_weights({name: value.float().clone() for name, value in tensors.items()}, partial / part)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(path)
     write_json(
         partial / PROVENANCE,
         {
@@ -172,5 +175,15 @@ def import_checkpoint(path: Path, output: Path) -> Imported:
             "settings": settings,
         },
     )
+    if data is not None:
+        inputs = {"data": data, **{part: output / part for part in ("proposals", "prompts", "segmentation")}}
+        job = Job(
+            stage="evaluate",
+            key=sha256[:12],
+            output=str(output / "evaluation.json"),
+            inputs={role: str(path) for role, path in inputs.items()},
+            settings=settings,
+        )
+        write_text(partial / "evaluate.json", job.model_dump_json(indent=1) + "\n")
     os.replace(partial, output)
     return imported
