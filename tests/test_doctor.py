@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ SOURCES = ("coco_train2017", "coco_val2017", "coco_stuffthingmaps")
 def profile(root: Path, config: dict, monkeypatch) -> Path:
     """A profile of COCO-Stuff in miniature, on the CPU; training steps take 2 seconds."""
     monkeypatch.setattr(trial_step, "try_step", lambda *arguments: Trial(2.0, 4, 0))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # or the doctor sets it for this whole process
     real_layouts.write_coco_stuff(root / "raw")
     holds = {
         name: {pattern: len(list((root / "raw").glob(pattern))) for pattern in find_entry(name).holds}
@@ -101,8 +105,10 @@ def test_the_command_says_by_its_status_whether_all_is_well(root, profile, monke
 
 
 @pytest.mark.slow
-def test_steps_are_really_taken(root, config):
-    """Of the default profile: with random weights and made-up images, in seconds."""
-    found = findings(root, root / "config/tiny.yaml")
-    assert {found[stage].status for stage in ("train_proposals", "train_segmentation")} == {"pass"}
-    assert "s a step (1 images at once)" in found["train_segmentation"].found
+def test_steps_are_really_taken(root):
+    """With random weights and made-up images; in a process of its own, for Accelerate is set up once in each."""
+    command = [sys.executable, "-m", "deop", "doctor", "config/tiny.yaml"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("train_proposals", "train_segmentation"):
+        assert re.search(rf"^pass {stage}: .* s a step \(1 images at once\)", done.stdout, re.M)

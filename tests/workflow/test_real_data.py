@@ -25,7 +25,7 @@ SMALL = {
     "prompts": {"iterations": 2, "warmup": 1, "crop_size": 64, "samples_per_class": 2, "per_dataset": None},
     "proposals": {
         "backbone": "resnet10t",
-        "backbone_args": {"channels": [8, 8, 16, 16], "stem_width": 8},
+        "backbone_args": {"channels": [8, 8, 16, 16], "stem_width": 8, "multi_grid": None},
         "pretrained_backbone": False,
         "queries": 6,
         "decoder_layers": 1,

@@ -42,7 +42,7 @@ def test_second_run_changes_and_lost_files(workflow):
         "prepare_data": 5,
         "train_multipass": 4,
         "train_segmentation": 5,
-        "evaluate": 31,
+        "evaluate": 33,
         "measure_speed": 2,
         "table": 6,
         "claims": 1,
@@ -122,7 +122,9 @@ def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
 def test_configuration_errors_are_one_line_before_any_job(workflow):
     workflow.edit("config.yaml", accelerate="gpus3")
     output = workflow.snakemake(TABLE3, status=1)
-    problem = "config: accelerate: unknown file in config/accelerate 'gpus3'; valid: gpus4, gpus8, single"
+    problem = (
+        "config: accelerate: unknown file in config/accelerate 'gpus3'; valid: gpus4, gpus8, nodes2x8, single"
+    )
     assert output.splitlines()[-1] == f"deop: config error: {problem}"
     assert "Traceback" not in output and workflow.ran() == []
 

@@ -97,6 +97,7 @@ def fit(
     clip_grad_norm: float | None = None,
     checkpoint_seconds: float = 30.0,
     micro_batch: int | None = None,
+    workers: int | None = None,
 ) -> None:
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
 
@@ -107,6 +108,7 @@ def fit(
         checkpoint_seconds: how much work a kill may cost at most.
         micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
             parts. Losses that are means over a batch are then means over these means.
+        workers: processes that load batches ahead; None is as many as the device leaves threads for.
 
     Raises:
         FloatingPointError: a loss is not finite; the checkpoint before it is kept.
@@ -130,7 +132,7 @@ def fit(
         batches,
         batch_size=None,
         sampler=range(first, iterations),
-        num_workers=loader_workers(accelerator.device),
+        num_workers=loader_workers(accelerator.device) if workers is None else workers,
         pin_memory=accelerator.device.type == "cuda",
     )
     progress = tqdm(
