@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -156,13 +157,14 @@ def test_the_imported_network_computes_what_the_release_does(checkpoint, state, 
     segmenter.eval()
 
     network = release.Release(state, SMALL)
-    image = torch.rand(1, 3, 96, 128)
+    image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     x = normalise(image, IMAGENET_MEAN, IMAGENET_STD)
     for ours, theirs in zip(segmenter.proposals.backbone(x), network.backbone(x.double()), strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=1e-4, rtol=1e-4)
     masks = network.masks(x.double())
-    for ours, theirs in zip(segmenter.proposals(x), masks, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=1e-3, rtol=1e-3)
+    # In double precision: in single, what is rounded in six layers shows in one mask or another.
+    for ours, theirs in zip(copy.deepcopy(segmenter.proposals).double()(x.double()), masks, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
     tokenizer = SimpleTokenizer()
     names, dot = [tokenizer.encode(name) for name in NAMES], tokenizer.encode(".")
