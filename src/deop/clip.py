@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import open_clip
 import torch
@@ -18,7 +18,7 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from deop.attention import TorchAttention
-from deop.clip_towers import check_image_config, make_tower
+from deop.clip_towers import DenseFeatures, check_image_config, make_tower
 from deop.errors import WeightsError
 from deop.pretrained import check_sha256, download_failed, find_clip_weights, hub_cache, is_torchscript
 from deop.severance import self_attention
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
     from deop.severance import Severance
 
 open_clip.add_model_config(Path(__file__).parent / "model_configs")
-
-
-class DenseFeatures(NamedTuple):
-    """What one pass through the visual tower gives; nothing is L2-normalised.
-
-    pooled: (B, D) the image embedding as the model pools it (class token, average, or attention).
-    patches: (B, D, h, w) patch tokens, each alone taken to the joint space as the pooled embedding is: last layer norm
-        and projection, and before that what an attention pool does to its values (SigLIP; see
-        :class:`deop.clip_towers.TimmTower`).
-    """
-
-    pooled: Tensor
-    patches: Tensor
 
 
 class DenseCLIP(nn.Module):
@@ -127,7 +114,7 @@ class DenseCLIP(nn.Module):
             if visual_prompts is not None and 0 < layer < visual_prompts.depth:
                 tokens = tokens + visual_prompts(layer, grid, antialias).to(tokens.dtype)
             tokens = tower.block(layer, tokens, tower.attention(layer, grid), attend or self_attention, masks)
-        return DenseFeatures(tower.pool(tokens), tower.patches(tokens).transpose(1, 2).unflatten(2, grid))
+        return DenseFeatures(tower, tokens, grid)
 
     def patch_attention(self, images: Tensor, layer: int = -1) -> Tensor:
         """Softmax attention of one visual layer of plain CLIP: (B, heads, T, T), the class token first if any.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import timm
 import torch
@@ -72,6 +73,33 @@ class Tower(ABC):
     @abstractmethod
     def patches(self, tokens: Tensor) -> Tensor:
         """The last block's patch tokens, each alone taken to the joint space: (B, h*w, D)."""
+
+
+class DenseFeatures:
+    """What one pass through a visual tower gives; nothing is L2-normalised, and nothing is made before it is read.
+
+    Args:
+        tower: the tower.
+        tokens: (B, prefix+h*w, width) of its last block.
+        grid: (h, w).
+    """
+
+    def __init__(self, tower: Tower, tokens: Tensor, grid: tuple[int, int]) -> None:
+        self._tower, self._tokens, self._grid = tower, tokens, grid
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """(B, D) the image embedding as the model pools it (class token, average, or attention)."""
+        return self._tower.pool(self._tokens)
+
+    @cached_property
+    def patches(self) -> Tensor:
+        """(B, D, h, w) patch tokens, each alone taken to the joint space as the pooled embedding is.
+
+        That is last layer norm and projection, and before that what an attention pool does to its values (SigLIP; see
+        :class:`TimmTower`).
+        """
+        return self._tower.patches(self._tokens).transpose(1, 2).unflatten(2, self._grid)
 
 
 class OpenClipTower(Tower):

@@ -159,8 +159,11 @@ class ProposalNetwork(nn.Module):
         """
         return self.decode(images)[1]
 
-    def decode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Query states of every decoder layer (layers, B, N, width), for a class head, and :meth:`forward`'s masks."""
+    def decode(self, images: Tensor, *, last_only: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Query states of every decoder layer (layers, B, N, width), for a class head, and :meth:`forward`'s masks.
+
+        With ``last_only``, of the last layer alone: the others' masks are made for training.
+        """
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         features = [feature.contiguous() for feature in features]
         pixels = self.pixel_decoder(features).last_hidden_state
@@ -168,6 +171,7 @@ class ProposalNetwork(nn.Module):
             states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
         else:
             states = self._states(features[-1])
+        states = states[-1:] if last_only else states
         embeddings = self.mask_embedding(states)
         return states, [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deop.bands import resized_bands, rows_within_budget
+from deop.timing import part, parts_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -57,6 +58,10 @@ class Segmenter(nn.Module, ABC):
                 has no class and ``HIDDEN`` where it has an unseen one.
         """
 
+    @abstractmethod
+    def embed(self, names: list[str]) -> None:
+        """Embeds class names ahead of the first image that is compared with them; kept until others are asked for."""
+
     @staticmethod
     @abstractmethod
     def class_scores(output: Any) -> ClassScores:
@@ -80,12 +85,13 @@ class Segmenter(nn.Module, ABC):
         Found band by band of rows, so that neither all scores nor all masks are ever held. Equal to the plain way but
         where two classes tie to rounding.
         """
-        scores, mask_logits = self.class_scores(output), output.mask_logits.float()
-        batch, proposals = mask_logits.shape[:2]
-        # Scores, the mask logits and their sigmoid.
-        rows = rows_within_budget(batch * size[1] * (len(scores.offset) + 2 * proposals))
-        bands = resized_bands(mask_logits, size, rows)
-        return torch.cat([sum_over_proposals(scores, band).argmax(1) for band in bands], dim=1)
+        with part("scoring"):
+            scores, mask_logits = self.class_scores(output), output.mask_logits.float()
+            batch, proposals = mask_logits.shape[:2]
+            # Scores, the mask logits and their sigmoid.
+            rows = rows_within_budget(batch * size[1] * (len(scores.offset) + 2 * proposals))
+            bands = parts_of(resized_bands(mask_logits, size, rows), "upsampling")
+            return torch.cat([sum_over_proposals(scores, band).argmax(1) for band in bands], dim=1)
 
     @torch.inference_mode()
     def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:

@@ -27,6 +27,7 @@ from deop.prompts import TextPrompt, TextTemplates, VisualPrompts
 from deop.proposals import ProposalNetwork
 from deop.settings import AnchorSettings, Network, Segmentation
 from deop.severance import Severance
+from deop.timing import part
 
 
 class DeOP(Segmenter):
@@ -95,35 +96,42 @@ class DeOP(Segmenter):
         key = tuple(names)
         if not self.training and self._classifier_cache and self._classifier_cache[0] == key:
             return self._classifier_cache[1]
-        text = self.text_prompt(self.clip, names)
+        with part("text"):
+            text = self.text_prompt(self.clip, names)
         rows = torch.cat([text, F.normalize(self.text_prompt.no_object, dim=0)[None].to(text.dtype)])
         if not self.training:
             self._classifier_cache = (key, rows)
         return rows
 
+    def embed(self, names: list[str]) -> None:
+        self.classifier(names)
+
     def forward(self, images: Tensor, names: list[str]) -> SegmenterOutput:
         """Proposals and their class logits for images (B, 3, H, W) in [0, 1]."""
-        with torch.no_grad():
-            mask_logits = self.proposals(normalise(images, IMAGENET_MEAN, IMAGENET_STD))[-1].float()
+        with torch.no_grad(), part("proposals"):
+            normalised = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+            mask_logits = self.proposals.decode(normalised, last_only=True)[1][0].float()
         inputs = normalise(to_multiple(images, self.clip.patch_size), self.mean, self.std)
         # Before CLIP's pass: severance may be guided by the masks.
         grid = [side // self.clip.patch_size for side in inputs.shape[-2:]]
         masks = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).sigmoid()
         as_released = self.network.resampling == "release"
-        dense = self.clip.visual(
-            inputs,
-            severance=self.severance,
-            visual_prompts=self.visual_prompts,
-            masks=masks,
-            antialias=not as_released,
-        )
+        with part("clip_visual"):
+            patches = self.clip.visual(
+                inputs,
+                severance=self.severance,
+                visual_prompts=self.visual_prompts,
+                masks=masks,
+                antialias=not as_released,
+            ).patches
         if as_released:
             masks = F.interpolate(mask_logits.sigmoid(), grid, mode="bilinear", align_corners=False)
-        features = F.normalize(dense.patches.float(), dim=1)
-        if self.anchors is None:
-            embeddings, heatmaps = mask_pool(features, masks), masks[:, :, None]
-        else:
-            heatmaps, embeddings = self.anchors(features, masks)
+        features = F.normalize(patches.float(), dim=1)
+        with part("anchors"):
+            if self.anchors is None:
+                embeddings, heatmaps = mask_pool(features, masks), masks[:, :, None]
+            else:
+                heatmaps, embeddings = self.anchors(features, masks)
         if self.network.renormalise_pooled:
             embeddings = F.normalize(embeddings.float(), dim=-1)
         class_logits = self.logit_scale * embeddings.float() @ self.classifier(names).float().T

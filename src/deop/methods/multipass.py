@@ -25,6 +25,7 @@ from deop.prompts import TextPrompt, template_embeddings
 from deop.proposals import Pairs, ProposalNetwork
 from deop.settings import MultiPassSettings
 from deop.templates import templates_of
+from deop.timing import part
 
 
 class MultiPassOutput(NamedTuple):
@@ -139,9 +140,20 @@ class MultiPass(Segmenter):
         self._text_cache = ((), {})
         return self
 
-    def proposal_stream(self, images: Tensor, names: list[str]) -> tuple[list[Tensor], Tensor]:
-        """Mask logits, one (B, N, h, w) a decoder layer, and class logits (layers, B, N, C + 1)."""
-        states, masks = self.proposals.decode(normalise(images, IMAGENET_MEAN, IMAGENET_STD))
+    def embed(self, names: list[str]) -> None:
+        for templates in (self.settings.proposal_templates, self.settings.crop_templates):
+            self.text_embeddings(names, templates)
+
+    def proposal_stream(
+        self, images: Tensor, names: list[str], *, last_only: bool = False
+    ) -> tuple[list[Tensor], Tensor]:
+        """Mask logits, one (B, N, h, w) a decoder layer, and class logits (layers, B, N, C + 1).
+
+        With ``last_only``, of the last decoder layer alone.
+        """
+        with part("proposals"):
+            normalised = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+            states, masks = self.proposals.decode(normalised, last_only=last_only)
         text = self.text_embeddings(names, self.settings.proposal_templates)
         return masks, self.class_head(states, text, self.logit_scale)
 
@@ -172,13 +184,16 @@ class MultiPass(Segmenter):
     @torch.no_grad()
     def forward(self, images: Tensor, names: list[str]) -> MultiPassOutput:
         """Proposals of images (B, 3, H, W) in [0, 1] and their class scores; training goes through :meth:`losses`."""
-        layers, class_logits = self.proposal_stream(images, names)
-        mask_logits, class_logits = layers[-1].float(), class_logits[-1]
-        masks = F.interpolate(mask_logits, images.shape[-2:], mode="bilinear", align_corners=False).sigmoid()
-        shown = masks > self.settings.mask_threshold
-        valid = shown.flatten(2).any(2)
-        crops = [self.crops(image, of_image[kept]) for image, of_image, kept in zip(images, shown, valid)]
-        crop_logits = self.crop_logits(torch.cat(crops), names)
+        [mask_logits], [class_logits] = self.proposal_stream(images, names, last_only=True)
+        mask_logits = mask_logits.float()
+        with part("upsampling"):
+            masks = F.interpolate(mask_logits, images.shape[-2:], mode="bilinear", align_corners=False)
+            shown = masks.sigmoid() > self.settings.mask_threshold
+        with part("crops"):
+            valid = shown.flatten(2).any(2)
+            crops = [self.crops(image, of_image[kept]) for image, of_image, kept in zip(images, shown, valid)]
+            crops = torch.cat(crops)
+        crop_logits = self.crop_logits(crops, names)
         nothing = {"one": 1.0, "uniform": 1 / len(names), "zero": 0.0}[self.settings.without_crop]
         crop = class_logits.new_full((*valid.shape, len(names)), nothing)
         crop[valid] = self.crop_probabilities(crop_logits, class_logits[valid])
@@ -199,11 +214,12 @@ class MultiPass(Segmenter):
     def crop_logits(self, crops: Tensor, names: list[str]) -> Tensor:
         """CLIP's scaled cosines (P, C) of P crops (P, 3, S, S) in [0, 1], ``crop_batch`` of them a call; P may be 0."""
         text = self.text_embeddings(names, self.settings.crop_templates).float()
-        pooled = [
-            self.clip.visual(normalise(batch, self.clip.mean, self.clip.std)).pooled.float()
-            for batch in crops.split(self.settings.crop_batch)
-            if len(batch)
-        ]
+        with part("clip_visual"):
+            pooled = [
+                self.clip.visual(normalise(batch, self.clip.mean, self.clip.std)).pooled.float()
+                for batch in crops.split(self.settings.crop_batch)
+                if len(batch)
+            ]
         with torch.autocast(crops.device.type, enabled=False):
             embeddings = F.normalize(torch.cat([text.new_empty(0, text.shape[1]), *pooled]), dim=-1)
             return self.logit_scale * embeddings @ text.T
@@ -218,11 +234,11 @@ class MultiPass(Segmenter):
             self._text_cache = (key, {})
         embedded = self._text_cache[1]
         if templates not in embedded:
-            if templates:
-                embedded[templates] = template_embeddings(self.clip, names, templates_of(templates))
-            else:
-                # Made in inference mode, they could not be used in training afterwards.
-                with torch.inference_mode(False), torch.no_grad():
+            # Made in inference mode, they could not be used in training afterwards.
+            with part("text"), torch.inference_mode(False), torch.no_grad():
+                if templates:
+                    embedded[templates] = template_embeddings(self.clip, names, templates_of(templates))
+                else:
                     embedded[templates] = self.text_prompt(self.clip, names)
         return embedded[templates]
 
