@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from deop.clip import DenseCLIP, load_clip
+from deop.errors import ClassNameError
 from deop.prompts import TextPrompt, VisualPrompts
 from deop.severance import Severance
 
@@ -61,7 +62,7 @@ def test_a_name_too_long_for_the_context_is_an_error(mini: DenseCLIP) -> None:
     assert prompt(mini, [" ".join(["dog"] * room)]).shape == (1, mini.embed_dim)
     name = " ".join(["dog"] * (room + 1))
     message = f"'{name}' with 16 prefix tokens does not fit .* context of {mini.context_length} tokens"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ClassNameError, match=message):
         prompt(mini, ["sky", name])
 
 

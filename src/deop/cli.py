@@ -29,6 +29,7 @@ STAGES = {
     "train_multipass": "Train a multi-pass system: proposals with a class head on names (figure 1b).",
     "evaluate": "Measure a segmentation network on a validation set.",
     "measure_speed": "Measure how many images a second systems segment, side by side.",
+    "benchmark": "Measure what systems cost at their true sizes, by part, side by side.",
     "table": "Write a table from evaluations.",
     "claims": "Compare pairs of systems as the paper does, by a paired bootstrap.",
     "figure": "Plot tables, or what networks do to each class.",
@@ -163,6 +164,48 @@ def export_coco(
     with job.open() as job_file:
         wait_for_others(job_file)
         importlib.import_module("deop.stages.export_coco").run(order, results)
+
+
+@app.command()
+def segment(
+    job: Annotated[
+        Path,
+        typer.Argument(
+            help="job file of an evaluation of the system to use, such as .deop/jobs/evaluate-KEY.json"
+        ),
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="images (.jpg, .jpeg, .png, .webp), and folders to search to their depths"),
+    ],
+    output: Annotated[Path, typer.Option(help="folder of the label maps")],
+    classes: Annotated[
+        str | None,
+        typer.Option(help="any names, 'cat, dog', or @FILE with one a line; the dataset's if left out"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="images of one size to compute at once; the evaluation's if left out"),
+    ] = None,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="also a picture of each image: colours of classes, and a legend")
+    ] = False,
+    threads: Threads = 1,
+) -> None:
+    """Segment images of your own: a label map each (PNG), and classes.json, which says what the labels mean.
+
+    In full precision, or in that of ACCELERATE_MIXED_PRECISION. What was killed is taken up. Images that cannot be
+    read are listed at the end, with exit status 1.
+    """
+    _prepare(threads)
+    broken = importlib.import_module("deop.stages.segment").run(
+        read_job(job, "evaluate"), images, output, classes=classes, batch_size=batch_size, pictures=overlay
+    )
+    if broken:
+        typer.echo(f"deop: {len(broken)} of the images cannot be read, all others are done:", err=True)
+        for path, reason in broken.items():
+            typer.echo(f"  {path}: {reason}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command(name="import-authors")

@@ -25,6 +25,10 @@ class WeightsError(DeopError, ValueError):
     """A model or weights that cannot be had or do not fit. The message names them and says what to do."""
 
 
+class ClassNameError(DeopError, ValueError):
+    """A class name that a text encoder cannot take. The message names it and says why."""
+
+
 def unknown(where: str, kind: str, value: object, valid: Iterable[object]) -> ConfigError:
     """The error for a name that is not one of ``valid``."""
     return ConfigError(f"{where}: unknown {kind} {value!r}; valid: {', '.join(map(str, valid)) or 'none'}")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from deop.clip import DenseCLIP
 from deop.clip_towers import resize_grid
+from deop.errors import ClassNameError
 
 _TEXTS = 256
 """How many texts go through the text encoder at a time, so that a large vocabulary needs little memory."""
@@ -53,13 +54,13 @@ class TextPrompt(nn.Module):
         """Class embeddings (T, D) of T names, L2-normalised; differentiable in ``context``.
 
         Raises:
-            ValueError: a name that, with the prefix, does not fit the text encoder's context.
+            ClassNameError: a name that, with the prefix, does not fit the text encoder's context.
         """
         tokens = clip.tokenize([f"{name}." for name in names])
         eot = clip.end_of_text(tokens) + self.n_prefix
         if self.n_prefix and int(eot.max()) >= clip.context_length:
             longest = names[int(eot.argmax())]
-            raise ValueError(
+            raise ClassNameError(
                 f"class name {longest!r} with {self.n_prefix} prefix tokens does not fit the "
                 f"text encoder's context of {clip.context_length} tokens"
             )

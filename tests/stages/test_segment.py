@@ -1,0 +1,303 @@
+"""``deop segment`` with a small random network: label maps on disk against what the evaluation predicts in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from deop.cli import app
+from deop.clip import load_clip
+from deop.data.contact_sheet import class_colours
+from deop.data.segmentation import (
+    DatasetCard,
+    Entry,
+    LabelledClass,
+    SegmentationDataset,
+    write_card,
+    write_label_map,
+    write_split,
+)
+from deop.errors import DeopError
+from deop.methods.base import ClassScores, SegmenterOutput
+from deop.methods.deop import DeOP
+from deop.prompts import TextTemplates
+from deop.settings import Evaluation, Job, Network
+from deop.stages import segment
+from deop.stages.evaluate import load_batch, predict
+
+NAMES = ["dog", "cow", "grass", "sky"]
+SHORT_SIDE = 32
+SIZES = [(24, 36), (24, 36), (24, 36), (40, 20), (24, 36), (33, 33)]  # of images in order, height and width
+
+
+class Varied(DeOP):
+    """A random network takes all proposals for one class; here each takes its own, so many for the next one."""
+
+    @staticmethod
+    def class_scores(output: SegmenterOutput) -> ClassScores:
+        scores, offset = DeOP.class_scores(output)
+        of_each = [of_proposal.roll(query, -1) for query, of_proposal in enumerate(scores.unbind(1))]
+        return ClassScores(torch.stack(of_each, 1), offset)
+
+
+@pytest.fixture(scope="module")
+def segmenter(small_proposals) -> DeOP:
+    torch.manual_seed(0)
+    clip = load_clip("deop-mini", None)
+    network = Network(text_prompts="templates", templates=("a {}",))
+    prompt = TextTemplates(network.templates, clip.embed_dim)
+    return Varied(clip, small_proposals(8), prompt, network, queries=8).eval()
+
+
+@pytest.fixture
+def job(segmenter, tmp_path, monkeypatch) -> Job:
+    """An evaluation of that network on images of mixed sizes, in ``photos``."""
+    generator, root = np.random.default_rng(0), tmp_path / "data"
+    entries = []
+    for index, size in enumerate(SIZES):
+        entry = Entry(tmp_path / f"photos/{index // 4}/{index}.png", root / f"labels/{index}.png", (0,))
+        for path in (entry.image, entry.label):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(entry.image)
+        write_label_map(entry.label, np.zeros(size, int), 255)
+        entries.append(entry)
+    classes = tuple(LabelledClass(name=name, kind="thing") for name in NAMES)
+    write_card(root, DatasetCard(name="drawn", classes=classes, image_root=str(tmp_path)))
+    write_split(root, "val", entries, tmp_path)
+    monkeypatch.setattr(segment, "build_segmenter", lambda job: segmenter)
+    evaluation = Evaluation(short_side=SHORT_SIDE, batch_size=2)
+    return Job(
+        stage="evaluate",
+        key="k",
+        output=str(tmp_path / "evaluation.json"),
+        inputs={"data": str(root)},
+        settings={"evaluation": evaluation.model_dump()},
+    )
+
+
+@pytest.fixture
+def command(job, tmp_path):
+    """``command(*arguments)``: ``deop segment`` with the job above."""
+    file = tmp_path / "evaluate-k.json"
+    file.write_text(job.model_dump_json())
+    return lambda *arguments: CliRunner().invoke(app, ["segment", str(file), *map(str, arguments)])
+
+
+def label_maps(folder: Path) -> dict[str, np.ndarray]:
+    return {
+        path.relative_to(folder).as_posix(): np.asarray(Image.open(path))
+        for path in sorted(folder.rglob("*.png"))
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def counted(monkeypatch, die_at: int | None = None) -> list[int]:
+    """How many images each call of the network gets; the call ``die_at`` is where the user ends it."""
+    label, batches = DeOP.label, []
+
+    def count(self, images, *arguments):
+        batches.append(len(images))
+        if len(batches) == die_at:
+            raise KeyboardInterrupt
+        return label(self, images, *arguments)
+
+    monkeypatch.setattr(DeOP, "label", count)
+    return batches
+
+
+def expected(job: Job, segmenter: DeOP, names: list[str]) -> list[np.ndarray]:
+    """What the evaluation predicts of the images, one by one."""
+    dataset, found = SegmentationDataset(job.inputs["data"], "val"), []
+    for index in range(len(dataset)):
+        images, labels = load_batch(dataset, range(index, index + 1), torch.device("cpu"))
+        found.append(predict(segmenter, images, labels, names, SHORT_SIDE)[0][0].numpy())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "batches"), [(1, [1] * 6), (None, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])]
+)
+def test_labels_are_those_that_the_evaluation_measures(
+    job, segmenter, tmp_path, monkeypatch, batch_size, batches
+):
+    truth = expected(job, segmenter, NAMES)
+    assert len(np.unique(np.concatenate([label.ravel() for label in truth]))) > 1
+    sizes = counted(monkeypatch)
+    assert segment.run(job, [tmp_path / "photos"], tmp_path / "out", batch_size=batch_size) == {}
+    assert sizes == batches
+    found = label_maps(tmp_path / "out")
+    assert list(found) == ["0/0.png", "0/1.png", "0/2.png", "0/3.png", "1/4.png", "1/5.png"]
+    for label, of_evaluation in zip(found.values(), truth, strict=True):
+        assert label.dtype == np.uint8 and np.array_equal(label, of_evaluation)
+    written = json.loads((tmp_path / "out/classes.json").read_text())
+    assert list(written["classes"].items()) == [(str(index), name) for index, name in enumerate(NAMES)]
+    assert written["evaluation"] == "k"
+
+
+def test_any_names_will_do_and_can_be_looked_at(job, segmenter, command, tmp_path):
+    names, file = ["red", "something blue", "noise, of a kind"], tmp_path / "names.txt"
+    file.write_text("\n".join(names))
+    output = tmp_path / "out"
+    done = command(tmp_path / "photos/0", "--output", output, "--classes", f"@{file}", "--overlay")
+    assert done.exit_code == 0, done.output
+    truth = expected(job, segmenter, names)[:4]
+    assert len(np.unique(truth[0])) > 1
+    assert all(np.array_equal(*pair) for pair in zip(label_maps(output).values(), truth, strict=True))
+    assert list(json.loads((output / "classes.json").read_text())["classes"].values()) == names
+    for index, label in enumerate(truth):
+        picture = np.asarray(Image.open(output / f"{index}.overlay.jpg"))
+        height, width = label.shape
+        assert picture.shape[0] >= height and picture.shape[1] > width
+        legend = picture[:, width:].reshape(-1, 3).astype(int)
+        for colour in class_colours(len(names))[np.unique(label)]:
+            assert np.abs(legend - colour).sum(1).min() < 24  # but for what JPEG changes
+
+
+def test_a_killed_run_is_taken_up_and_what_is_done_is_left_alone(job, tmp_path, monkeypatch):
+    photos, whole, output = [tmp_path / "photos"], tmp_path / "whole", tmp_path / "out"
+    segment.run(job, photos, whole, pictures=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, die_at=2)
+        segment.run(job, photos, output, pictures=True)
+    assert list(label_maps(output)) == ["0/0.png", "0/1.png"]
+
+    def half(path, *_):
+        path.write_bytes(b"\x89PNG")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(segment, "write_label_map", half)
+        segment.run(job, photos, output, pictures=True)
+    done = {path: path.stat().st_mtime_ns for path in output.rglob("*.png") if not path.name.startswith(".")}
+    assert {path.name for path in done} == {"0.png", "1.png"}
+    sizes = counted(monkeypatch)
+    assert segment.run(job, photos, output, pictures=True) == {}
+    assert sum(sizes) == 4 and all(path.stat().st_mtime_ns == at for path, at in done.items())
+    assert contents(output) == contents(whole)
+
+    monkeypatch.setattr(segment, "build_segmenter", None)  # nothing is left that needs it
+    assert segment.run(job, photos, output) == {}
+    for change in ({"key": "l"}, {"inputs": job.inputs | {"segmentation": str(tmp_path / "weights")}}):
+        (tmp_path / "weights").mkdir(exist_ok=True)
+        (tmp_path / "weights/model.safetensors").write_bytes(b"new")
+        with pytest.raises(DeopError, match=f"of other label maps, with other {'evaluation|weights'}"):
+            segment.run(job.model_copy(update=change), photos, output)
+    with pytest.raises(DeopError, match="with other classes; name another folder"):
+        segment.run(job, photos, output, classes="cat")
+    assert contents(output) == contents(whole)
+
+
+def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_path):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    good = (photos / "0/0.png").read_bytes()
+    (photos / "0/1.png").write_bytes(good[: len(good) // 2])
+    (photos / "0/1b.jpg").write_text("no image")
+    (photos / "1/4.png").write_bytes(b"")
+    done = command(photos, "--output", output, "--batch-size", 3)
+    assert done.exit_code == 1
+    assert "deop: 3 of the images cannot be read, all others are done:" in done.stderr
+    listed = done.stderr.splitlines()[-3:]
+    assert [line.split(":")[0].strip() for line in listed] == [
+        str(photos / name) for name in ("0/1.png", "0/1b.jpg", "1/4.png")
+    ]
+    assert "truncated" in listed[0] and "cannot identify" in listed[1]
+    assert list(label_maps(output)) == ["0/0.png", "0/2.png", "0/3.png", "1/5.png"]
+    for name in ("0/1.png", "0/1b.jpg", "1/4.png"):
+        (photos / name).write_bytes(good)
+    assert command(photos, "--output", output).exit_code == 0
+    assert len(label_maps(output)) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gone.jpg",), "gone.jpg is not there; valid: image files, and folders"),
+        (("empty",), "empty has no image in it or below; valid: .jpg, .jpeg, .png, .webp"),
+        (("evaluate-k.json",), "evaluate-k.json is no image by its name; valid: .jpg"),
+        (("photos/0", "twin"), "photos/0/0.png and twin/0.jpg would both be written to out/0.png"),
+        (("photos", "--classes", ""), "class names: '' has an empty name or none"),
+        (("photos", "--classes", "cat,cat"), "has 'cat' twice"),
+        (("photos", "--classes", "@gone.txt"), "file gone.txt cannot be read: No such file"),
+        (("photos", "--output", "photos"), "photos lies in the output folder photos"),
+        (("photos/0/0.png", "--output", "photos/0"), "0.png is one of the images and would be overwritten"),
+        (
+            ("photos", "--output", "evaluate-k.json"),
+            "evaluate-k.json/classes.json cannot be written: File exists",
+        ),
+        (("photos", "--output", "foreign"), "foreign/0/0.png is there already, and no foreign/classes.json"),
+        (("photos", "--output", "broken"), "broken/classes.json is not of this command"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_before_the_network_is_built(
+    command, tmp_path, monkeypatch, arguments, message
+):
+    def build(job):
+        raise AssertionError("the network was built")
+
+    monkeypatch.setattr(segment, "build_segmenter", build)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "twin", "foreign/0", "broken"):
+        Path(folder).mkdir(parents=True)
+    for image in ("twin/0.jpg", "foreign/0/0.png"):
+        Image.new("RGB", (4, 4)).save(image)
+    Path("broken/classes.json").write_text("[]")
+    before = contents(tmp_path)
+    output = () if "--output" in arguments else ("--output", "out")
+    said_in_one_line(command(*arguments, *output), message)
+    assert contents(tmp_path) == before
+
+
+def said_in_one_line(done: Result, message: str) -> None:
+    assert done.exit_code == 1 and message in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("deop: ")
+
+
+def test_job_files_and_inputs_that_are_not_there_are_said(job, command, tmp_path):
+    rest = [str(tmp_path / "photos"), "--output", str(tmp_path / "out")]
+    gone = CliRunner().invoke(app, ["segment", str(tmp_path / "evaluate-x.json"), *rest])
+    said_in_one_line(gone, "evaluate-x.json is not there")
+    inputs = job.inputs | {"proposals": "checkpoints/gone"}
+    (tmp_path / "evaluate-k.json").write_text(job.model_copy(update={"inputs": inputs}).model_dump_json())
+    said_in_one_line(command(*rest), "checkpoints/gone is not there, the proposals of evaluation k")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("classes", "depth"), [(256, np.uint8), (300, np.uint16)])
+def test_many_classes_make_deeper_label_maps(job, tmp_path, monkeypatch, classes, depth):
+    def label(self, images, names, size):
+        assert len(names) == classes
+        return (torch.arange(size[0] * size[1]) % len(names)).view(1, *size).expand(len(images), -1, -1)
+
+    monkeypatch.setattr(DeOP, "label", label)
+    names = ",".join(f"class {index}" for index in range(classes))
+    segment.run(job, [tmp_path / "photos"], tmp_path / "out", classes=names)
+    for found, (height, width) in zip(label_maps(tmp_path / "out").values(), SIZES, strict=True):
+        assert found.dtype == depth and found.max() == classes - 1
+        assert np.array_equal(found.ravel(), np.arange(height * width) % classes)
+
+
+def test_a_batch_too_large_and_a_full_disk_are_said(job, command, tmp_path, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for method, fails, message in (
+        ((DeOP, "label"), no_memory, "photos/0/0.png: no memory for 2 images of 24 x 36 pixels at once"),
+        ((segment, "write_label_map"), full, "0/0.png cannot be written: No space left on device"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(*method, fails)
+            done = command(tmp_path / "photos", "--output", tmp_path / "out")
+        assert done.exit_code == 1 and message in done.stderr.splitlines()[-1]
