@@ -14,10 +14,12 @@ READY := $(VENV)/.ready
 ACTIVATED := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 
-TABLES := table1 table2 table3 table4 table5 tableS1 tableS3 claims
-FIGURES := components severance severance_depth anchor_decoder cross_dataset speed_accuracy per_class_iou confusion \
+TABLES := table1 table2 table3 table4 table5 table6 tableS1 tableS3 claims
+BENCHMARKS := speed scaling
+FIGURES := components severance severance_depth anchor_decoder cross_dataset speed_accuracy speed per_class_iou confusion \
     scene figure5
-PUBLISHED := $(foreach suffix,csv md tex,$(TABLES:%=results/%.$(suffix))) $(FIGURES:%=results/figures/%.png)
+PUBLISHED := $(foreach suffix,csv md tex,$(TABLES:%=results/%.$(suffix))) \
+    $(foreach suffix,csv md,$(BENCHMARKS:%=results/%.$(suffix))) $(FIGURES:%=results/figures/%.png)
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 

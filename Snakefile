@@ -29,6 +29,7 @@ wildcard_constraints:
     key="[0-9a-f]{12}",
     name="[^/]+",
     table="[^/.]+",
+    benchmark="|".join(map(re.escape, plan.named["benchmark"])) or "-",  # else a table
     figure="|".join(map(re.escape, plan.named["figure"])) or "-",  # else a picture
     picture="[^/.]+",
 
@@ -38,6 +39,7 @@ rule all:
     input:
         plan.outputs("table"),
         plan.outputs("claims"),
+        plan.outputs("benchmark"),
         plan.outputs("figure"),
         plan.outputs("picture"),
 
@@ -50,9 +52,11 @@ include: "workflow/rules/proposals.smk"
 include: "workflow/rules/segmentation.smk"
 include: "workflow/rules/multipass.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/benchmarks.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/pictures.smk"
 
 
 ruleorder: figure > picture
+ruleorder: benchmark > table

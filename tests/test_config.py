@@ -11,7 +11,7 @@ from deop.plan import Plan
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, clip, data, datasets"),
+        (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, benchmark, clip, data"),
         (("profile",), "huge", "config: profile: unknown profile 'huge'; valid: mini, paper, tiny"),
         (("seeds",), [], "config: seeds: .* at least 1 item"),
         (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),
@@ -54,7 +54,7 @@ from deop.plan import Plan
         (
             ("resources", "training"),
             {},
-            "config: resources: unknown key 'training'; valid: claims, download, evaluate",
+            "config: resources: unknown key 'training'; valid: benchmark, claims, download",
         ),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
         (

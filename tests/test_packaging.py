@@ -286,6 +286,7 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     names = [
         f"{name}{suffix}" for name in [*layouts["tables"], "claims"] for suffix in (".csv", ".md", ".tex")
     ]
+    names += [f"{name}{suffix}" for name in ("speed", "scaling") for suffix in (".csv", ".md")]
     names += [f"figures/{name}.png" for name in [*layouts["figures"], *layouts["pictures"]]]
     results = [checkout.folder / "results" / name for name in names]
     for result in results:

@@ -35,16 +35,17 @@ def test_the_tables_need_each_piece_once(root, config, seeds):
     plan = Plan(config | {"seeds": list(range(seeds))}, root)
     assert Counter(stage for stage, _ in plan.jobs) == {
         "prepare_data": 2 + 5,
-        "learn_prompts": 2 * seeds,
+        "learn_prompts": (2 + 1) * seeds,  # of each dataset, and for the larger CLIP
         "train_proposals": 2 * seeds,
-        "train_segmentation": (4 * 2 + 3 + 2) * seeds,  # Tables 3, 5, S1
-        "train_multipass": 2 * 2 * seeds,
-        # Tables 3 and 1, 2, 4, 5, S1, and S3, which has a row of Table 4's
-        "evaluate": ((5 + 2) * 2 + 2 * 5 + 7 + 3 + 4 + 5) * seeds,
-        "measure_speed": 2,
-        "table": 7,
+        "train_segmentation": (4 * 2 + 3 + 1 + 2) * seeds,  # Tables 3, 5, 6, S1
+        "train_multipass": (2 * 2 + 1) * seeds,  # Tables 1 and 6
+        # Tables 3 and 1, 2, 4, 5, 6, S1, and S3, which has a row of Table 4's
+        "evaluate": ((5 + 2) * 2 + 2 * 5 + 7 + 3 + 2 + 4 + 5) * seeds,
+        "measure_speed": 3,
+        "table": 8,
         "claims": 1,
-        "figure": 8,
+        "benchmark": 2,
+        "figure": 9,
         "picture": 2,
     }
 
@@ -80,6 +81,7 @@ def test_inputs_of_an_evaluation_are_the_whole_chain(root, config):
 
 def test_rounds_of_pretraining_follow_each_other(root, config):
     config["clip"]["retrain"] = True
+    config["variants"]["large"] = {}
     config["pretrain_clip"]["rounds"] = [{"images": 1000}, {"images": 500, "lr": 1e-4}]
     first, second = (job for (stage, _), job in Plan(config, root).jobs.items() if stage == "pretrain_clip")
     assert first.inputs == {} and second.inputs == {"clip": first.output}
@@ -97,6 +99,7 @@ def test_the_weights_that_a_text_tower_comes_from_are_part_of_the_key(root, conf
     monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
     (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "00"}))
     config["clip"]["retrain"] = True
+    config["variants"]["large"] = {}
     config["pretrain_clip"] |= {"text_from": "deop-mini", "rounds": [{"images": 1000}]}
     with pytest.raises(
         ConfigError, match=r"pretrain_clip.text_from: no weights are bundled for model 'deop-mini'"
@@ -178,17 +181,17 @@ def test_a_transferred_system_is_the_one_trained_for_its_own_dataset(root, confi
 
 def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, config, edit):
     before = Plan(config, root)
-    experiment = {"variant": "large", "severance": {"kind": "gps"}}
-    edit(root / "config/experiments.yaml", "experiments", "gps_large", to=experiment)
-    row = {"label": "Large", "experiment": "gps_large"}
+    experiment = {"variant": "larger", "severance": {"kind": "gps"}}
+    edit(root / "config/experiments.yaml", "experiments", "gps_larger", to=experiment)
+    row = {"label": "Larger", "experiment": "gps_larger"}
     rows = yaml.safe_load((root / "config/tables.yaml").read_text())["tables"]["table5"]["rows"]
     edit(root / "config/tables.yaml", "tables", "table5", "rows", to=[*rows, row])
     with pytest.raises(
-        ConfigError, match=r"experiments\.gps_large\.variant: unknown variant 'large'; valid: none"
+        ConfigError, match=r"experiments\.gps_larger\.variant: unknown variant 'larger'; valid: large"
     ):
         Plan(config, root)
     severance = {"alpha": {-1: 0.25}}
-    config["variants"] = {"large": {"clip": {"model": "ViT-B-16"}, "network": {"severance": severance}}}
+    config["variants"]["larger"] = {"clip": {"model": "ViT-B-16"}, "network": {"severance": severance}}
     after = Plan(config, root)
     # Its CLIP has prompts of its own; proposals know no CLIP.
     new = {"learn_prompts": 1, "evaluate": 1, "table": 1, "figure": 1}
@@ -196,11 +199,11 @@ def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, 
     evaluation = next(after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "evaluate")
     assert evaluation.settings["clip"]["model"] == "ViT-B-16"
     assert evaluation.settings["network"]["severance"]["alpha"] == {"-3": 1, "-2": 1, "-1": 0.25}
-    config["variants"]["large"] = {"prompts": {"lrr": 1}}
-    with pytest.raises(ConfigError, match=r"config with variant 'large': prompts: unknown key 'lrr'; valid"):
+    config["variants"]["larger"] = {"prompts": {"lrr": 1}}
+    with pytest.raises(ConfigError, match=r"config with variant 'larger': prompts: unknown key 'lrr'; valid"):
         Plan(config, root)
-    config["variants"]["large"] = {"seeds": {}}
-    with pytest.raises(ConfigError, match=r"variants\.large: unknown section 'seeds'; valid: clip"):
+    config["variants"]["larger"] = {"seeds": {}}
+    with pytest.raises(ConfigError, match=r"variants\.larger: unknown section 'seeds'; valid: clip"):
         Plan(config, root)
 
 
@@ -291,7 +294,7 @@ def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, c
 def test_seeds_enter_only_what_draws_random_numbers(root, config):
     first, second = Plan(config, root), Plan(config | {"seeds": [1]}, root)
     shared = {stage for stage, _ in jobs(first) & jobs(second)}
-    assert shared == {"prepare_data"}
+    assert shared == {"prepare_data", "benchmark"}  # nothing trained is measured there
     assert {job.seed for job in second.jobs.values() if job.stage in ("train_proposals", "evaluate")} == {1}
 
 
@@ -310,6 +313,7 @@ def test_keys_follow_meaning_not_spelling(root, config, edit):
 def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
     config["clip"]["pretrained"] = "bundled"
+    config["variants"]["large"] = {}
     with pytest.raises(ConfigError, match=r"no weights are bundled for model 'deop-mini'.*clip.retrain"):
         Plan(config, root)
     (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": "aa"}))
@@ -321,12 +325,12 @@ def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeyp
         (tmp_path / "deop-mini.json").write_text(json.dumps({"sha256": checksum}))
         plans.append(Plan(config, root))
     shared = {stage for stage, _ in jobs(plans[0]) & jobs(plans[1])}
-    assert shared == {"prepare_data", "train_proposals"}
+    assert shared == {"prepare_data", "train_proposals", "benchmark", "figure"}  # the figure of a benchmark
 
     # The proposal network's backbone: of no interest to prompts.
     (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "11"}))
     shared = {stage for stage, _ in jobs(plans[1]) & jobs(Plan(config, root))}
-    assert shared == {"prepare_data", "learn_prompts"}
+    assert shared == {"prepare_data", "learn_prompts", "benchmark", "figure"}
 
 
 def test_a_backbone_trained_here_is_one_input_of_all_proposals(root, config):
@@ -356,7 +360,7 @@ def test_job_files_hold_the_jobs_and_are_mended(root, config):
 def test_every_profile_can_be_planned(tmp_path, monkeypatch):
     """The files as they are; only the checksums of the weights are made up."""
     monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
-    for model in ("deop-mini", "resnet10t"):
+    for model in ("deop-mini", "deop-mini-large", "resnet10t"):
         (tmp_path / f"{model}.json").write_text('{"sha256": "aa"}')
     default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     profiles = set()

@@ -12,9 +12,12 @@ BAND_BYTES = 64 * 2**20
 """What all that is computed of one band may take."""
 
 
-def rows_within_budget(values_a_row: int) -> int:
-    """How many rows a band has, if so many 32-bit values are held for each of its rows; one at least."""
-    return max(1, BAND_BYTES // (4 * values_a_row))
+def rows_within_budget(values_a_row: int, budget: int | None = None) -> int:
+    """How many rows a band has, if so many 32-bit values are held for each of its rows; one at least.
+
+    ``budget`` is in bytes, :data:`BAND_BYTES` if None.
+    """
+    return max(1, (budget or BAND_BYTES) // (4 * values_a_row))
 
 
 def resized_bands(maps: Tensor, size: tuple[int, int], rows: int) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from deop.benchmark.settings import read_benchmarks
 from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
@@ -208,6 +209,7 @@ class Configuration(Setup):
         variants: by name, the setup with a variant's changes.
         layouts: the tables, figures, pictures and claims asked for.
         stand_ins: the profile's dataset for each of the paper's that it has one for.
+        benchmarks: by name, what each benchmark of speed measures.
         launch_file, launch_settings: Accelerate's launch file, and what it says.
     """
 
@@ -232,7 +234,8 @@ class Configuration(Setup):
                 isinstance(system, Network) and system.anchors.kind != "none" for system in systems.values()
             )
         ]
-        self.layouts.check(self.stand_ins, self.experiments, with_anchors)
+        self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)
+        self.layouts.check(self.stand_ins, self.experiments, with_anchors, self.benchmarks)
         for table in self.layouts.tables:
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")

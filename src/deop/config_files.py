@@ -66,6 +66,7 @@ class Resources(Settings):
     train_multipass: TrainingResources = TrainingResources()
     evaluate: StageResources = StageResources()
     measure_speed: StageResources = StageResources()
+    benchmark: StageResources = StageResources()
     table: StageResources = StageResources()
     claims: StageResources = StageResources()
     figure: StageResources = StageResources()
@@ -94,6 +95,7 @@ class MainFile(Settings):
     segmentation: dict
     evaluation: dict
     speed: Annotated[dict, Field(default_factory=dict)]
+    benchmark: Annotated[dict, Field(default_factory=dict)]
     network: Annotated[dict, Field(default_factory=dict)]
     multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
     variants: Annotated[dict[str, dict], Field(default_factory=dict)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from deop.settings import Job, Settings
 
-NAMED = ("table", "claims", "figure", "picture")
+NAMED = ("table", "claims", "figure", "picture", "benchmark")
 """Stages whose outputs keep their names when their content changes."""
 ONE_FILE = ("download", "evaluate", "measure_speed")
 """Stages whose output is one JSON, named by its key."""

@@ -50,23 +50,25 @@ class TableLayout(Settings):
 
 
 class Figure(Settings):
-    """A plot: of one table (``bars``), of several (``scatter``), or of what experiments do on one dataset.
+    """A plot: of one table (``bars``), of several (``scatter``), of a benchmark (``parts``), or of what experiments do.
 
-    ``metrics`` are what bars show; of a scatter, what lies on x and y.
+    ``metrics`` are what bars show; of a scatter, what lies on x and y. Experiments are shown on one dataset.
     """
 
-    kind: Literal["bars", "scatter", "per_class_iou", "confusion"]
+    kind: Literal["bars", "scatter", "parts", "per_class_iou", "confusion"]
     title: str
     tables: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     experiments: tuple[str, ...] = ()
     dataset: str | None = None
+    benchmark: str | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         of_tables, of_experiments = ("tables", "metrics"), ("experiments", "dataset")
-        needed = of_tables if self.kind in ("bars", "scatter") else of_experiments
-        for key in (*of_tables, *of_experiments):
+        of_kinds = {"bars": of_tables, "scatter": of_tables, "parts": ("benchmark",)}
+        needed = of_kinds.get(self.kind, of_experiments)
+        for key in (*of_tables, *of_experiments, "benchmark"):
             if bool(getattr(self, key)) != (key in needed):
                 raise ValueError(
                     f"a figure of kind {self.kind!r} has {' and '.join(needed)} and nothing else"
@@ -103,13 +105,18 @@ class TablesFile(Settings):
     claims: tuple[Claim, ...] = ()
 
     def check(
-        self, stand_ins: Collection[str], experiments: Collection[str], with_anchors: Collection[str]
+        self,
+        stand_ins: Collection[str],
+        experiments: Collection[str],
+        with_anchors: Collection[str],
+        benchmarks: Collection[str],
     ) -> None:
         """Whether everything named is there.
 
         Args:
             stand_ins: the paper's datasets that the profile has one for.
             experiments: all experiments; ``with_anchors`` those that have an anchor heatmap.
+            benchmarks: the benchmarks of speed.
 
         Raises:
             ConfigError: the first thing that is not.
@@ -124,6 +131,8 @@ class TablesFile(Settings):
             self._check_metrics(place, figure)
             _known(f"{place}.experiments", "experiment", figure.experiments, experiments)
             _known(f"{place}.dataset", "dataset", (figure.dataset,) if figure.dataset else (), stand_ins)
+            named = (figure.benchmark,) if figure.benchmark else ()
+            _known(f"{place}.benchmark", "benchmark", named, benchmarks)
         for name, picture in self.pictures.items():
             place = f"{PLACE}: pictures.{name}"
             _known(f"{place}.dataset", "dataset", (picture.dataset,), stand_ins)

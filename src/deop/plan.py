@@ -67,10 +67,12 @@ class Plan:
         self._variants = {name: Recipes(setup, self._jobs) for name, setup in self._config.variants.items()}
         layouts = self._config.layouts
         self._tables = {name: self._read_table(name, layout) for name, layout in layouts.tables.items()}
+        benchmarks = {name: self._benchmark(name) for name in self._config.benchmarks}
         self.named = {
+            "benchmark": benchmarks,
             "table": {name: self._table(name) for name in layouts.tables},
             "claims": {"claims": self._claims(layouts.claims)} if layouts.claims else {},
-            "figure": {name: self._figure(name) for name in layouts.figures},
+            "figure": {name: self._figure(name, benchmarks) for name in layouts.figures},
             "picture": {name: self._picture(name) for name in layouts.pictures},
         }
         self.jobs = self._jobs.by_key
@@ -262,7 +264,7 @@ class Plan:
         }
         return self._jobs.add("claims", "results/claims.json", settings, inputs)
 
-    def _figure(self, name: str) -> Job:
+    def _figure(self, name: str, benchmarks: dict[str, Job]) -> Job:
         layout, main = self._config.layouts.figures[name], self._config.main
         figure: dict[str, Any] = {
             "kind": layout.kind,
@@ -278,12 +280,18 @@ class Plan:
                 for table in layout.tables
                 for role, job in self._tables[table][1].items()
             }
+        elif layout.benchmark is not None:
+            inputs = {"benchmark": benchmarks[layout.benchmark]}
         else:
             dataset = self._describe(layout.dataset)
             figure["dataset"] = dataset
             figure["rows"] = [{"label": self._label(of), "experiment": of} for of in layout.experiments]
             inputs = self._evaluations(list(layout.experiments), [dataset["name"]])
         return self._jobs.add("figure", f"results/figures/{name}.json", {"figure": figure}, inputs)
+
+    def _benchmark(self, name: str) -> Job:
+        settings = {"benchmark": dump(self._config.benchmarks[name])}
+        return self._jobs.add("benchmark", f"results/{name}.json", settings, {})
 
     def _label(self, experiment: str) -> str:
         """What tables call an experiment, if one shows it."""

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from deop import bands
+from deop.methods import base
 from deop.methods.base import SegmenterOutput
 from deop.methods.deop import DeOP
 from deop.methods.multipass import MultiPassOutput
@@ -42,7 +42,7 @@ def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeyp
     output = outputs()[of]
     scores = segmenter.combine(output, size)
     for budget in (1, 100_000, 2**30):
-        monkeypatch.setattr(bands, "BAND_BYTES", budget)
+        monkeypatch.setattr(base, "CPU_BAND_BYTES", budget)
         labels = segmenter.label_map(output, size)
         assert labels.dtype == torch.int64 and labels.shape == (2, *size)
         chosen = scores.gather(1, labels[:, None])[:, 0]

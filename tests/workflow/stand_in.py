@@ -40,9 +40,10 @@ elif stage == "measure-speed":
     output.write_text(
         json.dumps({"systems": speeds, "provenance": provenance | {"device": "cpu", "threads": 1}})
     )
-elif stage in ("claims", "figure", "picture"):
+elif stage in ("benchmark", "claims", "figure", "picture"):
     output.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in (".csv", ".md", ".tex") if stage == "claims" else (".png", ".svg"):
+    suffixes = {"benchmark": (".csv", ".md"), "claims": (".csv", ".md", ".tex")}
+    for suffix in suffixes.get(stage, (".png", ".svg")):
         text = (
             f"# {output.stem}: stand-in\n\n| key |\n|:---|\n| {job['key']}{suffix} |\n\nMade by a stand-in.\n"
         )

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "clip": {"model": "deop-mini", "pretrained": "bundled"},
     "network": {"visual_prompt_grid": 8},
+    "variants": {"large": {"clip": {"model": "deop-mini-large"}, "prompts": {"crop_size": 66}}},
     "prompts": {"iterations": 2, "warmup": 1, "crop_size": 64, "samples_per_class": 2, "per_dataset": None},
     "proposals": {
         "backbone": "resnet10t",
@@ -113,6 +114,7 @@ PAPER = {
     "table3": TRAINED | {"train_segmentation": 8, "evaluate": 10, "table": 1},
     "table4": COCO | {"evaluate": 7},
     "table5": COCO | {"train_segmentation": 5, "evaluate": 5},
+    "table6": COCO | {"train_segmentation": 1, "train_multipass": 1, "evaluate": 2, "measure_speed": 1},
     "tableS1": COCO | {"train_segmentation": 3, "evaluate": 6},
     "tableS3": COCO | {"evaluate": 7},
 }

@@ -52,12 +52,12 @@ def test_the_report_holds_tables_figures_captions_runtimes_and_provenance(workfl
 
     categories, results = held(page, "categories"), held(page, "results")
     assert set(categories) == {"Tables", "Figures", "Datasets"}
-    numbers = (1, 2, 3, 4, 5, "S1", "S3")
-    names = [*(f"table{number}" for number in numbers), "claims"]
+    numbers = (1, 2, 3, 4, 5, 6, "S1", "S3")
+    names = [*(f"table{number}" for number in numbers), "claims", "speed", "scaling"]
     tables = [f"results/{name}.{kind}" for name in names for kind in ("csv", "md")]
     figures = [str(path.relative_to(workflow.path)) for path in workflow.path.glob("results/figures/*.png")]
     sheets = [str(path.relative_to(workflow.path)) for path in workflow.path.glob("data/*/*.png")]
-    assert len(figures) == 8 + 2 and len(sheets) == 7
+    assert len(figures) == 9 + 2 and len(sheets) == 7
     assert sorted(results) == sorted([*tables, *figures, *sheets])
     for path, result in results.items():
         content = base64.b64decode(result["data_uri"].partition("base64,")[2])

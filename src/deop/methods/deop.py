@@ -44,6 +44,8 @@ class DeOP(Segmenter):
         ignore: label of pixels that take no part in the losses; nor do those of other negative labels.
     """
 
+    compiled_methods = ("propose", "encode")
+
     def __init__(
         self,
         clip: DenseCLIP,
@@ -109,22 +111,14 @@ class DeOP(Segmenter):
     def forward(self, images: Tensor, names: list[str]) -> SegmenterOutput:
         """Proposals and their class logits for images (B, 3, H, W) in [0, 1]."""
         with torch.no_grad(), part("proposals"):
-            normalised = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
-            mask_logits = self.proposals.decode(normalised, last_only=True)[1][0].float()
+            mask_logits = self.propose(images).float()
         inputs = normalise(to_multiple(images, self.clip.patch_size), self.mean, self.std)
         # Before CLIP's pass: severance may be guided by the masks.
         grid = [side // self.clip.patch_size for side in inputs.shape[-2:]]
         masks = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).sigmoid()
-        as_released = self.network.resampling == "release"
         with part("clip_visual"):
-            patches = self.clip.visual(
-                inputs,
-                severance=self.severance,
-                visual_prompts=self.visual_prompts,
-                masks=masks,
-                antialias=not as_released,
-            ).patches
-        if as_released:
+            patches = self.encode(inputs, masks)
+        if self.network.resampling == "release":
             masks = F.interpolate(mask_logits.sigmoid(), grid, mode="bilinear", align_corners=False)
         features = F.normalize(patches.float(), dim=1)
         with part("anchors"):
@@ -139,6 +133,26 @@ class DeOP(Segmenter):
             class_logits[..., -1] = -torch.inf
         passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
         return SegmenterOutput(mask_logits, class_logits, heatmaps, passes)
+
+    def propose(self, images: Tensor) -> Tensor:
+        """Mask logits (B, N, h, w) of images (B, 3, H, W) in [0, 1]."""
+        normalised = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+        return self.proposals.decode(normalised, last_only=True)[1][0]
+
+    def encode(self, inputs: Tensor, masks: Tensor) -> Tensor:
+        """CLIP's patch features (B, D, h, w), not normalised, in one pass.
+
+        Args:
+            inputs: images (B, 3, H, W), normalised, whose sides are multiples of a patch.
+            masks: (B, N, h, w), which may guide severance.
+        """
+        return self.clip.visual(
+            inputs,
+            severance=self.severance,
+            visual_prompts=self.visual_prompts,
+            masks=masks,
+            antialias=self.network.resampling != "release",
+        ).patches
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2).

@@ -88,6 +88,8 @@ class MultiPass(Segmenter):
         ValueError: a stream has neither templates nor a text prompt, or the crop size does not fit CLIP's patches.
     """
 
+    compiled_methods = ("decode", "embed_crops")
+
     def __init__(
         self,
         clip: DenseCLIP,
@@ -152,10 +154,17 @@ class MultiPass(Segmenter):
         With ``last_only``, of the last decoder layer alone.
         """
         with part("proposals"):
-            normalised = normalise(images, IMAGENET_MEAN, IMAGENET_STD)
-            states, masks = self.proposals.decode(normalised, last_only=last_only)
+            states, masks = self.decode(images, last_only=last_only)
         text = self.text_embeddings(names, self.settings.proposal_templates)
         return masks, self.class_head(states, text, self.logit_scale)
+
+    def decode(self, images: Tensor, *, last_only: bool) -> tuple[Tensor, list[Tensor]]:
+        """:meth:`deop.proposals.ProposalNetwork.decode` of images (B, 3, H, W) in [0, 1]."""
+        return self.proposals.decode(normalise(images, IMAGENET_MEAN, IMAGENET_STD), last_only=last_only)
+
+    def embed_crops(self, crops: Tensor) -> Tensor:
+        """CLIP's image embeddings (P, D), not normalised, of crops (P, 3, S, S) in [0, 1]."""
+        return self.clip.visual(normalise(crops, self.clip.mean, self.clip.std)).pooled
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """MaskFormer's set criterion, summed over the decoder layers: ``class``, ``focal`` and ``dice``, weighted.
@@ -216,7 +225,7 @@ class MultiPass(Segmenter):
         text = self.text_embeddings(names, self.settings.crop_templates).float()
         with part("clip_visual"):
             pooled = [
-                self.clip.visual(normalise(batch, self.clip.mean, self.clip.std)).pooled.float()
+                self.embed_crops(batch).float()
                 for batch in crops.split(self.settings.crop_batch)
                 if len(batch)
             ]

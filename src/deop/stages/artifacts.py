@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deop import __version__
+from deop.errors import DeopError
 from deop.settings import Job
 
 PROVENANCE = "provenance.json"
@@ -34,6 +35,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON as :func:`write_text` does."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def require_inputs(job: Job) -> None:
+    """Nothing, if all inputs of an evaluation are there; for commands that the workflow does not call.
+
+    Raises:
+        DeopError: an input that is not there, by path and role.
+    """
+    for role, path in job.inputs.items():
+        if not Path(path).exists():
+            raise DeopError(
+                f"{path} is not there, the {role} of evaluation {job.key}; run this in the folder of the workflow, "
+                f"after `snakemake {job.output}`"
+            )
 
 
 def _git(*arguments: str) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.inference import prepare
 from deop.methods.base import Segmenter
 from deop.metrics import SegmentationMetrics, mean_best_iou
 from deop.settings import Evaluation, Job
@@ -33,7 +34,7 @@ def run(job: Job) -> None:
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val").check_labels()
     accelerator = make_accelerator()
-    segmenter = build_segmenter(job).to(accelerator.device).eval()
+    segmenter = prepare(build_segmenter(job), accelerator.device)
     metrics = SegmentationMetrics(
         len(dataset.names),
         dataset.card.unseen,

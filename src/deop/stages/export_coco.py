@@ -14,7 +14,9 @@ from tqdm import tqdm
 from deop.data.coco_results import entries, image_ids, write_results
 from deop.data.segmentation import DatasetCard, SegmentationDataset
 from deop.errors import DeopError
+from deop.inference import prepare
 from deop.settings import Evaluation, Job
+from deop.stages.artifacts import require_inputs
 from deop.stages.evaluate import batches, load_batch, resize_short_side
 from deop.stages.loop import make_accelerator
 from deop.stages.networks import build_segmenter
@@ -31,12 +33,7 @@ def run(job: Job, output: Path) -> None:
     Raises:
         DeopError: an input of the evaluation that is not there, or a folder that cannot be written to.
     """
-    for role, path in job.inputs.items():
-        if not Path(path).exists():
-            raise DeopError(
-                f"{path} is not there, the {role} of evaluation {job.key}; run this in the folder of the workflow, "
-                f"after `snakemake {job.output}`"
-            )
+    require_inputs(job)
     partial = output.with_name(f"{output.name}.{job.key}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +81,7 @@ def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     todo = batches(dataset, settings.batch_size)
     if done == len(todo):
         return
-    segmenter = build_segmenter(job).to(accelerator.device).eval()
+    segmenter = prepare(build_segmenter(job), accelerator.device)
     for batch in tqdm(
         todo[done:],
         desc="export_coco",

@@ -15,6 +15,7 @@ from deop.errors import DeopError, validated
 from deop.settings import Job, Settings
 from deop.stages import canvas, plots
 from deop.stages.artifacts import write_json
+from deop.stages.parts_plot import parts
 from deop.stages.table import NOT_RUN, TableDataset, TableSettings, by_seed, described, listed, made_by
 
 TOP = 8
@@ -32,11 +33,11 @@ class FigureSettings(Settings):
     """What a figure shows.
 
     ``bars`` shows ``metrics`` of the one table in ``tables``; ``scatter`` the second of its two ``metrics`` over the
-    first, of all ``tables``. Tables are the settings of their own jobs, by their names. ``per_class_iou`` and
-    ``confusion`` show ``rows`` on ``dataset``.
+    first, of all ``tables``. Tables are the settings of their own jobs, by their names. ``parts`` shows a benchmark.
+    ``per_class_iou`` and ``confusion`` show ``rows`` on ``dataset``.
     """
 
-    kind: Literal["bars", "scatter", "per_class_iou", "confusion"]
+    kind: Literal["bars", "scatter", "parts", "per_class_iou", "confusion"]
     title: str
     profile: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -50,6 +51,8 @@ class FigureSettings(Settings):
         if self.kind in ("per_class_iou", "confusion"):
             if not self.rows or self.dataset is None:
                 raise ValueError(f"a figure of kind {self.kind!r} needs rows and a dataset")
+            return self
+        if self.kind == "parts":
             return self
         if self.kind == "bars" and (len(self.tables) != 1 or not self.metrics):
             raise ValueError("a figure of kind 'bars' needs one table, and metrics")
@@ -65,7 +68,8 @@ def run(job: Job) -> None:
     """Writes ``job.output`` (JSON, last), and the figure with suffixes .png and .svg.
 
     The job's inputs are evaluations: for bars and scatter ``<table>/<role>``, with the roles of stage ``table``; for
-    the other kinds ``<experiment>/<dataset>/<seed>``. Beside each evaluation lies its confusion, with suffix .csv.
+    parts ``benchmark``, a benchmark's; for the other kinds ``<experiment>/<dataset>/<seed>``. Beside each evaluation
+    lies its confusion, with suffix .csv.
 
     Raises:
         ConfigError: settings that do not fit the kind of figure.
@@ -83,7 +87,13 @@ def run(job: Job) -> None:
 
 def draw(settings: FigureSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> Figure:
     """The figure of evaluations by role, and of what lies beside their paths."""
-    kinds = {"bars": _bars, "scatter": _scatter, "per_class_iou": _per_class_iou, "confusion": _confusion}
+    kinds = {
+        "bars": _bars,
+        "scatter": _scatter,
+        "parts": _parts,
+        "per_class_iou": _per_class_iou,
+        "confusion": _confusion,
+    }
     return kinds[settings.kind](settings, evaluations, paths)
 
 
@@ -112,6 +122,16 @@ def _scatter(settings: FigureSettings, evaluations: dict[str, dict], paths: dict
         title=settings.title,
         notes=notes,
     )
+
+
+def _parts(settings: FigureSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> Figure:
+    frame = pd.DataFrame(evaluations["benchmark"]["rows"])
+    machines = listed(list(dict.fromkeys(frame["machine"])))
+    notes = [
+        f"Measured here, on {machines}; profile {settings.profile}. Random weights and drawn masks.",
+        "Systems took turns; class names were embedded beforehand.",
+    ]
+    return parts(frame, title=settings.title, notes=notes)
 
 
 def _per_class_iou(settings: FigureSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> Figure:

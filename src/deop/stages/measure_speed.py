@@ -10,11 +10,13 @@ import torch
 from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
+from deop.inference import prepare
 from deop.settings import Evaluation, Job, Speed
 from deop.stages.artifacts import describe, write_json
 from deop.stages.evaluate import resize_short_side
 from deop.stages.loop import make_accelerator
 from deop.stages.networks import build_segmenter
+from deop.timing import wait_for
 
 
 def run(job: Job) -> None:
@@ -31,7 +33,7 @@ def run(job: Job) -> None:
     accelerator = make_accelerator()
     device = accelerator.device
     jobs = {name: system_job(job, name) for name in job.settings["systems"]}
-    segmenters = {name: build_segmenter(each).to(device).eval() for name, each in jobs.items()}
+    segmenters = {name: prepare(build_segmenter(each), device) for name, each in jobs.items()}
     short_sides = {
         name: Evaluation.model_validate(each.settings["evaluation"]).short_side for name, each in jobs.items()
     }
@@ -42,11 +44,11 @@ def run(job: Job) -> None:
         image = sample.image[None].to(device).float() / 255
         size = tuple(sample.label.shape)
         for name, segmenter in segmenters.items():
-            _wait(device)
+            wait_for(device)
             begun = time.perf_counter()
             with accelerator.autocast():
                 segmenter.label(resize_short_side(image, short_sides[name]), dataset.names, size)
-            _wait(device)
+            wait_for(device)
             if step >= settings.warmup:
                 latencies[name].append(time.perf_counter() - begun)
     medians = {name: statistics.median(values) for name, values in latencies.items()}
@@ -71,8 +73,3 @@ def system_job(job: Job, name: str) -> Job:
         if role.startswith(f"{name}/")
     }
     return job.model_copy(update={"settings": job.settings["systems"][name], "inputs": inputs})
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""How fast systems are at sizes of one's choice, with random weights: what is measured, on which networks, and how."""

@@ -1,0 +1,134 @@
+"""Time, memory and arithmetic of calls, measured side by side."""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from deop.timing import PartTimes, wait_for
+
+Name = TypeVar("Name")
+MATMUL = 2048
+"""Side of the square matrices whose product says what the machine can do."""
+_RESET_PEAK = "5"  # see proc(5), clear_refs
+
+
+@dataclass
+class Measured:
+    """What was measured of one call.
+
+    Attributes:
+        seconds: of each timed run.
+        parts: median seconds by part (see :mod:`deop.timing`); of runs of their own on a GPU, which has to be waited
+            for at every part.
+        peak_mb: peak memory in MB (10^6 bytes): what the process holds on a CPU (Linux; else NaN), what tensors hold on
+            a GPU.
+        flop: floating-point operations of matrix products and convolutions, two each.
+    """
+
+    flop: int = 0
+    seconds: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    peak_mb: float = 0.0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def interleave(
+    calls: Mapping[Name, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int,
+    budget_s: float,
+    description: str,
+) -> dict[Name, Measured]:
+    """Measures calls in turns (A B C, A B C, ...), so that whatever else the machine does slows all of them alike.
+
+    A first round, in which operations are counted, warms up. No further round begins after ``budget_s`` seconds.
+    """
+    measured = {name: Measured() for name in calls}
+    for name, call in tqdm(calls.items(), desc=f"{description}: warm-up", mininterval=5):
+        measured[name].flop = count_flop(call)
+    parts: dict[Name, list[dict[str, float]]] = {name: [] for name in calls}
+    on_gpu, begun = device.type == "cuda", time.monotonic()
+    for _ in tqdm(range(rounds), desc=f"{description}: rounds", mininterval=5):
+        for name, call in calls.items():
+            memory = PeakMemory(device)
+            if on_gpu:
+                with PartTimes(device) as times:
+                    call()
+                parts[name].append(times.seconds)
+                measured[name].seconds.append(timed(call, device))
+            else:  # where there is nobody to be waited for, listening costs nothing
+                with PartTimes(device) as times:
+                    measured[name].seconds.append(timed(call, device))
+                parts[name].append(times.seconds)
+            measured[name].peak_mb = max(measured[name].peak_mb, memory.peak_mb())
+        if time.monotonic() - begun > budget_s:
+            break
+    for name, listened in parts.items():
+        measured[name].parts = {
+            part: statistics.median(run.get(part, 0.0) for run in listened) for part in listened[0]
+        }
+    return measured
+
+
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that one call takes until the device is done with it."""
+    wait_for(device)
+    begun = time.perf_counter()
+    call()
+    wait_for(device)
+    return time.perf_counter() - begun
+
+
+def count_flop(call: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions of a call, two for each multiplication."""
+    # Fused attention is not counted on every device; the plain one is two matrix products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def matmul_call(device: torch.device) -> Callable[[], object]:
+    """The product of two square matrices, :data:`MATMUL` a side: 2 * MATMUL^3 operations."""
+    left, right = (torch.rand(MATMUL, MATMUL, device=device) for _ in range(2))
+    return lambda: left @ right
+
+
+class PeakMemory:
+    """The most memory that is held from now on (see :class:`Measured`)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:  # what others have freed is not this call's
+            trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+        except OSError:
+            self._device = None
+
+    def peak_mb(self) -> float:
+        if self._device is None:
+            return float("nan")
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 1e6
+        status = Path("/proc/self/status").read_text()
+        kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(kilobytes) * 1024 / 1e6

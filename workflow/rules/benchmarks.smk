@@ -1,0 +1,41 @@
+# Speed at sizes of its own, with random weights. Like tables they keep their names when what they measure changes.
+
+
+rule benchmarks:
+    input:
+        plan.outputs("benchmark"),
+
+
+rule benchmark:
+    input:
+        superseded=plan.superseded("benchmark"),
+    output:
+        csv=report(
+            "results/{benchmark}.csv",
+            caption="../report/benchmark.rst",
+            category="Tables",
+            labels={"table": "{benchmark}", "format": "CSV"},
+        ),
+        markdown=report(
+            "results/{benchmark}.md",
+            caption="../report/benchmark.rst",
+            category="Tables",
+            labels={"table": "{benchmark}", "format": "Markdown"},
+        ),
+        json="results/{benchmark}.json",
+    log:
+        "logs/benchmark/{benchmark}.log",
+    benchmark:
+        "benchmarks/benchmark/{benchmark}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores  # all, so that nothing runs beside it; how many it computes with is benchmark.threads
+    resources:
+        mem_mb=plan.resources.benchmark.mem_mb,
+        gpu=plan.resources.benchmark.gpu,
+        runtime=plan.resources.benchmark.runtime,
+    params:
+        launch=plan.launch_alone,
+        job=plan.job_file("benchmark"),
+    shell:
+        "{params.launch} benchmark {params.job} --threads {threads} 2>&1 | tee {log}"
