@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.losses import dice, focal_terms, labels_at, segmentation_loss, sigmoid_focal
+from deop.losses import dice, enlarged, focal_terms, labels_at, segmentation_loss, sigmoid_focal
 
 
 def literal_focal(logit: float, target: int, alpha: float, gamma: float) -> float:
@@ -133,3 +133,21 @@ def test_labels_at_takes_the_pixel_at_each_centre():
     labels = torch.arange(64).reshape(1, 8, 8)
     assert labels_at(labels, (4, 2)).tolist() == [[[10, 14], [26, 30], [42, 46], [58, 62]]]
     assert labels_at(labels, (8, 8)) is labels
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_the_slope_of_the_focal_loss_is_its_derivative(gamma):
+    logits = (4 * torch.randn(3, 7, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: sum(focal_terms(x, 0.3, gamma)), logits)
+
+
+@pytest.mark.parametrize("size", [(12, 20), (6, 10), (31, 17), (4, 7)])
+def test_masks_are_enlarged_as_bilinear_interpolation_does_and_their_gradients_with_them(size):
+    maps = torch.randn(3, 6, 10, requires_grad=True)
+    weight = torch.randn(3, *size)
+    found = enlarged(maps, size)
+    [slope] = torch.autograd.grad((found * weight).sum(), maps)
+    expected = torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+    [literal] = torch.autograd.grad((expected * weight).sum(), maps)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(slope, literal)

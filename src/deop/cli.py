@@ -61,8 +61,8 @@ app = typer.Typer(
 )
 
 
-def read_job(path: Path, stage: str) -> Job:
-    """The job in ``path``.
+def read_job(path: Path, *stages: str) -> Job:
+    """The job in ``path``, of one of ``stages``.
 
     Raises:
         DeopError: a file that is missing, is not a job, or is a job of another stage.
@@ -77,8 +77,8 @@ def read_job(path: Path, stage: str) -> Job:
         raise DeopError(f"job file {path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         raise DeopError(f"invalid job file {explain(error, Job, str(path))}") from None
-    if job.stage != stage:
-        raise DeopError(f"job file {path} is for stage {job.stage!r}, not {stage!r}")
+    if job.stage not in stages:
+        raise DeopError(f"job file {path} is for stage {job.stage!r}, not {' or '.join(map(repr, stages))}")
     return job
 
 
@@ -206,6 +206,26 @@ def segment(
         for path, reason in broken.items():
             typer.echo(f"  {path}: {reason}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def profile_step(
+    job: Annotated[
+        Path,
+        typer.Argument(
+            help="job file of a training on images, such as .deop/jobs/train_segmentation-KEY.json"
+        ),
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="steps to measure")] = 20,
+    threads: Threads = 1,
+) -> None:
+    """Take a few steps of a training and print where their time goes; nothing is kept.
+
+    In full precision, or in that of ACCELERATE_MIXED_PRECISION. The inputs of the job have to be there.
+    """
+    _prepare(threads)
+    order = read_job(job, "train_proposals", "train_segmentation", "train_multipass")
+    typer.echo(importlib.import_module("deop.profile_step").profile_step(order, steps).table())
 
 
 @app.command(name="import-authors")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from huggingface_hub import constants
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deop.attention import TorchAttention
 from deop.clip_towers import DenseFeatures, check_image_config, make_tower
@@ -88,6 +89,7 @@ class DenseCLIP(nn.Module):
         visual_prompts: VisualPrompts | None = None,
         masks: Tensor | None = None,
         antialias: bool = True,
+        recompute: bool = False,
     ) -> DenseFeatures:
         """Dense features of whole images in one pass, at any size.
 
@@ -99,6 +101,7 @@ class DenseCLIP(nn.Module):
             masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, for severance kinds that are guided
                 by masks.
             antialias: resize positions and visual prompts with antialiasing, as open_clip does, or without.
+            recompute: keep of each block only its input, and compute the block again for the gradient.
 
         Raises:
             ValueError: an image size that is not a multiple of the patch size, a severed layer that the tower
@@ -113,7 +116,14 @@ class DenseCLIP(nn.Module):
         for layer, attend in enumerate(attentions):
             if visual_prompts is not None and 0 < layer < visual_prompts.depth:
                 tokens = tokens + visual_prompts(layer, grid, antialias).to(tokens.dtype)
-            tokens = tower.block(layer, tokens, tower.attention(layer, grid), attend or self_attention, masks)
+            block = (layer, tokens, tower.attention(layer, grid), attend or self_attention, masks)
+            tokens = (
+                checkpoint(
+                    tower.block, *block, use_reentrant=False, preserve_rng_state=False
+                )  # no dropout here
+                if recompute
+                else tower.block(*block)
+            )
         return DenseFeatures(tower, tokens, grid)
 
     def patch_attention(self, images: Tensor, layer: int = -1) -> Tensor:

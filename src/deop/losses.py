@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def focal_terms(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,25 @@ def focal_terms(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tupl
 
 def _focal(wrong: Tensor, gamma: float) -> Tensor:
     """Unweighted focal loss of logits that ought to be low: ``s^gamma * -log(1 - s)``."""
-    return wrong.sigmoid().pow(gamma) * F.softplus(wrong)
+    return _Focal.apply(wrong, gamma)
+
+
+class _Focal(torch.autograd.Function):
+    """Its derivative by hand, ``s^gamma (gamma (1 - s) softplus + s)``: a third of the passes over memory."""
+
+    @staticmethod
+    def forward(ctx, wrong: Tensor, gamma: float) -> Tensor:
+        score, softplus = wrong.sigmoid(), F.softplus(wrong)
+        power = score.pow(gamma)
+        if ctx.needs_input_grad[0]:
+            slope = (1 - score).mul_(softplus).mul_(gamma).add_(score).mul_(power)
+            ctx.save_for_backward(slope)
+        return softplus.mul_(power)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.saved_tensors[0], None
 
 
 def sigmoid_focal(
@@ -47,11 +66,22 @@ def sigmoid_focal(
     Returns:
         (M,) one loss a mask; 0 for a mask without a valid pixel.
     """
-    logits, positive = logits.float(), targets.bool()
     # The wrong side of each element, once: the two terms of focal_terms would be twice the work for hard targets.
-    loss = _focal(torch.where(positive, -logits, logits), gamma)
-    loss = loss * torch.where(positive, alpha, 1 - alpha) * valid
-    return loss.sum(-1) / valid.sum(-1).clamp(min=1)
+    loss = _focal(logits.float() * (1 - 2 * targets), gamma)
+    weight = ((2 * alpha - 1) * targets + (1 - alpha)) * valid
+    return torch.linalg.vecdot(loss, weight) / valid.sum(-1).clamp(min=1)
+
+
+def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (M, h, w) resized to ``size``: (M, H, W), as ``F.interpolate`` does bilinearly without aligned corners.
+
+    As products with the weights of rows and of columns: their gradient is one too, and several times as fast.
+    """
+    rows, columns = (
+        F.interpolate(torch.eye(old, device=maps.device)[None], new, mode="linear", align_corners=False)[0]
+        for old, new in zip(maps.shape[-2:], size)
+    )
+    return rows.T @ maps @ columns
 
 
 def dice(intersection: Tensor, prediction: Tensor, target: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
-import torch.nn.functional as F
 from huggingface_hub import hf_hub_url
 from scipy.optimize import linear_sum_assignment
 from timm.layers import freeze_batch_norm_2d
@@ -26,7 +25,7 @@ from transformers.models.maskformer.modeling_maskformer import (
 )
 
 from deop.errors import WeightsError
-from deop.losses import dice, focal_terms, labels_at, sigmoid_focal
+from deop.losses import dice, enlarged, focal_terms, labels_at, sigmoid_focal
 from deop.pretrained import cached_backbone, check_hub_file, download_failed, hub_cache
 
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
@@ -251,24 +250,20 @@ class ProposalNetwork(nn.Module):
                 self.dice_weight,
                 segment_costs,
             )
-            focal, overlap = logits.sum() * 0, logits.sum() * 0  # of the graph, also where nothing is matched
+            focal = overlap = logits.sum() * 0  # of the graph, also where nothing is matched
+            targets = segment_masks(labels, classes, ignore).flatten(2)
+            known = (labels != ignore).flatten(1).float()
             # Layer by layer: the masks of all layers at full resolution would be most of a step's memory.
             for layer_logits, (image, query, segment) in zip(logits, matching, strict=True):
                 if not len(image):
                     continue
-                matched = F.interpolate(
-                    layer_logits[image, query][:, None],
-                    labels.shape[-2:],
-                    mode="bilinear",
-                    align_corners=False,
-                ).flatten(1)
-                target = (labels[image] == classes[image, segment][:, None, None]).flatten(1).float()
-                kept = (labels[image] != ignore).flatten(1).float()
+                matched = enlarged(layer_logits[image, query], labels.shape[-2:]).flatten(1)
+                target, kept = targets[image, segment], known[image]
                 focal = focal + sigmoid_focal(matched, target, kept).sum()
-                probability = matched.sigmoid() * kept
-                overlap = (
-                    overlap + dice((probability * target).sum(-1), probability.sum(-1), target.sum(-1)).sum()
-                )
+                probability, vecdot = matched.sigmoid(), torch.linalg.vecdot
+                # Targets are never where labels are ignored.
+                overlaps = dice(vecdot(probability, target), vecdot(probability, kept), target.sum(-1))
+                overlap = overlap + overlaps.sum()
             masks = max(sum(counts), 1)
             losses = {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
             pairs = [Pairs(image, query, classes[image, segment]) for image, query, segment in matching]

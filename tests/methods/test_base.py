@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deop.methods import base
-from deop.methods.base import SegmenterOutput
+from deop.methods.base import SegmenterOutput, contenders
 from deop.methods.deop import DeOP
 from deop.methods.multipass import MultiPassOutput
 from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
@@ -48,6 +48,25 @@ def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeyp
         chosen = scores.gather(1, labels[:, None])[:, 0]
         torch.testing.assert_close(chosen, scores.amax(1), atol=1e-5, rtol=1e-5)
         assert (labels == scores.argmax(1)).double().mean() >= 0.999
+
+
+@pytest.mark.parametrize("calibration", [0.0, 0.3], ids=["plain", "calibrated"])
+def test_classes_that_are_left_out_win_at_no_pixel_and_few_are_left_where_a_network_is_sure(calibration):
+    generator = torch.Generator().manual_seed(5)
+    masks = torch.rand(2, QUERIES, 5000, generator=generator) ** 4
+    masks[0, :, :100] = 1e-6  # pixels of hardly any proposal
+    offset = -calibration * (torch.arange(200) % 2)
+    left = []
+    for sharpness in (0.1, 1, 4, 12):
+        logits = torch.randn(2, QUERIES, 200, generator=generator) * sharpness
+        of_proposals = logits.softmax(-1)
+        scores = torch.einsum("bnp,bnc->bpc", masks.double(), of_proposals.double()) + offset
+        kept = contenders(of_proposals, offset)
+        assert kept.tolist() == sorted(set(kept.tolist()))
+        assert set(scores.argmax(2).unique().tolist()) <= set(kept.tolist())
+        left.append(len(kept))
+    # A class that is calibrated less than some of the best may win where there are hardly any masks.
+    assert left[-1] < left[0] and (calibration or left[-1] <= 2 * QUERIES)
 
 
 def test_a_calibration_decides_between_labels(build):

@@ -233,5 +233,5 @@ def test_an_evaluation_whose_inputs_are_gone_is_named_in_one_line(job, tmp_path)
     file.write_text(job.model_copy(update={"inputs": {"proposals": "checkpoints/gone"}}).model_dump_json())
     done = CliRunner().invoke(app, ["export-coco", str(file), str(tmp_path / "results.json")])
     assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
-    assert "checkpoints/gone is not there, the proposals of evaluation k" in done.stderr
+    assert "checkpoints/gone is not there, the proposals of evaluate k" in done.stderr
     assert not list(tmp_path.glob("results*"))

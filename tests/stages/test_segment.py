@@ -268,7 +268,7 @@ def test_job_files_and_inputs_that_are_not_there_are_said(job, command, tmp_path
     said_in_one_line(gone, "evaluate-x.json is not there")
     inputs = job.inputs | {"proposals": "checkpoints/gone"}
     (tmp_path / "evaluate-k.json").write_text(job.model_copy(update={"inputs": inputs}).model_dump_json())
-    said_in_one_line(command(*rest), "checkpoints/gone is not there, the proposals of evaluation k")
+    said_in_one_line(command(*rest), "checkpoints/gone is not there, the proposals of evaluate k")
     assert not (tmp_path / "out").exists()
 
 

@@ -43,7 +43,7 @@ SMALL = {
     "accelerate": "single",
     "resources": {
         stage: {"gpu": 0, "threads": 1}
-        for stage in ("prepare_data", "learn_prompts", "evaluate", "measure_speed", "picture")
+        for stage in ("prepare_data", "learn_prompts", "evaluate", "measure_speed", "benchmark", "picture")
     }
     | {
         stage: {"gpu": 0, "threads": 1, "micro_batch": 3}

@@ -111,13 +111,16 @@ class SegmentationDataset(torch.utils.data.Dataset):
         split: ``"train"`` or ``"val"``.
         seen_only: what training sees: unseen classes become :data:`HIDDEN`, which one of them is not said, seen
             classes are renumbered 0, 1, ... in label order, and images without a seen pixel are left out.
+        keep_bytes: what decoded samples may take in memory, so that a small dataset is read once.
 
     Raises:
         DeopError: a folder, card or split file that is missing or malformed; images that are no longer where they were.
     """
 
-    def __init__(self, root: Path | str, split: str, *, seen_only: bool = False) -> None:
+    def __init__(self, root: Path | str, split: str, *, seen_only: bool = False, keep_bytes: int = 0) -> None:
         self.root, self.split = Path(root), split
+        self._kept: dict[int, Sample] = {}
+        self._room = keep_bytes
         self.card = read_card(self.root)
         entries = _read_split(self.root / f"{split}.csv", self.card.image_root)
         if entries and not entries[0].image.is_file():
@@ -159,6 +162,18 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return self
 
     def __getitem__(self, index: int) -> Sample:
+        if index in self._kept:
+            image, label = self._kept[index]
+            return Sample(image.clone(), label.long())
+        sample = self._read(index)
+        kept = Sample(sample.image, sample.label.int())
+        size = kept.image.nbytes + kept.label.nbytes
+        if size <= self._room:
+            self._kept[index] = kept
+            self._room -= size
+        return sample
+
+    def _read(self, index: int) -> Sample:
         entry = self.entries[index]
         try:
             image = np.asarray(Image.open(entry.image).convert("RGB"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,15 @@ from torchvision.transforms import v2
 
 from deop.data.segmentation import IGNORE, Sample, SegmentationDataset
 from deop.settings import Augmentation
+
+
+def seed_cpu(seed: int) -> None:
+    """Seeds torch's generator of the CPU.
+
+    ``torch.manual_seed`` would, in a process that has not used its GPUs, keep each seed for them, with a traceback:
+    time and memory at every call.
+    """
+    torch.default_generator.manual_seed(seed)
 
 
 class Augment:
@@ -66,13 +77,19 @@ class TrainingBatches(torch.utils.data.Dataset):
             raise ValueError(f"batch_size {batch_size} does not divide among {world} processes")
         self.dataset, self.augment = dataset, Augment(augmentation)
         self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
+        self._order = functools.lru_cache(maxsize=2)(
+            self._permutation
+        )  # a step may reach into the next epoch
 
     def __len__(self) -> int:
         return self.steps
 
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+
     def _sample_index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.dataset))
-        return int(np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))[offset])
+        return int(self._order(epoch)[offset])
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """``image`` (B, 3, S, S) float in [0, 1] and ``label`` (B, S, S) int64."""
@@ -83,7 +100,7 @@ class TrainingBatches(torch.utils.data.Dataset):
             for position in range(
                 step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world
             ):
-                torch.manual_seed(int(np.random.default_rng((self.seed, position)).integers(2**62)))
+                seed_cpu(int(np.random.default_rng((self.seed, position)).integers(2**62)))
                 samples.append(self.augment(self.dataset[self._sample_index(position)]))
         return {
             "image": torch.stack([sample.image for sample in samples]).float() / 255,

@@ -59,6 +59,10 @@ class Segmenter(nn.Module, ABC):
     compiled_methods: tuple[str, ...]
 
     @abstractmethod
+    def supervised(self, images: Tensor, names: list[str]) -> list[Tensor]:
+        """What :meth:`losses` are made of: all that the networks give for images (B, 3, H, W) in training."""
+
+    @abstractmethod
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """Named scalar losses, of which training minimises the sum.
 

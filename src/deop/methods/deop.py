@@ -84,26 +84,29 @@ class DeOP(Segmenter):
             text_prompt.context.requires_grad_(network.text_prompts == "online")
         # Only training can teach what "no object" looks like.
         text_prompt.no_object.requires_grad_(network.trained)
-        self._classifier_cache: tuple[tuple[str, ...], Tensor] | None = None
+        self._text_cache: tuple[tuple[str, ...], Tensor] | None = None
 
     def train(self, mode: bool = True) -> DeOP:
         """The frozen networks stay in evaluation mode, their batch statistics with them."""
         super().train(mode)
         self.proposals.eval()
-        self._classifier_cache = None
+        self._text_cache = None
         return self
 
     def classifier(self, names: list[str]) -> Tensor:
-        """Class embeddings and "no object": (C + 1, D), L2-normalised. Kept between images outside training."""
+        """Class embeddings and "no object": (C + 1, D), L2-normalised.
+
+        Those of names are kept for as long as the names stay the same and the prompt does not learn.
+        """
         key = tuple(names)
-        if not self.training and self._classifier_cache and self._classifier_cache[0] == key:
-            return self._classifier_cache[1]
-        with part("text"):
-            text = self.text_prompt(self.clip, names)
-        rows = torch.cat([text, F.normalize(self.text_prompt.no_object, dim=0)[None].to(text.dtype)])
-        if not self.training:
-            self._classifier_cache = (key, rows)
-        return rows
+        if self._text_cache is not None and self._text_cache[0] == key:
+            text = self._text_cache[1]
+        else:
+            with part("text"):
+                text = self.text_prompt(self.clip, names)
+            if not (self.training and text.requires_grad):
+                self._text_cache = (key, text)
+        return torch.cat([text, F.normalize(self.text_prompt.no_object, dim=0)[None].to(text.dtype)])
 
     def embed(self, names: list[str]) -> None:
         self.classifier(names)
@@ -152,7 +155,12 @@ class DeOP(Segmenter):
             visual_prompts=self.visual_prompts,
             masks=masks,
             antialias=self.network.resampling != "release",
+            recompute=self.training and self.loss is not None and self.loss.gradient_checkpointing,
         ).patches
+
+    def supervised(self, images: Tensor, names: list[str]) -> list[Tensor]:
+        """The class logits; masks are frozen."""
+        return [self(images, names).class_logits]
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2).

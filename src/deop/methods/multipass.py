@@ -166,6 +166,11 @@ class MultiPass(Segmenter):
         """CLIP's image embeddings (P, D), not normalised, of crops (P, 3, S, S) in [0, 1]."""
         return self.clip.visual(normalise(crops, self.clip.mean, self.clip.std)).pooled
 
+    def supervised(self, images: Tensor, names: list[str]) -> list[Tensor]:
+        """The mask logits of every decoder layer, and the class logits of all."""
+        masks, class_logits = self.proposal_stream(images, names)
+        return [*masks, class_logits]
+
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
         """MaskFormer's set criterion, summed over the decoder layers: ``class``, ``focal`` and ``dice``, weighted.
 

@@ -38,15 +38,18 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_inputs(job: Job) -> None:
-    """Nothing, if all inputs of an evaluation are there; for commands that the workflow does not call.
+    """Nothing, if all inputs of a job are there; for commands that the workflow does not call.
 
     Raises:
         DeopError: an input that is not there, by path and role.
     """
     for role, path in job.inputs.items():
-        if not Path(path).exists():
+        found = Path(path)
+        if not found.exists() or (
+            found.is_dir() and not any(found.iterdir())
+        ):  # Snakemake makes folders early
             raise DeopError(
-                f"{path} is not there, the {role} of evaluation {job.key}; run this in the folder of the workflow, "
+                f"{path} is not there, the {role} of {job.stage} {job.key}; run this in the folder of the workflow, "
                 f"after `snakemake {job.output}`"
             )
 

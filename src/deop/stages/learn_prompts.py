@@ -7,11 +7,13 @@ once.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,6 +28,7 @@ from deop.stages.loop import cosine, fit, make_accelerator
 from deop.stages.networks import build_clip, build_prompt, save_weights, seed_everything
 
 _EMBEDDING_BATCH = 64
+EMBEDDINGS = "embeddings.safetensors"
 
 
 class PromptStep(nn.Module):
@@ -97,7 +100,15 @@ def run(job: Job) -> None:
         accelerator = make_accelerator(workspace.path / "tensorboard")
         clip.to(accelerator.device)
         segments = draw_segments(dataset, settings.samples_per_class, job.seed)
-        embeddings = embed_segments(clip, dataset, segments, settings.crop_size, accelerator.device)
+        # A run that was killed leaves them to the next, which has the same key and so wants the same.
+        kept = workspace.state / EMBEDDINGS
+        if kept.exists():
+            embeddings = load_file(kept)["embeddings"]
+        else:
+            embeddings = embed_segments(clip, dataset, segments, settings.crop_size, accelerator.device)
+            own = kept.with_suffix(f".{workspace.rank}")  # of several processes each has the same
+            save_file({"embeddings": embeddings}, own)
+            os.replace(own, kept)
         labels = torch.tensor([label for _, label in segments])
         step = PromptStep(clip, prompt, dataset.names, settings.logit_scale or clip.logit_scale)
         optimizer = torch.optim.SGD(

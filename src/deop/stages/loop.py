@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -22,11 +23,28 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
-from deop.data.transforms import TrainingBatches
+from deop.data.transforms import TrainingBatches, seed_cpu
 from deop.settings import Job, Proposals, Segmentation
 from deop.stages.artifacts import Workspace
+from deop.timing import part, parts_of
 
 CHECKPOINT = "checkpoint.pt"
+KEPT_BYTES = 256 * 2**20
+"""What decoded samples may take in memory, in each process that loads them."""
+
+
+class Training(NamedTuple):
+    """What a stage trains on augmented images of a dataset.
+
+    module: called with a batch, returns named losses; its ``networks`` is called with a batch likewise, and returns a
+        scalar of all that the networks under the losses give.
+    optimizer: of what the module learns.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    dataset: SegmentationDataset
+    settings: Proposals | Segmentation
 
 
 def make_accelerator(logging_dir: Path | None = None) -> Accelerator:
@@ -98,6 +116,7 @@ def fit(
     checkpoint_seconds: float = 30.0,
     micro_batch: int | None = None,
     workers: int | None = None,
+    after_step: Callable[[object], None] | None = None,
 ) -> None:
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
 
@@ -109,6 +128,7 @@ def fit(
         micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
             parts. Losses that are means over a batch are then means over these means.
         workers: processes that load batches ahead; None is as many as the device leaves threads for.
+        after_step: called with the batch of each step that is done.
 
     Raises:
         FloatingPointError: a loss is not finite; the checkpoint before it is kept.
@@ -145,16 +165,16 @@ def fit(
     )
     saved = time.monotonic()
     module.train()
-    for step, batch in enumerate(progress, start=first):
-        set_seed(hash((seed, step)) % 2**31 + accelerator.process_index)
-        losses = _accumulate(
-            module, _to(batch, accelerator.device), micro_batch, accelerator, f"{description}, step {step}"
-        )
-        if clip_grad_norm:
-            accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
+    for step, loaded in enumerate(parts_of(progress, "data"), start=first):
+        _seed_step(hash((seed, step)) % 2**31 + accelerator.process_index, accelerator.device)
+        batch = _to(loaded, accelerator.device)
+        losses = _accumulate(module, batch, micro_batch, accelerator, f"{description}, step {step}")
+        with part("optimizer"):
+            if clip_grad_norm:
+                accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
         if step % 10 == 0:
             values = {name: value.item() for name, value in losses.items()}
             progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
@@ -163,9 +183,18 @@ def fit(
             _save(checkpoint, plain, optimizer, scheduler, accelerator, step + 1)
             workspace.tick()
             saved = time.monotonic()
+        if after_step is not None:
+            after_step(batch)
     # Not end_training: it would part the processes, which still have to wait for each other (see artifact).
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _seed_step(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":  # everything that a step draws is torch's
+        seed_cpu(seed)
+    else:
+        set_seed(seed)
 
 
 def _accumulate(
@@ -176,34 +205,35 @@ def _accumulate(
     Raises:
         FloatingPointError: a loss is not finite; ``place`` says where it was met.
     """
-    parts = _split(batch, micro_batch)
+    parts = split(batch, micro_batch)
     samples = sum(count for _, count in parts)
     means: dict[str, Tensor] = {}
-    for index, (part, count) in enumerate(parts):
+    for index, (samples_of_part, count) in enumerate(parts):
         # Processes bring their gradients together once a step, with the last part.
         last = index == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            with accelerator.autocast(), _attention(accelerator.device):
-                losses = module(part)
+            with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
+                losses = module(samples_of_part)
             total = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(total):
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise FloatingPointError(f"{place}: loss is not finite ({values})")
-            accelerator.backward(total * (count / samples))
+            with part("backward"):
+                accelerator.backward(total * (count / samples))
         for name, value in losses.items():
             means[name] = means.get(name, 0) + value.detach() * (count / samples)
     return means
 
 
-def _split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
+def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
     """Parts of at most ``micro_batch`` samples of a batch (a tensor, or a dictionary of them), and their sizes."""
     tensors = batch if isinstance(batch, dict) else {"": batch}
     samples = min((len(value) for value in tensors.values()), default=1)
     if micro_batch is None or samples <= micro_batch:
         return [(batch, samples)]
-    parts = zip(*(value.split(micro_batch) for value in tensors.values()))
-    named = [dict(zip(tensors, part)) for part in parts]
-    return [(part if isinstance(batch, dict) else part[""], len(next(iter(part.values())))) for part in named]
+    split = zip(*(value.split(micro_batch) for value in tensors.values()))
+    named = [dict(zip(tensors, values)) for values in split]
+    return [(one if isinstance(batch, dict) else one[""], len(next(iter(one.values())))) for one in named]
 
 
 def loader_workers(device: torch.device) -> int:
@@ -211,19 +241,25 @@ def loader_workers(device: torch.device) -> int:
     return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1) if device.type == "cuda" else 0
 
 
+def training_dataset(job: Job) -> SegmentationDataset:
+    """What ``job.inputs["data"]`` has to learn from, its label maps checked."""
+    return SegmentationDataset(
+        job.inputs["data"], "train", seen_only=True, keep_bytes=KEPT_BYTES
+    ).check_labels()
+
+
 def fit_on_images(
-    module: nn.Module,
-    dataset: SegmentationDataset,
-    settings: Proposals | Segmentation,
+    training: Training,
     job: Job,
     *,
-    optimizer: torch.optim.Optimizer,
     workspace: Workspace,
     accelerator: Accelerator,
+    after_step: Callable[[object], None] | None = None,
 ) -> None:
-    """:func:`fit` on augmented batches of a dataset with the schedule of ``settings``, split over the processes."""
+    """:func:`fit` on augmented batches of a dataset with the schedule of its settings, split over the processes."""
+    settings = training.settings
     batches = TrainingBatches(
-        dataset,
+        training.dataset,
         settings.augmentation,
         batch_size=settings.batch_size,
         steps=settings.iterations,
@@ -232,9 +268,9 @@ def fit_on_images(
         world=accelerator.num_processes,
     )
     fit(
-        module,
+        training.module,
         batches,
-        optimizer=optimizer,
+        optimizer=training.optimizer,
         schedule=poly(settings.iterations, settings.warmup),
         iterations=settings.iterations,
         seed=job.seed,
@@ -243,10 +279,11 @@ def fit_on_images(
         description=job.stage,
         clip_grad_norm=settings.clip_grad_norm,
         micro_batch=job.settings.get("machine", {}).get("micro_batch"),
+        after_step=after_step,
     )
 
 
-def _attention(device: torch.device) -> contextlib.AbstractContextManager:
+def plain_attention(device: torch.device) -> contextlib.AbstractContextManager:
     """On a CPU, plain matrix products: for a few dozen tokens, fused attention makes a step a quarter longer."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 

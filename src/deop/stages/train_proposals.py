@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deop.data.segmentation import HIDDEN, SegmentationDataset
+from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.proposals import ProposalNetwork
 from deop.settings import Job, Proposals
 from deop.stages.artifacts import artifact
-from deop.stages.loop import fit_on_images, make_accelerator
+from deop.stages.loop import Training, fit_on_images, make_accelerator, training_dataset
 from deop.stages.networks import build_proposals, save_weights, seed_everything
 
 
@@ -25,26 +25,28 @@ class ProposalStep(nn.Module):
         outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
         return self.network.loss(outputs, batch["label"], ignore=HIDDEN)
 
+    def networks(self, batch: dict[str, Tensor]) -> Tensor:
+        """A scalar of the masks of all layers."""
+        outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        return torch.stack(outputs).float().mean()
+
+
+def training(job: Job) -> Training:
+    """The network of ``job.settings["proposals"]``, to be trained on the dataset that the job has as input."""
+    settings = Proposals.model_validate(job.settings["proposals"])
+    seed_everything(job)
+    dataset = training_dataset(job)
+    network = build_proposals(job)
+    return Training(ProposalStep(network), proposal_optimizer(network, network, settings), dataset, settings)
+
 
 def run(job: Job) -> None:
     """Trains the network of ``job.settings["proposals"]`` and writes its weights."""
-    settings = Proposals.model_validate(job.settings["proposals"])
-    seed_everything(job)
-    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
-    network = build_proposals(job)
-    optimizer = proposal_optimizer(network, network, settings)
+    trained = training(job)
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
-        fit_on_images(
-            ProposalStep(network),
-            dataset,
-            settings,
-            job,
-            optimizer=optimizer,
-            workspace=workspace,
-            accelerator=accelerator,
-        )
-        save_weights(network.state_dict(), workspace.path)
+        fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
+        save_weights(trained.module.network.state_dict(), workspace.path)
 
 
 def proposal_optimizer(module: nn.Module, network: ProposalNetwork, settings: Proposals) -> torch.optim.AdamW:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deop.data.segmentation import SegmentationDataset
 from deop.methods.base import Segmenter
 from deop.settings import Job, Segmentation
 from deop.stages.artifacts import artifact
-from deop.stages.loop import fit_on_images, learned_state, make_accelerator
+from deop.stages.loop import Training, fit_on_images, learned_state, make_accelerator, training_dataset
 from deop.stages.networks import build_segmenter, save_weights, seed_everything
 
 
@@ -23,12 +22,17 @@ class SegmentationStep(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.segmenter.losses(batch["image"], batch["label"], self.names)
 
+    def networks(self, batch: dict[str, Tensor]) -> Tensor:
+        """A scalar of all that the losses are made of."""
+        supervised = self.segmenter.supervised(batch["image"], self.names)
+        return torch.stack([output.float().mean() for output in supervised]).sum()
 
-def run(job: Job) -> None:
-    """Trains the network of ``job.settings["network"]`` and writes what it learned."""
+
+def training(job: Job) -> Training:
+    """The network of ``job.settings["network"]``, to be trained on the dataset that the job has as input."""
     settings = Segmentation.model_validate(job.settings["segmentation"])
     seed_everything(job)
-    dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
+    dataset = training_dataset(job)
     segmenter = build_segmenter(job)
     learned = {name: value for name, value in segmenter.named_parameters() if value.requires_grad}
     anchors = [value for name, value in learned.items() if name.startswith("anchors.")]
@@ -40,15 +44,13 @@ def run(job: Job) -> None:
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    return Training(SegmentationStep(segmenter, dataset.names), optimizer, dataset, settings)
+
+
+def run(job: Job) -> None:
+    """Trains the network of ``job.settings["network"]`` and writes what it learned."""
+    trained = training(job)
     with artifact(job) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
-        fit_on_images(
-            SegmentationStep(segmenter, dataset.names),
-            dataset,
-            settings,
-            job,
-            optimizer=optimizer,
-            workspace=workspace,
-            accelerator=accelerator,
-        )
-        save_weights(learned_state(segmenter), workspace.path)
+        fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
+        save_weights(learned_state(trained.module.segmenter), workspace.path)
