@@ -166,7 +166,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             image, label = self._kept[index]
             return Sample(image.clone(), label.long())
         sample = self._read(index)
-        kept = Sample(sample.image, sample.label.int())
+        kept = Sample(sample.image.clone(), sample.label.int())  # whoever reads may write into what they got
         size = kept.image.nbytes + kept.label.nbytes
         if size <= self._room:
             self._kept[index] = kept

@@ -155,6 +155,7 @@ def contenders(of_proposals: Tensor, offset: Tensor) -> Tensor:
     rows = torch.cat([of_proposals, offset.expand(len(of_proposals), 1, -1)], dim=1)
     average = rows.gather(2, best[:, None].expand(-1, rows.shape[1], -1)).mean(2, keepdim=True)
     beaten = ((rows <= average).all(1) & (rows < average).any(1)).all(0)
+    beaten[best] = False  # an average of equal numbers may be rounded to more than each of them
     return (~beaten).nonzero()[:, 0]
 
 
