@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from timm.layers import unfreeze_batch_norm_2d
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
+from torch.utils._pytree import tree_map_only
 
 from deop.methods.base import Segmenter
 from deop.proposals import ProposalNetwork
@@ -22,18 +24,29 @@ def prepare(segmenter: AnySegmenter, device: torch.device, *, compiled: bool = F
     """The system on ``device``, in evaluation mode, with its backbone's batch norms part of the convolutions.
 
     It can answer, but no longer be trained or saved. With ``compiled``, torch.compile makes its two networks anew for
-    the first size of images (a minute or so on a CPU) and for a second one; from then on for any. On a GPU they are
-    CUDA graphs.
+    the first size of images (a minute or so on a CPU) and for a second one; from then on for any. On a GPU they are a
+    CUDA graph for as long as the size stays the same.
     """
     segmenter = segmenter.eval().requires_grad_(False)
     segmenter.proposals = with_folded_norms(segmenter.proposals)
     segmenter = segmenter.to(device)
     if compiled:
-        # Frozen weights are laid out as the CPU's matrix products like them best.
-        options = {"triton.cudagraphs": True} if device.type == "cuda" else {"freezing": True}
         for method in segmenter.compiled_methods:
-            setattr(segmenter, method, torch.compile(getattr(segmenter, method), options=options))
+            setattr(segmenter, method, _compiled(getattr(segmenter, method), device))
     return segmenter
+
+
+def _compiled(method: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    if device.type != "cuda":  # frozen weights are laid out as the CPU's matrix products like them best
+        return torch.compile(method, options={"freezing": True})
+    options = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
+    graph = torch.compile(method, options=options)
+
+    def call(*values: Any, **more: Any) -> Any:
+        # What a graph gives is in its own memory, which its next run, or that of another graph, may write over.
+        return tree_map_only(torch.Tensor, torch.clone, graph(*values, **more))
+
+    return call
 
 
 def with_folded_norms(network: AnyProposals) -> AnyProposals:

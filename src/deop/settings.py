@@ -345,11 +345,15 @@ class Segmentation(Settings):
 
 
 class Evaluation(Settings):
-    """Testing on a validation set: whole images, short side resized to ``short_side`` pixels for CLIP."""
+    """Testing on a validation set: whole images, short side resized to ``short_side`` pixels for CLIP.
+
+    ``compiled`` has torch.compile make the networks anew: a minute or more that pays where many images are of one size.
+    """
 
     short_side: Positive = 512
     batch_size: Positive = 1
     miou: Literal["occurring", "ground_truth"] = "occurring"
+    compiled: bool = Field(False, exclude_if=lambda value: not value)
 
 
 class Speed(Settings):

@@ -100,6 +100,12 @@ def test_cases_cover_the_rows_that_were_asked_for(section):
         "SimBaseline": len(speed.clips["deop-mini"].crops),
         "ZegFormer": 1,
     }
+    clip = speed.clips["deop-mini"]
+    compiled = speed.model_copy(update={"clips": {"deop-mini": clip.model_copy(update={"compiled": True})}})
+    more = set(speed_cases(compiled, "deop-mini")) - set(speed_cases(speed, "deop-mini"))
+    assert {(case.system, case.shown, case.classes) for case in more if case.compiled} == {
+        (system, clip.base_crops, speed.base_classes) for system in ("DeOP", "SimBaseline")
+    }
     varied = scaling_cases(scaling)
     assert [case.classes for case in varied["classes"]] == sorted(scaling.classes)
     assert [case.queries for case in varied["proposals"]] == sorted(scaling.proposals)
@@ -125,6 +131,11 @@ def test_systems_take_turns_and_times_are_their_own():
     slow = measured["slow"]
     assert slow.median == sorted(slow.seconds)[1] >= 0.02
     assert 0.02 <= slow.parts["work"] <= max(slow.seconds)
+    order.clear()
+    product = {"fast": lambda: (calls["fast"](), torch.ones(2, 3) @ torch.ones(3, 4)), "slow": calls["slow"]}
+    beside = interleave(product, CPU, rounds=1, budget_s=60, description="test", counted_in={"slow": "fast"})
+    assert order == ["fast", "slow", "slow", "fast", "slow"]  # what cannot be counted runs twice before
+    assert beside["slow"].flop == beside["fast"].flop == 2 * 2 * 3 * 4
     order.clear()
     assert len(interleave(calls, CPU, rounds=3, budget_s=0, description="test")["slow"].seconds) == 1
 
@@ -188,7 +199,8 @@ def test_what_cannot_be_measured_is_said_before_it_is_tried(section, edit, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["speed", "scaling"])
 def test_the_rows_and_columns_that_are_written(config, root, section, tmp_path, monkeypatch, name):
-    plan = Plan(config | {"benchmark": section}, root)
+    clip = section["clips"]["deop-mini"] | {"compiled": name == "speed"}
+    plan = Plan(config | {"benchmark": section | {"clips": {"deop-mini": clip}}}, root)
     job = next(job for job in plan.jobs.values() if job.stage == "benchmark" and name in job.output)
     monkeypatch.chdir(tmp_path)
     Path(job.output).parent.mkdir()
@@ -206,7 +218,9 @@ def test_the_rows_and_columns_that_are_written(config, root, section, tmp_path, 
     of_parts = rows[[f"{name}_ms" for name in benchmark.PARTS if name != "text"]].sum(axis=1)
     assert (of_parts <= 1.01 * rows.latency_median_ms).all() and (rows.text_ms > 0).all()
     if name == "speed":
-        base = table[(table.system == "SimBaseline") & (table.crops == 2)].latency_median_ms.item()
+        base = table[(table.system == "SimBaseline") & (table.crops == 2) & ~table.compiled]
+        base = base.latency_median_ms.item()
+        assert table[table.compiled].system.tolist() == ["DeOP", "SimBaseline"]
         torch.testing.assert_close(
             torch.tensor(rows.ratio_to_simbaseline.tolist()),
             torch.tensor((base / rows.latency_median_ms).tolist()),

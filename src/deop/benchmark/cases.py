@@ -13,7 +13,10 @@ BARE = (BARE_PROPOSALS, BARE_CLIP)
 
 
 class Case(NamedTuple):
-    """One row: a system with a CLIP, on ``batch`` images (height, width) that ``shown`` of ``queries`` masks cover."""
+    """One row: a system with a CLIP, on ``batch`` images (height, width) that ``shown`` of ``queries`` masks cover.
+
+    ``compiled``: as :func:`deop.inference.prepare` has it.
+    """
 
     system: str
     clip: str
@@ -22,6 +25,7 @@ class Case(NamedTuple):
     shown: int
     classes: int = 0
     batch: int = 1
+    compiled: bool = False
 
 
 def speed_cases(settings: SpeedBenchmark, model: str) -> list[Case]:
@@ -29,12 +33,15 @@ def speed_cases(settings: SpeedBenchmark, model: str) -> list[Case]:
     clip, base = settings.clips[model], settings.base_classes
     size = {"clip": model, "image": clip.image, "queries": clip.proposals.queries}
     shown = clip.base_crops
+    alike = {"classes": base, "shown": shown}
+    compiled = ("DeOP", "SimBaseline") if clip.compiled else ()
     return [
         *(Case(system, **size, shown=shown) for system in BARE),
-        Case("Baseline", **size, shown=shown, classes=base),
+        Case("Baseline", **size, **alike),
         *(Case("DeOP", **size, shown=shown, classes=classes) for classes in settings.classes),
         *(Case("SimBaseline", **size, shown=crops, classes=base) for crops in clip.crops),
-        Case("ZegFormer", **size, shown=shown, classes=base),
+        Case("ZegFormer", **size, **alike),
+        *(Case(system, **size, **alike, compiled=True) for system in compiled),
     ]
 
 

@@ -15,7 +15,7 @@ from deop.benchmark.measure import timed
 from deop.benchmark.settings import BenchmarkClip
 from deop.clip import load_clip
 from deop.data.class_table import read_table
-from deop.inference import with_folded_norms
+from deop.inference import prepare, with_folded_norms
 from deop.methods.base import Segmenter, to_multiple
 from deop.methods.deop import DeOP
 from deop.methods.simbaseline import SimBaseline
@@ -108,7 +108,7 @@ class Networks:
             }[case.system]
             templates = {"proposal_templates": TEMPLATES, "crop_templates": TEMPLATES}
             built = kind(clip, proposals, settings(**templates), seen_names=class_names(case.classes)[::2])
-        return built.to(self._device).eval()
+        return prepare(built, self._device, compiled=case.compiled)
 
     def _proposal_network(self, case: Case, *, prepared: bool = True) -> DrawnMasks:
         """That of as many queries, with the case's masks: as built, or ``prepared`` as in :mod:`deop.inference`."""

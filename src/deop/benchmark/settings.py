@@ -20,7 +20,8 @@ class BenchmarkClip(Settings):
     """One CLIP, the size of the images, and what is built on it.
 
     ``network`` is DeOP's, ``proposals`` are of all systems. ``crops`` are the numbers of proposals that SimBaseline
-    shows CLIP; ``base_crops`` is what other systems are compared with. Proposals beyond those shown are empty.
+    shows CLIP; ``base_crops`` is what other systems are compared with. Proposals beyond those shown are empty. With
+    ``compiled``, DeOP and SimBaseline are also measured as torch.compile makes them anew.
     """
 
     image: tuple[Positive, Positive]
@@ -28,6 +29,7 @@ class BenchmarkClip(Settings):
     proposals: Proposals
     crops: Annotated[tuple[Positive, ...], Field(min_length=1)]
     base_crops: Positive
+    compiled: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> BenchmarkClip:

@@ -33,9 +33,10 @@ def run(job: Job) -> None:
     accelerator = make_accelerator()
     device = accelerator.device
     jobs = {name: system_job(job, name) for name in job.settings["systems"]}
-    segmenters = {name: prepare(build_segmenter(each), device) for name, each in jobs.items()}
-    short_sides = {
-        name: Evaluation.model_validate(each.settings["evaluation"]).short_side for name, each in jobs.items()
+    tested = {name: Evaluation.model_validate(each.settings["evaluation"]) for name, each in jobs.items()}
+    segmenters = {
+        name: prepare(build_segmenter(each), device, compiled=tested[name].compiled)
+        for name, each in jobs.items()
     }
     dataset = SegmentationDataset(next(iter(jobs.values())).inputs["data"], "val")
     latencies: dict[str, list[float]] = {name: [] for name in jobs}
@@ -47,7 +48,7 @@ def run(job: Job) -> None:
             wait_for(device)
             begun = time.perf_counter()
             with accelerator.autocast():
-                segmenter.label(resize_short_side(image, short_sides[name]), dataset.names, size)
+                segmenter.label(resize_short_side(image, tested[name].short_side), dataset.names, size)
             wait_for(device)
             if step >= settings.warmup:
                 latencies[name].append(time.perf_counter() - begun)

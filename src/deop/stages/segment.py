@@ -89,7 +89,7 @@ def run(
     if not todo:
         return {}
     accelerator = make_accelerator()
-    segmenter = prepare(build_segmenter(job), accelerator.device)
+    segmenter = prepare(build_segmenter(job), accelerator.device, compiled=settings.compiled)
 
     @torch.inference_mode()
     def label(batch: Tensor) -> np.ndarray:
