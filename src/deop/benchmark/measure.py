@@ -31,15 +31,15 @@ class Measured:
         seconds: of each timed run.
         parts: median seconds by part (see :mod:`deop.timing`); of runs of their own on a GPU, which has to be waited
             for at every part.
-        peak_mb: peak memory in MB (10^6 bytes): what the process holds on a CPU (Linux; else NaN), what tensors hold on
-            a GPU.
+        added_mb: MB (10^6 bytes) that the call adds at most to the memory held before it: that of the process on a CPU
+            (Linux; else NaN), that of tensors on a GPU.
         flop: floating-point operations of matrix products and convolutions, two each.
     """
 
     flop: int = 0
     seconds: list[float] = field(default_factory=list)
     parts: dict[str, float] = field(default_factory=dict)
-    peak_mb: float = 0.0
+    added_mb: float = 0.0
 
     @property
     def median(self) -> float:
@@ -83,7 +83,7 @@ def interleave(
                 with PartTimes(device) as times:
                     measured[name].seconds.append(timed(call, device))
                 parts[name].append(times.seconds)
-            measured[name].peak_mb = max(measured[name].peak_mb, memory.peak_mb())
+            measured[name].added_mb = max(measured[name].added_mb, memory.added_mb())
         if time.monotonic() - begun > budget_s:
             break
     for name, listened in parts.items():
@@ -104,9 +104,14 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def count_flop(call: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions of a call, two for each multiplication."""
-    # Fused attention is not counted on every device; the plain one is two matrix products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        call()
+    # Fused attention is not counted on every device, whole fused layers on none; the plain one is matrix products.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            call()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     return counter.get_total_flops()
 
 
@@ -117,26 +122,32 @@ def matmul_call(device: torch.device) -> Callable[[], object]:
 
 
 class PeakMemory:
-    """The most memory that is held from now on (see :class:`Measured`)."""
+    """The most memory that is held from now on, beyond what is held now (see :class:`Measured`)."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device: torch.device | None = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
             return
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:  # what others have freed is not this call's
             trim(0)
         try:
             Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+            self._before = _process_bytes("VmRSS")
         except OSError:
             self._device = None
 
-    def peak_mb(self) -> float:
+    def added_mb(self) -> float:
         if self._device is None:
             return float("nan")
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 1e6
-        status = Path("/proc/self/status").read_text()
-        kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(kilobytes) * 1024 / 1e6
+            return (torch.cuda.max_memory_allocated(self._device) - self._before) / 1e6
+        return (_process_bytes("VmHWM") - self._before) / 1e6
+
+
+def _process_bytes(name: str) -> int:
+    """Memory of this process: ``VmRSS``, what it holds, or ``VmHWM``, what it held at most (proc(5))."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(name)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import open_clip
 import torch
@@ -62,6 +63,22 @@ def class_names(number: int) -> list[str]:
     return [row.cleaned for row in read_table("ade20k_847")[:number]]
 
 
+class Call(NamedTuple):
+    """``run`` is what is timed, of the network ``module``; embedding class names took ``text_s`` seconds before."""
+
+    run: Callable[[], object]
+    module: nn.Module
+    text_s: float = 0.0
+
+    @property
+    def weights_mb(self) -> float:
+        """Memory of the network's parameters and buffers, in MB."""
+        held = {
+            tensor.data_ptr(): tensor.nbytes for tensor in (*self.module.parameters(), *self.module.buffers())
+        }
+        return sum(held.values()) / 1e6
+
+
 class Networks:
     """The systems on one CLIP. They share its weights, and proposal networks by their number of queries.
 
@@ -76,23 +93,20 @@ class Networks:
         self._model, self._clip = model, load_clip(model, None).to(device)
         self._proposals: dict[int, tuple[DrawnMasks, DrawnMasks]] = {}
 
-    def call(self, case: Case) -> tuple[Callable[[], object], float]:
-        """What is timed of a case, and the seconds that embedding its class names took beforehand.
-
-        Timed is from images in memory to label maps, or to what a bare network gives for the images.
-        """
+    def call(self, case: Case) -> Call:
+        """What is measured of a case: from images in memory to label maps, or to what a bare network gives for them."""
         images = torch.rand(case.batch, 3, *case.image, device=self._device)
         if case.system == BARE_PROPOSALS:
             network = self._proposal_network(case, prepared=False)
-            return lambda: network(images), 0.0
+            return Call(lambda: network(images), network)
         if case.system == BARE_CLIP:
             resized = to_multiple(images, self._clip.patch_size)
             tower = bare_tower(self._model, tuple(resized.shape[-2:])).to(self._device)
-            return lambda: tower(resized), 0.0
+            return Call(lambda: tower(resized), tower)
         segmenter, names = self.segmenter(case), class_names(case.classes)
         with torch.inference_mode():
             seconds = timed(lambda: segmenter.embed(names), self._device)
-        return lambda: segmenter.label(images, names), seconds
+        return Call(lambda: segmenter.label(images, names), segmenter, seconds)
 
     def segmenter(self, case: Case) -> Segmenter:
         """The system of a case, in evaluation mode."""

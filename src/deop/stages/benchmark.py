@@ -14,7 +14,7 @@ import torch
 
 from deop.benchmark.cases import BARE, Case, scaling_cases, speed_cases
 from deop.benchmark.measure import MATMUL, Measured, interleave, matmul_call
-from deop.benchmark.networks import Networks
+from deop.benchmark.networks import Call, Networks
 from deop.benchmark.settings import BENCHMARKS, BenchmarkClip, Rounds, ScalingBenchmark, SpeedBenchmark
 from deop.errors import validated
 from deop.settings import Job
@@ -24,14 +24,17 @@ from deop.stages.loop import make_accelerator
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("proposals", "clip_visual", "text", "anchors", "scoring", "upsampling", "crops")
 MATMUL_CASE = "matmul"
-SPEED_NOTES = (
+COST_NOTES = (
     "Random weights; images and masks are drawn, so that every multi-pass system shows CLIP just so many crops.",
     "latency: one image in memory to its label map, class names embedded already; text_ms is what embedding them took, "
     "once. Systems took turns; medians over `runs` runs.",
+    "peak_mb: weights of the system, and what a run holds at most beyond them (10^6 bytes).",
     "matmul_share: GFLOP counted in matrix products and convolutions, over latency, over what a product of square "
     f"matrices ({MATMUL} a side) reached in the same run.",
-    "ratio_to_simbaseline: how many times faster than SimBaseline at {crops} crops. ratio_to_bare: latency over the "
-    "sum of the two rows *alone*.",
+)
+SPEED_NOTE = (
+    "ratio_to_simbaseline: how many times faster than SimBaseline ({crops}). ratio_to_bare: latency over the sum of "
+    "the two rows *alone*."
 )
 
 
@@ -59,7 +62,7 @@ def run(job: Job) -> None:
 
 
 def speed(settings: SpeedBenchmark, device: torch.device) -> pd.DataFrame:
-    """One line a case, CLIP and precision; see ``SPEED_NOTES`` for the columns."""
+    """One line a case, CLIP and precision; see ``COST_NOTES`` for the columns."""
     frames = []
     for model, clip in settings.clips.items():
         cases = speed_cases(settings, model)
@@ -109,7 +112,6 @@ def measure(
     """The measured columns of cases on one CLIP, in one precision, a product of matrices among them."""
     torch.manual_seed(0)
     networks = Networks(cases[0].clip, clip, device)
-    text: dict[Case, float] = {}
 
     def cast(call: Callable[[], object]) -> Callable[[], object]:
         def in_precision() -> object:
@@ -119,9 +121,8 @@ def measure(
         return in_precision
 
     calls: dict[Case | str, Callable[[], object]] = {MATMUL_CASE: cast(matmul_call(device))}
-    for case in cases:
-        call, text[case] = networks.call(case)
-        calls[case] = cast(call)
+    found = {case: networks.call(case) for case in cases}
+    calls |= {case: cast(call.run) for case, call in found.items()}
     with torch.inference_mode():
         measured = interleave(
             calls,
@@ -132,11 +133,11 @@ def measure(
             counted_in={case: case._replace(compiled=False) for case in cases if case.compiled},
         )
     rate = measured[MATMUL_CASE].flop / measured[MATMUL_CASE].median
-    return pd.DataFrame([_row(case, measured[case], text[case], rate, precision, device) for case in cases])
+    return pd.DataFrame([_row(case, found[case], measured[case], rate, precision, device) for case in cases])
 
 
 def _row(
-    case: Case, measured: Measured, text: float, matmul_rate: float, precision: str, device: torch.device
+    case: Case, call: Call, measured: Measured, matmul_rate: float, precision: str, device: torch.device
 ) -> dict[str, Any]:
     latency, parts = measured.median, dict(measured.parts)
     of_parts = {f"{part}_ms": 1000 * parts.get(part, 0.0) for part in PARTS} if parts else {}
@@ -150,10 +151,10 @@ def _row(
         "latency_median_ms": 1000 * latency,
         "latency_p90_ms": 1000 * float(np.quantile(measured.seconds, 0.9)),
         "images_per_s": case.batch / latency,
-        "peak_mb": measured.peak_mb,
+        "peak_mb": call.weights_mb + measured.added_mb,
         "compiled": case.compiled,
         **of_parts,
-        "text_ms": 1000 * text,
+        "text_ms": 1000 * call.text_s,
         "other_ms": max(0.0, 1000 * (latency - sum(parts.values()))) if parts else None,
         "gflop": measured.flop / 1e9,
         "matmul_share": measured.flop / latency / matmul_rate,
@@ -190,8 +191,10 @@ def _markdown(name: str, settings: Rounds, frame: pd.DataFrame) -> str:
         if frame[column].nunique() == 1
     }
     body = shown.astype(object).where(shown.notna(), "").to_markdown(index=False, floatfmt=".4g")
-    notes = [note.format(crops=getattr(settings, "base_crops", "")) for note in SPEED_NOTES]
-    notes = notes[:3] if name == "scaling" else notes
+    notes = [*COST_NOTES]
+    if isinstance(settings, SpeedBenchmark):
+        compared = "; ".join(f"{model}: at {clip.base_crops} crops" for model, clip in settings.clips.items())
+        notes.append(SPEED_NOTE.format(crops=compared))
     if constant:
         notes.insert(
             0, "In all rows: " + ", ".join(f"{key} {value}" for key, value in constant.items()) + "."
