@@ -173,6 +173,15 @@ def test_memory_of_a_call_is_what_it_holds_at_most():
     assert 180 < measured["large"].added_mb < 400 and measured["small"].added_mb < 100
 
 
+def test_drawn_masks_are_not_had_without_the_network(networks):
+    case = Case(BARE_PROPOSALS, "deop-mini", (64, 64), queries=20, shown=4)
+    network = networks.call(case).module
+    with torch.inference_mode():
+        _, [masks] = network.decode(torch.rand(1, 3, 64, 64), last_only=True)
+        _, [broken] = network.decode(torch.full((1, 3, 64, 64), torch.nan), last_only=True)
+    assert (masks[0] == network.drawn).all() and broken.isnan().all()
+
+
 def test_weights_are_those_of_both_networks_each_counted_once(networks):
     case = Case("Baseline", "deop-mini", (64, 64), queries=20, shown=4, classes=7)
     call, proposals = networks.call(case), networks.call(case._replace(system=BARE_PROPOSALS))

@@ -40,7 +40,8 @@ class DrawnMasks(ProposalNetwork):
 
     def decode(self, images: Tensor, *, last_only: bool = False) -> tuple[Tensor, list[Tensor]]:
         states, masks = super().decode(images, last_only=last_only)
-        return states, [self.drawn.to(layer).expand_as(layer) for layer in masks]
+        # They hang on the network's own, or a compiler would find out that nobody needs them, nor the network.
+        return states, [torch.where(layer.isnan(), layer, self.drawn.to(layer)) for layer in masks]
 
 
 def discs(shown: int, shape: tuple[int, int, int]) -> Tensor:
