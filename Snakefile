@@ -25,13 +25,11 @@ except DeopError as error:
 plan.write()
 
 
+# Each file name belongs to one rule: which of them makes results/speed.csv, a table or a benchmark, is in the configuration.
 wildcard_constraints:
     key="[0-9a-f]{12}",
     name="[^/]+",
-    table="[^/.]+",
-    benchmark="|".join(map(re.escape, plan.named["benchmark"])) or "-",  # else a table
-    figure="|".join(map(re.escape, plan.named["figure"])) or "-",  # else a picture
-    picture="[^/.]+",
+    **{kind: "|".join(map(re.escape, names)) or "-" for kind, names in plan.named.items()},
 
 
 rule all:
@@ -56,7 +54,3 @@ include: "workflow/rules/benchmarks.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/pictures.smk"
-
-
-ruleorder: figure > picture
-ruleorder: benchmark > table

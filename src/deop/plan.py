@@ -97,11 +97,14 @@ class Plan:
     def inputs(self, stage: str) -> Callable[[Any], list[str]]:
         """A Snakemake input function: the files that the job of ``stage`` with these wildcards reads.
 
-        Rules mark them as ancient: they are named by what made them, so dates say nothing.
+        Rules mark them as ancient: they are named by what made them, so dates say nothing. Benchmarks, which keep
+        their names, are not among them.
         """
-        return lambda wildcards: sorted(
-            {marker(job) for job in self._jobs.inputs_of(self._job(stage, wildcards)).values()}
-        )
+        return lambda wildcards: self._inputs(stage, wildcards, of_names=False)
+
+    def named_inputs(self, stage: str) -> Callable[[Any], list[str]]:
+        """The same of benchmarks: what reads them is made again when they are, hence not ancient."""
+        return lambda wildcards: self._inputs(stage, wildcards, of_names=True)
 
     def job_file(self, stage: str) -> Callable[[Any], str]:
         """A Snakemake params function: where the job of ``stage`` with these wildcards is written down."""
@@ -129,6 +132,10 @@ class Plan:
             if job.stage in NAMED and not self._is_current(job):
                 # The time makes the content new as well: Snakemake overlooks a new file with known content.
                 _write(self._root / _mark(job), f"superseded, as seen at {time.time_ns()}\n")
+
+    def _inputs(self, stage: str, wildcards: Any, *, of_names: bool) -> list[str]:
+        jobs = self._jobs.inputs_of(self._job(stage, wildcards)).values()
+        return sorted({marker(job) for job in jobs if (job.stage in NAMED) == of_names})
 
     def _job(self, stage: str, wildcards: Any) -> Job:
         if stage in NAMED:

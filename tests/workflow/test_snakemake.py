@@ -159,6 +159,16 @@ def test_a_plot_or_table_needs_its_own_jobs_and_what_is_there_is_not_made_again(
     assert workflow.planned("results/figures/figure5.png") == {"picture": 1}
 
 
+def test_a_plot_of_a_benchmark_is_drawn_anew_when_that_is_measured_anew(workflow):
+    plot = "results/figures/speed.png"
+    first = workflow.snakemake(plot)
+    assert Counter(workflow.ran()) == {"benchmark": 1, "figure": 1}
+    assert "Exception" not in first  # "speed" is no table and no picture
+    assert "Nothing to be done" in workflow.snakemake(plot)
+    longer = ("--config", "benchmark={rounds: 9}")
+    assert workflow.planned(plot, *longer) == {"benchmark": 1, "figure": 1}
+
+
 def test_lint_is_clean(workflow):
     assert "Congratulations" in workflow.snakemake("--lint")
 

@@ -9,6 +9,7 @@ rule figures:
 rule figure:
     input:
         evaluations=ancient(plan.inputs("figure")),
+        benchmarks=plan.named_inputs("figure"),
         superseded=plan.superseded("figure"),
     output:
         image=report(

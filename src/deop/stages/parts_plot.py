@@ -59,4 +59,5 @@ def parts(frame: pd.DataFrame, *, title: str, notes: list[str]) -> Figure:
 
 def _label(row) -> str:
     crops = "" if pd.isna(row.crops) else f", {int(row.crops)} crops"
-    return f"{row.system}, {int(row.classes)} classes{crops}"
+    compiled = ", compiled" if row.compiled else ""
+    return f"{row.system}, {int(row.classes)} classes{crops}{compiled}"
