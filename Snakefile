@@ -27,9 +27,9 @@ plan.write()
 
 # Each file name belongs to one rule: which of them makes results/speed.csv, a table or a benchmark, is in the configuration.
 wildcard_constraints:
+    **{kind: "|".join(map(re.escape, names)) or "-" for kind, names in plan.named.items()},
     key="[0-9a-f]{12}",
     name="[^/]+",
-    **{kind: "|".join(map(re.escape, names)) or "-" for kind, names in plan.named.items()},
 
 
 rule all:
