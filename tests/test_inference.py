@@ -13,6 +13,8 @@ from deop.inference import folded, prepare
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
 from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SeveranceSettings
+from deop.stages.loop import accumulate, make_accelerator
+from deop.stages.train_segmentation import SegmentationStep
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5
@@ -92,6 +94,22 @@ def test_gradient_checkpointing_teaches_the_same_with_less_memory(build):
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, msg=name)
     assert bytes_again < 0.6 * bytes_plain
+
+
+def test_gradient_checkpointing_trains_in_the_loop_of_the_stages(build):
+    """The loop chooses how attention is computed, for the second time as for the first."""
+    batch = {"image": torch.rand(2, 3, 32, 48), "label": torch.randint(0, len(NAMES), (2, 32, 48))}
+    learned = []
+    for flag in (False, True):
+        step = SegmentationStep(build(gradient_checkpointing=flag).train(), NAMES)
+        accumulate(step, batch, None, make_accelerator(), "test")
+        learned.append(
+            {name: value.grad for name, value in step.named_parameters() if value.grad is not None}
+        )
+    plain, again = learned
+    assert plain.keys() == again.keys() and any("visual_prompts" in name for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, msg=name)
 
 
 @pytest.mark.parametrize(("prompts", "passes"), [("offline", 1), ("online", 3)])

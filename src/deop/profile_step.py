@@ -113,7 +113,8 @@ class _Watch:
         for samples, _ in split(batch, self._micro_batch):
             with self._accelerator.autocast(), plain_attention(device):
                 output = self._module.networks(samples)
-            output.backward()
+            with plain_attention(device):
+                output.backward()
         wait_for(device)
         seconds = time.perf_counter() - begun
         self._module.zero_grad()

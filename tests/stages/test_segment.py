@@ -26,7 +26,7 @@ from deop.data.segmentation import (
 from deop.errors import DeopError
 from deop.methods.base import ClassScores, SegmenterOutput
 from deop.methods.deop import DeOP
-from deop.prompts import TextTemplates
+from deop.prompts import TextPrompt, TextTemplates
 from deop.settings import Evaluation, Job, Network
 from deop.stages import segment
 from deop.stages.evaluate import load_batch, predict
@@ -195,6 +195,21 @@ def test_a_killed_run_is_taken_up_and_what_is_done_is_left_alone(job, tmp_path, 
     with pytest.raises(DeopError, match="with other classes; name another folder"):
         segment.run(job, photos, output, classes="cat")
     assert contents(output) == contents(whole)
+
+
+def test_a_name_that_fits_no_network_leaves_the_folder_free_for_the_mended_one(
+    job, segmenter, tmp_path, monkeypatch
+):
+    photos, output = [tmp_path / "photos"], tmp_path / "out"
+    prompt = TextPrompt(30, segmenter.clip.text_width, segmenter.clip.embed_dim)  # of a context of 32
+    wordy = DeOP(segmenter.clip, segmenter.proposals, prompt, segmenter.network, queries=8)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DeopError, match="'striped dog' with 30 prefix tokens"),
+    ):
+        patch.setattr(segment, "build_segmenter", lambda job: wordy)
+        segment.run(job, photos, output, classes="cat, striped dog")
+    assert segment.run(job, photos, output, classes="cat, dog") == {}
 
 
 def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_path):

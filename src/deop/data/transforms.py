@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -77,15 +75,17 @@ class TrainingBatches(torch.utils.data.Dataset):
             raise ValueError(f"batch_size {batch_size} does not divide among {world} processes")
         self.dataset, self.augment = dataset, Augment(augmentation)
         self.batch_size, self.steps, self.seed, self.rank, self.world = batch_size, steps, seed, rank, world
-        self._order = functools.lru_cache(maxsize=2)(
-            self._permutation
-        )  # a step may reach into the next epoch
+        self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.steps
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            # A step may reach into the next epoch, no step back by two.
+            self._orders.pop(epoch - 2, None)
+            self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
+        return self._orders[epoch]
 
     def _sample_index(self, position: int) -> int:
         epoch, offset = divmod(position, len(self.dataset))

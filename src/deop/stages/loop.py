@@ -168,7 +168,7 @@ def fit(
     for step, loaded in enumerate(parts_of(progress, "data"), start=first):
         _seed_step(hash((seed, step)) % 2**31 + accelerator.process_index, accelerator.device)
         batch = _to(loaded, accelerator.device)
-        losses = _accumulate(module, batch, micro_batch, accelerator, f"{description}, step {step}")
+        losses = accumulate(module, batch, micro_batch, accelerator, f"{description}, step {step}")
         with part("optimizer"):
             if clip_grad_norm:
                 accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
@@ -197,7 +197,7 @@ def _seed_step(seed: int, device: torch.device) -> None:
         set_seed(seed)
 
 
-def _accumulate(
+def accumulate(
     module: nn.Module, batch, micro_batch: int | None, accelerator: Accelerator, place: str
 ) -> dict[str, Tensor]:
     """Adds up the gradients of a batch over its parts; the losses, each the mean over the samples.
@@ -218,7 +218,8 @@ def _accumulate(
             if not torch.isfinite(total):
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise FloatingPointError(f"{place}: loss is not finite ({values})")
-            with part("backward"):
+            # Again: what gradient checkpointing computes a second time must be computed as it was the first time.
+            with plain_attention(accelerator.device), part("backward"):
                 accelerator.backward(total * (count / samples))
         for name, value in losses.items():
             means[name] = means.get(name, 0) + value.detach() * (count / samples)

@@ -69,7 +69,8 @@ def run(
 
     Raises:
         DeopError: before the network is built, inputs, images or names that cannot be used, or an ``output`` that
-            holds other label maps; later, a batch too large for the device, or a disk that is full.
+            holds other label maps; later, a name that is too long for CLIP, a batch too large for the device, or a
+            disk that is full.
     """
     require_inputs(job)
     settings = Evaluation.model_validate(job.settings["evaluation"])
@@ -134,12 +135,14 @@ def _claim(output: Path, meaning: dict[str, Any], targets: list[Target]) -> None
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             differing = [key for key, value in meaning.items() if found.get(key) != value]
-            if differing:
+            if not differing:
+                return
+            # Alone, it is what a run left that failed before its first label map, over a name for example.
+            if any(other.is_file() for other in output.rglob("*") if other != path):
                 raise DeopError(
                     f"{path} is of other label maps, with other {' and '.join(differing)}; name another folder, or "
                     "remove this one"
                 )
-            return
         for place in places:
             if place.exists():
                 raise DeopError(
