@@ -6,7 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.losses import dice, enlarged, focal_terms, labels_at, segmentation_loss, sigmoid_focal
+from deop.losses import (
+    dice,
+    enlarged,
+    labels_at,
+    mask_losses,
+    pairwise_mask_losses,
+    segmentation_loss,
+)
 
 
 def literal_focal(logit: float, target: int, alpha: float, gamma: float) -> float:
@@ -104,23 +111,56 @@ def test_segmentation_loss_names_a_label_that_is_no_class(example):
         segmentation_loss(class_logits, mask_logits, labels)
 
 
-def test_sigmoid_focal_is_the_literal_mean_over_valid_pixels():
+@pytest.fixture
+def masks():
+    """Logits (3, 7) of masks, their targets, and valid pixels: all, some, none."""
     torch.manual_seed(1)
-    logits, targets, valid = 4 * torch.randn(3, 7), torch.randint(0, 2, (3, 7)), torch.ones(3, 7)
+    logits, targets, valid = 4 * torch.randn(3, 7), torch.randint(0, 2, (3, 7)).float(), torch.ones(3, 7)
     valid[0, 2:5] = 0
     valid[2] = 0
-    expected = [
-        sum(literal_focal(x, t, 0.3, 2.0) for x, t, v in zip(*rows) if v) / max(sum(rows[2]), 1)
-        for rows in zip(logits.tolist(), targets.tolist(), valid.tolist())
-    ]
-    assert sigmoid_focal(logits, targets, valid, alpha=0.3).tolist() == pytest.approx(expected, rel=1e-5)
+    return logits, targets * valid, valid
 
 
-def test_focal_terms_stay_finite_for_extreme_logits():
-    logits = torch.tensor([-1e4, -80.0, 0.0, 80.0, 1e4], requires_grad=True)
-    positive, negative = focal_terms(logits)
-    (positive.sum() + negative.sum()).backward()
-    assert torch.isfinite(torch.cat([positive, negative, logits.grad])).all()
+def literal_mask_losses(logits, targets, valid, alpha, gamma):
+    """(focal, dice) of one mask by a loop over its valid pixels, in Python floats."""
+    kept = [(x, t) for x, t, v in zip(logits.tolist(), targets.tolist(), valid.tolist()) if v]
+    scores = [(1 / (1 + math.exp(-x)), t) for x, t in kept]
+    overlap, total = sum(s * t for s, t in scores), sum(s + t for s, t in scores)
+    focal = sum(literal_focal(x, t, alpha, gamma) for x, t in kept) / max(len(kept), 1)
+    return focal, 1 - (2 * overlap + 1) / (total + 1)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_mask_losses_are_the_literal_ones_over_valid_pixels(masks, gamma):
+    focal, overlap = mask_losses(*masks, alpha=0.3, gamma=gamma)
+    expected = [literal_mask_losses(*rows, 0.3, gamma) for rows in zip(*masks)]
+    assert list(zip(focal.tolist(), overlap.tolist())) == [pytest.approx(pair, rel=1e-5) for pair in expected]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_the_slopes_of_mask_losses_are_their_derivatives(masks, gamma):
+    logits, targets, valid = (values.double() for values in masks)
+    assert torch.autograd.gradcheck(
+        lambda x: mask_losses(x, targets, valid, 0.3, gamma), logits.requires_grad_()
+    )
+
+
+def test_pairwise_mask_losses_are_those_of_each_pair(masks):
+    logits, targets, valid = torch.stack(masks)[:, :2]
+    both = torch.stack([logits, -2 * logits]).transpose(0, 1)  # two masks of each image
+    [focal, overlap] = pairwise_mask_losses(both, targets[:, None], valid, alpha=0.3)
+    for column, masks_of_images in enumerate([logits, -2 * logits]):
+        expected = mask_losses(masks_of_images, targets, valid, alpha=0.3)
+        torch.testing.assert_close((focal[:, column, 0], overlap[:, column, 0]), expected)
+
+
+def test_mask_losses_and_their_slopes_stay_finite_for_extreme_logits():
+    logits = torch.tensor([[-1e4, -80.0, 0.0, 80.0, 1e4]]).repeat(2, 1).requires_grad_()
+    targets, valid = torch.tensor([[0.0], [1.0]]).repeat(1, 5), torch.ones(2, 5)
+    losses = torch.stack(mask_losses(logits, targets, valid))
+    pairwise = torch.stack(pairwise_mask_losses(logits[None], targets[None], valid[:1]))
+    losses.sum().backward()
+    assert all(values.isfinite().all() for values in (losses, pairwise, logits.grad))
 
 
 def test_dice_of_a_perfect_and_of_an_empty_prediction():
@@ -133,12 +173,6 @@ def test_labels_at_takes_the_pixel_at_each_centre():
     labels = torch.arange(64).reshape(1, 8, 8)
     assert labels_at(labels, (4, 2)).tolist() == [[[10, 14], [26, 30], [42, 46], [58, 62]]]
     assert labels_at(labels, (8, 8)) is labels
-
-
-@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
-def test_the_slope_of_the_focal_loss_is_its_derivative(gamma):
-    logits = (4 * torch.randn(3, 7, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: sum(focal_terms(x, 0.3, gamma)), logits)
 
 
 @pytest.mark.parametrize("size", [(12, 20), (6, 10), (31, 17), (4, 7)])

@@ -27,49 +27,89 @@ def focal_terms(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tupl
     Returns:
         (positive, negative), each of the shape of ``logits``.
     """
-    return alpha * _focal(-logits, gamma), (1 - alpha) * _focal(logits, gamma)
+    score, softplus = logits.sigmoid(), F.softplus(logits)
+    positive = alpha * (1 - score).pow(gamma) * (softplus - logits)  # -log s
+    return positive, (1 - alpha) * score.pow(gamma) * softplus
 
 
-def _focal(wrong: Tensor, gamma: float) -> Tensor:
-    """Unweighted focal loss of logits that ought to be low: ``s^gamma * -log(1 - s)``."""
-    return _Focal.apply(wrong, gamma)
-
-
-class _Focal(torch.autograd.Function):
-    """Its derivative by hand, ``s^gamma (gamma (1 - s) softplus + s)``: a third of the passes over memory."""
-
-    @staticmethod
-    def forward(ctx, wrong: Tensor, gamma: float) -> Tensor:
-        score, softplus = wrong.sigmoid(), F.softplus(wrong)
-        power = score.pow(gamma)
-        if ctx.needs_input_grad[0]:
-            slope = (1 - score).mul_(softplus).mul_(gamma).add_(score).mul_(power)
-            ctx.save_for_backward(slope)
-        return softplus.mul_(power)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.saved_tensors[0], None
-
-
-def sigmoid_focal(
+def mask_losses(
     logits: Tensor, targets: Tensor, valid: Tensor, alpha: float = 0.25, gamma: float = 2.0
-) -> Tensor:
-    """Mean sigmoid focal loss over the valid pixels of each mask.
+) -> tuple[Tensor, Tensor]:
+    """Sigmoid focal loss and dice loss of each mask over its valid pixels.
 
     Args:
         logits: (M, P) mask logits, M masks of P pixels.
-        targets: (M, P) target masks, 0 or 1.
+        targets: (M, P) target masks, 0 or 1, and 0 wherever ``valid`` is.
         valid: (M, P), 1 where the pixel counts, 0 where it takes no part.
 
     Returns:
-        (M,) one loss a mask; 0 for a mask without a valid pixel.
+        (M,) focal losses, each the mean over pixels, 0 for a mask without a valid one; (M,) dice losses.
     """
-    # The wrong side of each element, once: the two terms of focal_terms would be twice the work for hard targets.
-    loss = _focal(logits.float() * (1 - 2 * targets), gamma)
-    weight = ((2 * alpha - 1) * targets + (1 - alpha)) * valid
-    return torch.linalg.vecdot(loss, weight) / valid.sum(-1).clamp(min=1)
+    focal, intersection, prediction = _MaskSums.apply(logits, targets, valid, alpha, gamma)
+    return focal / valid.sum(-1).clamp(min=1), dice(intersection, prediction, targets.sum(-1))
+
+
+@torch.no_grad()
+def pairwise_mask_losses(
+    logits: Tensor, targets: Tensor, valid: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """:func:`mask_losses` of every mask of an image with each of its target masks, for matching: without gradients.
+
+    Args:
+        logits: (B, N, P) mask logits.
+        targets: (B, K, P) target masks, 0 or 1, and 0 wherever ``valid`` is.
+        valid: (B, P), 1 where the pixel counts, 0 where it takes no part.
+
+    Returns:
+        (B, N, K) focal losses; (B, N, K) dice losses.
+    """
+    positive, negative = focal_terms(logits, alpha, gamma)
+    score, columns, everywhere = logits.sigmoid(), targets.transpose(1, 2), valid[:, None]
+    vecdot, pixels = torch.linalg.vecdot, valid.sum(-1).clamp(min=1)
+    # As if all pixels were beside the target; then those on it are put right.
+    focal = vecdot(negative, everywhere)[..., None] + torch.bmm(positive.sub_(negative), columns)
+    prediction, area = vecdot(score, everywhere)[..., None], targets.sum(-1)[:, None]
+    return focal / pixels[:, None, None], dice(torch.bmm(score, columns), prediction, area)
+
+
+class _MaskSums(torch.autograd.Function):
+    """Sums (M,) over the pixels of masks: focal loss, prediction times target, prediction.
+
+    All three from the score q of the wrong side of each pixel: of 1 - t for a target t. Autograd would go over the
+    masks four times as often, and most of a small network's step is memory.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, logits: Tensor, targets: Tensor, valid: Tensor, alpha: float, gamma: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        right = (2 * targets).sub_(1).mul_(logits).sigmoid_()
+        score = 1 - right
+        # Half the cost of F.softplus. Beyond logits of 87 the loss grows no more; its slope below is right there too.
+        logarithm = right.clamp_(min=torch.finfo(right.dtype).tiny).log()
+        power, vecdot = score.pow(gamma), torch.linalg.vecdot
+        missed = vecdot(score, targets)
+        intersection = targets.sum(-1) - missed
+        prediction = intersection + vecdot(score, valid) - missed
+        if ctx.needs_input_grad[0]:
+            slope = torch.addcmul(score, right, logarithm, value=-gamma).mul_(power)  # of -power * logarithm
+            ctx.save_for_backward(slope, score.mul_(right), targets, valid)
+            ctx.alpha = alpha
+        loss = logarithm.mul_(power)
+        focal = (alpha - 1) * vecdot(loss, valid) + (1 - 2 * alpha) * vecdot(loss, targets)
+        return focal, intersection, prediction
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx, focal: Tensor, intersection: Tensor, prediction: Tensor
+    ) -> tuple[Tensor, None, None, None, None]:
+        slope, spread, targets, valid = ctx.saved_tensors
+        focal, intersection, prediction = focal[:, None], intersection[:, None], prediction[:, None]
+        # Weight times sign of the focal loss: -alpha on the target, 1 - alpha beside it.
+        of_focal = torch.mul(valid, (1 - ctx.alpha) * focal).addcmul_(targets, focal, value=-1).mul_(slope)
+        of_sums = torch.mul(valid, prediction).addcmul_(targets, intersection)
+        return of_focal.addcmul_(of_sums, spread), None, None, None, None
 
 
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,8 +19,6 @@ from deop.timing import PartTimes, wait_for
 
 WARM_UP = 3
 """Steps that do not count: libraries choose their kernels, and memory is asked for, in the first ones."""
-READ_FIRST = 5000
-"""A dataset of no more samples is read before: it is kept in memory, so only a first epoch would read files."""
 
 
 class StepProfile(NamedTuple):
@@ -132,9 +130,7 @@ def profile_step(job: Job, steps: int) -> StepProfile:
     require_inputs(job)
     training = importlib.import_module(f"deop.stages.{job.stage}").training(job)
     iterations = WARM_UP + 2 * steps
-    if len(training.dataset) <= READ_FIRST:
-        for index in range(len(training.dataset)):
-            training.dataset[index]
+    training.dataset.read_ahead()  # or a first epoch would be measured, the only one that reads these files
     training = training._replace(settings=training.settings.model_copy(update={"iterations": iterations}))
     accelerator = make_accelerator()
     device = accelerator.device

@@ -25,7 +25,7 @@ from transformers.models.maskformer.modeling_maskformer import (
 )
 
 from deop.errors import WeightsError
-from deop.losses import dice, enlarged, focal_terms, labels_at, sigmoid_focal
+from deop.losses import enlarged, labels_at, mask_losses, pairwise_mask_losses
 from deop.pretrained import cached_backbone, check_hub_file, download_failed, hub_cache
 
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
@@ -233,16 +233,16 @@ class ProposalNetwork(nn.Module):
                 beside the cost of its mask; None for a class-agnostic matching.
         """
         with torch.autocast(labels.device.type, enabled=False):
-            logits = torch.stack([output.float() for output in outputs])  # (layers, B, N, h, w)
+            logits = [output.float() for output in outputs]
             classes, counts = segment_classes(labels, ignore)
-            coarse = labels_at(labels, logits.shape[-2:])
+            coarse = labels_at(labels, logits[-1].shape[-2:])
             segment_costs = None
             if class_costs is not None:
                 # What only fills up ``classes`` is never matched: any class will do for it.
                 index = classes.masked_fill(classes == ignore, 0)[None, :, None]
                 segment_costs = class_costs.gather(3, index.expand(*class_costs.shape[:3], -1))
             matching = match(
-                logits.detach().flatten(3),
+                [layer.detach().flatten(2) for layer in logits],
                 segment_masks(coarse, classes, ignore).flatten(2),
                 (coarse != ignore).flatten(1).float(),
                 counts,
@@ -250,20 +250,21 @@ class ProposalNetwork(nn.Module):
                 self.dice_weight,
                 segment_costs,
             )
-            focal = overlap = logits.sum() * 0  # of the graph, also where nothing is matched
-            targets = segment_masks(labels, classes, ignore).flatten(2)
-            known = (labels != ignore).flatten(1).float()
+            # Of the graph, also where nothing is matched.
+            focal = overlap = 0.0 if any(counts) else sum(layer.sum() for layer in logits) * 0
+            known, numbers = (labels != ignore).flatten(1), labels.flatten(1).int()
+            truth = None
             # Layer by layer: the masks of all layers at full resolution would be most of a step's memory.
             for layer_logits, (image, query, segment) in zip(logits, matching, strict=True):
                 if not len(image):
                     continue
+                # Unless segments outnumber queries, every layer has pairs of the same segments in the same order.
+                if truth is None or max(counts) > layer_logits.shape[1]:
+                    target = numbers[image] == classes[image, segment, None]
+                    truth = target.float(), known[image].float()
                 matched = enlarged(layer_logits[image, query], labels.shape[-2:]).flatten(1)
-                target, kept = targets[image, segment], known[image]
-                focal = focal + sigmoid_focal(matched, target, kept).sum()
-                probability, vecdot = matched.sigmoid(), torch.linalg.vecdot
-                # Targets are never where labels are ignored.
-                overlaps = dice(vecdot(probability, target), vecdot(probability, kept), target.sum(-1))
-                overlap = overlap + overlaps.sum()
+                of_focal, of_overlap = mask_losses(matched, *truth)
+                focal, overlap = focal + of_focal.sum(), overlap + of_overlap.sum()
             masks = max(sum(counts), 1)
             losses = {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
             pairs = [Pairs(image, query, classes[image, segment]) for image, query, segment in matching]
@@ -302,8 +303,10 @@ def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
         (B, K) class indices ascending, K the largest number in one image, filled up with ``ignore``; the number of
         segments of each image.
     """
-    present = [image.unique() for image in labels.flatten(1)]
-    present = [classes[(classes != ignore) & (classes >= 0)] for classes in present]
+    # Counting is several times as fast as the sort under Tensor.unique.
+    numbers = [torch.bincount(image)[1:] for image in labels.clamp(min=-1).add_(1).flatten(1)]
+    present = [number.nonzero().flatten() for number in numbers]
+    present = [classes[classes != ignore] for classes in present]
     padded = nn.utils.rnn.pad_sequence(present, batch_first=True, padding_value=ignore)
     return padded, [len(classes) for classes in present]
 
@@ -315,7 +318,7 @@ def segment_masks(labels: Tensor, classes: Tensor, ignore: int) -> Tensor:
 
 @torch.no_grad()
 def match(
-    logits: Tensor,
+    logits: Sequence[Tensor],
     targets: Tensor,
     valid: Tensor,
     counts: Sequence[int],
@@ -329,7 +332,7 @@ def match(
     is one.
 
     Args:
-        logits: (layers, B, N, pixels) mask logits, float32.
+        logits: (B, N, pixels) mask logits of each layer, float32.
         targets: (B, K, pixels) ground-truth masks.
         valid: (B, pixels), 0 for pixels that take no part, else 1.
         counts: B numbers of ground-truth masks; where these outnumber the proposals, the dearest stay
@@ -339,18 +342,12 @@ def match(
         class_costs: (layers, B, N, K), already weighted, or None.
 
     Returns:
-        For every layer three (M,) index tensors: image, query and ground-truth mask of each of its M pairs.
+        For every layer three (M,) index tensors: image, query and ground-truth mask of each of its M pairs, ordered by
+        image and mask.
     """
-    transposed = targets.transpose(1, 2)
-    pixels = valid.sum(-1).clamp(min=1)[:, None, None]
     costs = []
     for layer in logits:
-        positive, negative = focal_terms(layer)
-        all_negative = torch.bmm(negative, valid[..., None])
-        focal = (torch.bmm(positive - negative, transposed) + all_negative) / pixels
-        probability = layer.sigmoid()
-        predicted = torch.bmm(probability, valid[..., None])
-        overlap = dice(torch.bmm(probability, transposed), predicted, targets.sum(-1)[:, None])
+        focal, overlap = pairwise_mask_losses(layer, targets, valid)
         costs.append(focal_weight * focal + dice_weight * overlap)
     total = torch.stack(costs) if class_costs is None else torch.stack(costs) + class_costs
     pairs = []
@@ -358,7 +355,8 @@ def match(
         found = [
             (image, query, segment)
             for image, count in enumerate(counts)
-            for query, segment in zip(*linear_sum_assignment(layer_costs[image, :, :count]), strict=True)
+            # Transposed: pairs come in the order of the first index.
+            for segment, query in zip(*linear_sum_assignment(layer_costs[image, :, :count].T), strict=True)
         ]
-        pairs.append(torch.tensor(found, dtype=torch.long, device=logits.device).reshape(-1, 3).unbind(1))
+        pairs.append(torch.tensor(found, dtype=torch.long, device=targets.device).reshape(-1, 3).unbind(1))
     return pairs

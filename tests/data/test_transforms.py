@@ -63,7 +63,7 @@ def test_samples_that_are_kept_are_those_of_the_files_and_only_so_many(root):
 def test_every_epoch_has_every_image_once_and_a_step_is_the_same_again(root):
     augmentation = Augmentation(crop=SIZE, scale=(1.0, 1.0), flip=0.0, colour_jitter=0.0)
     dataset = SegmentationDataset(root, "train")
-    images = [dataset[index].image.float() / 255 for index in range(IMAGES)]
+    images = [dataset[index].image for index in range(IMAGES)]
     batches = TrainingBatches(dataset, augmentation, batch_size=2, steps=10, seed=3)
     seen = [image for step in range(10) for image in batches[step]["image"]]
     indices = [next(i for i, known in enumerate(images) if torch.equal(image, known)) for image in seen]

@@ -29,12 +29,12 @@ SCRIPT = textwrap.dedent(
             super().__init__()
             self.layer = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
         def forward(self, batch):
+            if kill_at >= 0 and torch.equal(batch, Batches()[kill_at]):
+                os.kill(os.getpid(), signal.SIGKILL)
             return {"error": (self.layer(batch) ** 2).mean()}
 
     class Batches(torch.utils.data.Dataset):
         def __getitem__(self, step):
-            if step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
             return torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
         def __len__(self):
             return 12

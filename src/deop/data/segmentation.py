@@ -173,6 +173,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
             self._room -= size
         return sample
 
+    def read_ahead(self) -> None:
+        """Reads the samples that stay in memory, up to the first for which there is no room."""
+        for index in range(len(self)):
+            self[index]
+            if index not in self._kept:
+                return
+
     def _read(self, index: int) -> Sample:
         entry = self.entries[index]
         try:

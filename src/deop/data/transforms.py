@@ -92,7 +92,7 @@ class TrainingBatches(torch.utils.data.Dataset):
         return int(self._order(epoch)[offset])
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
-        """``image`` (B, 3, S, S) float in [0, 1] and ``label`` (B, S, S) int64."""
+        """``image`` (B, 3, S, S) uint8 and ``label`` (B, S, S) int16: as small as they can travel to the device."""
         if not 0 <= step < self.steps:
             raise IndexError(step)
         samples = []
@@ -103,6 +103,6 @@ class TrainingBatches(torch.utils.data.Dataset):
                 seed_cpu(int(np.random.default_rng((self.seed, position)).integers(2**62)))
                 samples.append(self.augment(self.dataset[self._sample_index(position)]))
         return {
-            "image": torch.stack([sample.image for sample in samples]).float() / 255,
-            "label": torch.stack([sample.label for sample in samples]),
+            "image": torch.stack([sample.image for sample in samples]),
+            "label": torch.stack([sample.label for sample in samples]).short(),
         }

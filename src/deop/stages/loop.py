@@ -238,8 +238,8 @@ def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
 
 
 def loader_workers(device: torch.device) -> int:
-    """Processes that load batches ahead: a GPU leaves the threads of its job to them, a CPU computes with all."""
-    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1) if device.type == "cuda" else 0
+    """Processes that load batches ahead: on a GPU all threads of the job but one are theirs; else one is enough."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1) if device.type == "cuda" else 1
 
 
 def training_dataset(job: Job) -> SegmentationDataset:
@@ -305,8 +305,12 @@ def _save(path: Path, module: nn.Module, optimizer, scheduler, accelerator: Acce
 
 
 def _to(batch, device: torch.device):
+    """A batch on the device, in the types that networks take: bytes are images in [0, 1], short integers indices."""
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        batch = batch.to(device, non_blocking=True)
+        if batch.dtype == torch.uint8:
+            return batch.float().div_(255)
+        return batch.long() if batch.dtype == torch.int16 else batch
     if isinstance(batch, dict):
         return {key: _to(value, device) for key, value in batch.items()}
     return batch

@@ -167,7 +167,7 @@ def _segment(
 
     ``label`` maps images (B, 3, H, W) uint8 to labels (B, H, W).
     """
-    workers = max(1, loader_workers(device))
+    workers = loader_workers(device)
     loader = DataLoader(
         ImageFiles([target.image for target in targets]),
         batch_size=None,  # sizes are known only when images are decoded
