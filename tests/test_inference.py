@@ -29,10 +29,10 @@ DEOP = Network(
 
 @pytest.fixture
 def build(small_proposals) -> Callable:
-    def build(network: Network = DEOP, **training: object) -> DeOP:
+    def build(network: Network = DEOP, *, gradient_checkpointing: bool = False) -> DeOP:
         torch.manual_seed(0)
         clip = load_clip("deop-mini", None)
-        loss = Segmentation(iterations=1, augmentation=Augmentation(crop=32), **training)
+        loss = Segmentation(iterations=1, augmentation=Augmentation(crop=32))
         proposals = small_proposals(QUERIES)
         for module in proposals.modules():  # as after training: random ones would be next to the identity
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -41,7 +41,9 @@ def build(small_proposals) -> Callable:
                 for values in (module.bias, module.running_mean):
                     torch.nn.init.normal_(values)
         prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
-        return DeOP(clip, proposals, prompt, network, queries=QUERIES, loss=loss)
+        segmenter = DeOP(clip, proposals, prompt, network, queries=QUERIES, loss=loss)
+        segmenter.gradient_checkpointing = gradient_checkpointing
+        return segmenter
 
     return build
 

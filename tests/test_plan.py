@@ -291,6 +291,20 @@ def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, c
     assert networks["baseline"].alpha == {}
 
 
+def test_what_a_machine_has_room_for_is_told_and_changes_no_key(root, config):
+    before, machine = Plan(config, root), {"micro_batch": 2, "gradient_checkpointing": True}
+    config["resources"]["train_segmentation"] |= machine
+    after = Plan(config, root)
+    assert jobs(before) == jobs(after)
+    for (stage, key), job in after.jobs.items():
+        told = {"machine": machine} if stage == "train_segmentation" else {}
+        assert job.settings == before.jobs[stage, key].settings | told
+    del config["resources"]["train_segmentation"]["gradient_checkpointing"]
+    config["resources"]["train_proposals"]["gradient_checkpointing"] = True
+    with pytest.raises(ConfigError, match=r"resources.train_proposals: unknown key 'gradient_checkpointing'"):
+        Plan(config, root)
+
+
 def test_seeds_enter_only_what_draws_random_numbers(root, config):
     first, second = Plan(config, root), Plan(config | {"seeds": [1]}, root)
     shared = {stage for stage, _ in jobs(first) & jobs(second)}

@@ -221,7 +221,8 @@ def profile_step(
 ) -> None:
     """Take a few steps of a training and print where their time goes; nothing is kept.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION. The inputs of the job have to be there.
+    In full precision, or in that of ACCELERATE_MIXED_PRECISION. The inputs of the job have to be there. The workflow
+    trains with as many threads as resources in the configuration say; on a GPU, they load the images.
     """
     _prepare(threads)
     order = read_job(job, "train_proposals", "train_segmentation", "train_multipass")

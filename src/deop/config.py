@@ -10,7 +10,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from deop.benchmark.settings import read_benchmarks
+from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
 from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
@@ -235,7 +235,8 @@ class Configuration(Setup):
             )
         ]
         self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)
-        self.layouts.check(self.stand_ins, self.experiments, with_anchors, self.benchmarks)
+        of_systems = [name for name, what in self.benchmarks.items() if isinstance(what, SpeedBenchmark)]
+        self.layouts.check(self.stand_ins, self.experiments, with_anchors, of_systems)
         for table in self.layouts.tables:
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")

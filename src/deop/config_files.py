@@ -52,6 +52,20 @@ class TrainingResources(StageResources):
 
     micro_batch: Positive | None = None
 
+    def machine(self) -> dict[str, Any]:
+        """What a job is told of the machine it trains on: what differs from the defaults."""
+        own = type(self).model_fields.keys() - StageResources.model_fields.keys()
+        return self.model_dump(include=own, exclude_defaults=True)
+
+
+class SegmentationResources(TrainingResources):
+    """``gradient_checkpointing``: CLIP's blocks are computed a second time for the gradient, what is in them not kept.
+
+    A third more time, a fraction of the memory, the same weights.
+    """
+
+    gradient_checkpointing: bool = False
+
 
 class Resources(Settings):
     """Resources by stage."""
@@ -62,7 +76,7 @@ class Resources(Settings):
     pretrain_backbone: StageResources = StageResources()
     learn_prompts: StageResources = StageResources()
     train_proposals: TrainingResources = TrainingResources()
-    train_segmentation: TrainingResources = TrainingResources()
+    train_segmentation: SegmentationResources = SegmentationResources()
     train_multipass: TrainingResources = TrainingResources()
     evaluate: StageResources = StageResources()
     measure_speed: StageResources = StageResources()

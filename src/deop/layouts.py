@@ -116,7 +116,7 @@ class TablesFile(Settings):
         Args:
             stand_ins: the paper's datasets that the profile has one for.
             experiments: all experiments; ``with_anchors`` those that have an anchor heatmap.
-            benchmarks: the benchmarks of speed.
+            benchmarks: those that have systems side by side, which a plot can show.
 
         Raises:
             ConfigError: the first thing that is not.
@@ -132,7 +132,7 @@ class TablesFile(Settings):
             _known(f"{place}.experiments", "experiment", figure.experiments, experiments)
             _known(f"{place}.dataset", "dataset", (figure.dataset,) if figure.dataset else (), stand_ins)
             named = (figure.benchmark,) if figure.benchmark else ()
-            _known(f"{place}.benchmark", "benchmark", named, benchmarks)
+            _known(f"{place}.benchmark", "benchmark of systems", named, benchmarks)
         for name, picture in self.pictures.items():
             place = f"{PLACE}: pictures.{name}"
             _known(f"{place}.dataset", "dataset", (picture.dataset,), stand_ins)

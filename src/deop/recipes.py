@@ -129,8 +129,8 @@ class Recipes:
 
     def _machine(self, stage: str) -> dict[str, dict]:
         """What a stage is told of the machine it trains on; its results are the same on another, but for rounding."""
-        micro_batch = getattr(self._setup.main.resources, stage).micro_batch
-        return {} if micro_batch is None else {"machine": {"micro_batch": micro_batch}}
+        machine = getattr(self._setup.main.resources, stage).machine()
+        return {"machine": machine} if machine else {}
 
     def _deop(self, network: Network, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
         """Settings and inputs of whoever runs this network as it was trained on ``dataset``."""

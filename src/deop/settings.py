@@ -325,8 +325,6 @@ class Segmentation(Settings):
     """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
 
     ``anchors_lr_factor`` is the anchor decoder's learning rate over ``lr``: it starts from nothing, prompts from CLIP.
-    ``gradient_checkpointing`` computes CLIP's blocks a second time for the gradient, rather than keep what is in them:
-    a third more time, a fraction of the memory, the same weights.
     """
 
     focal_weight: float = 2.0
@@ -340,7 +338,6 @@ class Segmentation(Settings):
     weight_decay: float = 1e-4
     clip_grad_norm: float = 0.01
     warmup: int = 0
-    gradient_checkpointing: bool = Field(False, exclude_if=lambda value: not value)
     augmentation: Augmentation
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from deop.timing import PartTimes, wait_for
 
 Name = TypeVar("Name")
-MATMUL = 2048
-"""Side of the square matrices whose product says what the machine can do."""
+MATMUL = {"cpu": 2048, "cuda": 8192}
+"""By device, the side of the square matrices whose product says what the machine can do."""
 _RESET_PEAK = "5"  # see proc(5), clear_refs
 
 
@@ -57,23 +57,25 @@ def interleave(
 ) -> dict[Name, Measured]:
     """Measures calls in turns (A B C, A B C, ...), so that whatever else the machine does slows all of them alike.
 
-    A first round, in which operations are counted, warms up. No further round begins after ``budget_s`` seconds.
-    Compiled code cannot be counted: ``counted_in`` names for it another call of the same operations.
+    Before that each is run twice, which warms up: once to count its operations, once to see its memory, neither of
+    which leaves a run as fast as it is. No further round begins after ``budget_s`` seconds. Compiled code cannot be
+    counted: ``counted_in`` names for it another call of the same operations.
     """
     measured, counted_in = {name: Measured() for name in calls}, counted_in or {}
     for name, call in tqdm(calls.items(), desc=f"{description}: warm-up", mininterval=5):
         if name in counted_in:
-            for _ in range(2):  # the second one records CUDA's graphs
-                call()
+            call()
         else:
             measured[name].flop = count_flop(call)
+        memory = PeakMemory(device)
+        call()  # of compiled code, the one that records CUDA's graphs
+        measured[name].added_mb = memory.added_mb()
     for name, other in counted_in.items():
         measured[name].flop = measured[other].flop
     parts: dict[Name, list[dict[str, float]]] = {name: [] for name in calls}
     on_gpu, begun = device.type == "cuda", time.monotonic()
     for _ in tqdm(range(rounds), desc=f"{description}: rounds", mininterval=5):
         for name, call in calls.items():
-            memory = PeakMemory(device)
             if on_gpu:
                 with PartTimes(device) as times:
                     call()
@@ -83,7 +85,6 @@ def interleave(
                 with PartTimes(device) as times:
                     measured[name].seconds.append(timed(call, device))
                 parts[name].append(times.seconds)
-            measured[name].added_mb = max(measured[name].added_mb, memory.added_mb())
         if time.monotonic() - begun > budget_s:
             break
     for name, listened in parts.items():
@@ -115,9 +116,10 @@ def count_flop(call: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_call(device: torch.device) -> Callable[[], object]:
-    """The product of two square matrices, :data:`MATMUL` a side: 2 * MATMUL^3 operations."""
-    left, right = (torch.rand(MATMUL, MATMUL, device=device) for _ in range(2))
+def matmul_call(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """The product of two square matrices of that type, :data:`MATMUL` a side: 2 * side^3 operations."""
+    side = MATMUL[device.type]
+    left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right
 
 

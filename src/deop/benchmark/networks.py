@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from deop.benchmark.cases import BARE_CLIP, BARE_PROPOSALS, Case
-from deop.benchmark.measure import timed
 from deop.benchmark.settings import BenchmarkClip
 from deop.clip import load_clip
 from deop.data.class_table import read_table
@@ -65,11 +64,11 @@ def class_names(number: int) -> list[str]:
 
 
 class Call(NamedTuple):
-    """``run`` is what is timed, of the network ``module``; embedding class names took ``text_s`` seconds before."""
+    """``run`` is what is timed, of the network ``module``; ``embed``, if there is one, embeds class names before."""
 
     run: Callable[[], object]
     module: nn.Module
-    text_s: float = 0.0
+    embed: Callable[[], object] | None = None
 
     @property
     def weights_mb(self) -> float:
@@ -105,9 +104,7 @@ class Networks:
             tower = bare_tower(self._model, tuple(resized.shape[-2:])).to(self._device)
             return Call(lambda: tower(resized), tower)
         segmenter, names = self.segmenter(case), class_names(case.classes)
-        with torch.inference_mode():
-            seconds = timed(lambda: segmenter.embed(names), self._device)
-        return Call(lambda: segmenter.label(images, names), segmenter, seconds)
+        return Call(lambda: segmenter.label(images, names), segmenter, lambda: segmenter.embed(names))
 
     def segmenter(self, case: Case) -> Segmenter:
         """The system of a case, in evaluation mode."""

@@ -61,6 +61,7 @@ class DeOP(Segmenter):
         super().__init__()
         self.clip, self.proposals, self.text_prompt = clip, proposals.requires_grad_(False), text_prompt
         self.network, self.loss, self.ignore = network, loss, ignore
+        self.gradient_checkpointing = False
         self.logit_scale = network.logit_scale or clip.logit_scale
         self.mean, self.std = (
             (clip.mean, clip.std) if normalisation == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
@@ -155,7 +156,7 @@ class DeOP(Segmenter):
             visual_prompts=self.visual_prompts,
             masks=masks,
             antialias=self.network.resampling != "release",
-            recompute=self.training and self.loss is not None and self.loss.gradient_checkpointing,
+            recompute=self.training and self.gradient_checkpointing,
         ).patches
 
     def supervised(self, images: Tensor, names: list[str]) -> list[Tensor]:

@@ -48,9 +48,10 @@ def require_inputs(job: Job) -> None:
         if not found.exists() or (
             found.is_dir() and not any(found.iterdir())
         ):  # Snakemake makes folders early
+            inside = "" if found.suffix else "/dataset.json" if role == "data" else "/model.safetensors"
             raise DeopError(
                 f"{path} is not there, the {role} of {job.stage} {job.key}; run this in the folder of the workflow, "
-                f"after `snakemake {job.output}`"
+                f"after `snakemake --cores all {path}{inside}`"
             )
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from deop.benchmark.cases import BARE, Case, scaling_cases, speed_cases
-from deop.benchmark.measure import MATMUL, Measured, interleave, matmul_call
+from deop.benchmark.measure import MATMUL, Measured, interleave, matmul_call, timed
 from deop.benchmark.networks import Call, Networks
 from deop.benchmark.settings import BENCHMARKS, BenchmarkClip, Rounds, ScalingBenchmark, SpeedBenchmark
 from deop.errors import validated
@@ -30,7 +30,7 @@ COST_NOTES = (
     "once. Systems took turns; medians over `runs` runs.",
     "peak_mb: weights of the system, and what a run holds at most beyond them (10^6 bytes).",
     "matmul_share: GFLOP counted in matrix products and convolutions, over latency, over what a product of square "
-    f"matrices ({MATMUL} a side) reached in the same run.",
+    f"matrices ({MATMUL['cpu']} a side, on a GPU {MATMUL['cuda']}) of the same precision reached in the same run.",
 )
 SPEED_NOTE = (
     "ratio_to_simbaseline: how many times faster than SimBaseline ({crops}). ratio_to_bare: latency over the sum of "
@@ -120,10 +120,13 @@ def measure(
 
         return in_precision
 
-    calls: dict[Case | str, Callable[[], object]] = {MATMUL_CASE: cast(matmul_call(device))}
+    calls: dict[Case | str, Callable[[], object]] = {
+        MATMUL_CASE: matmul_call(device, DTYPES.get(precision, torch.float32))
+    }
     found = {case: networks.call(case) for case in cases}
     calls |= {case: cast(call.run) for case, call in found.items()}
     with torch.inference_mode():
+        text = {case: timed(cast(call.embed), device) for case, call in found.items() if call.embed}
         measured = interleave(
             calls,
             device,
@@ -133,11 +136,22 @@ def measure(
             counted_in={case: case._replace(compiled=False) for case in cases if case.compiled},
         )
     rate = measured[MATMUL_CASE].flop / measured[MATMUL_CASE].median
-    return pd.DataFrame([_row(case, found[case], measured[case], rate, precision, device) for case in cases])
+    return pd.DataFrame(
+        [
+            _row(case, found[case], text.get(case, 0.0), measured[case], rate, precision, device)
+            for case in cases
+        ]
+    )
 
 
 def _row(
-    case: Case, call: Call, measured: Measured, matmul_rate: float, precision: str, device: torch.device
+    case: Case,
+    call: Call,
+    text_s: float,
+    measured: Measured,
+    matmul_rate: float,
+    precision: str,
+    device: torch.device,
 ) -> dict[str, Any]:
     latency, parts = measured.median, dict(measured.parts)
     of_parts = {f"{part}_ms": 1000 * parts.get(part, 0.0) for part in PARTS} if parts else {}
@@ -155,7 +169,7 @@ def _row(
         "peak_mb": None if case.compiled else call.weights_mb + measured.added_mb,
         "compiled": case.compiled,
         **of_parts,
-        "text_ms": 1000 * call.text_s,
+        "text_ms": 1000 * text_s,
         "other_ms": max(0.0, 1000 * (latency - sum(parts.values()))) if parts else None,
         "gflop": measured.flop / 1e9,
         "matmul_share": measured.flop / latency / matmul_rate,
@@ -184,12 +198,12 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _markdown(name: str, settings: Rounds, frame: pd.DataFrame) -> str:
     origin = frame[["machine", "torch", "commit"]].drop_duplicates()
     shown = frame.drop(
-        columns=[*origin.columns, *(column for column in frame if frame[column].nunique() < 2)]
+        columns=[*origin.columns, *(column for column in frame if frame[column].nunique(dropna=False) < 2)]
     )
     constant = {
         column: frame[column].iloc[0]
         for column in frame.columns.drop(origin.columns)
-        if frame[column].nunique() == 1
+        if frame[column].nunique(dropna=False) == 1 and frame[column].notna().all()
     }
     body = shown.astype(object).where(shown.notna(), "").to_markdown(index=False, floatfmt=".4g")
     notes = [*COST_NOTES]

@@ -147,6 +147,7 @@ def build_segmenter(job: Job) -> Segmenter:
         else None,
         ignore=IGNORE,
     )
+    segmenter.gradient_checkpointing = job.settings.get("machine", {}).get("gradient_checkpointing", False)
     if "segmentation" in job.inputs:
         load_weights(segmenter, job.inputs["segmentation"])
     return segmenter
