@@ -145,6 +145,24 @@ class Proposals(Settings):
     warmup: int = 0
     augmentation: Augmentation
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of :class:`deop.proposals.ProposalNetwork`, but for the backbone's weights."""
+        return {
+            "backbone": self.backbone,
+            "backbone_args": self.backbone_args,
+            "out_indices": self.out_indices,
+            "queries": self.queries,
+            "decoder_layers": self.decoder_layers,
+            "width": self.width,
+            "ffn_width": self.ffn_width,
+            "heads": self.heads,
+            "decoder_norm": self.decoder_norm,
+            "frozen_batch_norm": self.frozen_batch_norm,
+            "focal_weight": self.focal_weight,
+            "dice_weight": self.dice_weight,
+        }
+
 
 class SeveranceSettings(Settings):
     """Patch severance (section 4.1). ``alpha`` maps a layer, counted from the end (-1 is the last), to its alpha.

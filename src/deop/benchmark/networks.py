@@ -22,7 +22,7 @@ from deop.methods.simbaseline import SimBaseline
 from deop.methods.zegformer import ZegFormer
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
-from deop.settings import Network, Proposals, SimBaselineSettings, ZegFormerSettings
+from deop.settings import Network, SimBaselineSettings, ZegFormerSettings
 
 TEMPLATES = ("a photo of a {}.",)
 INSIDE, OUTSIDE = 8.0, -8.0
@@ -125,7 +125,8 @@ class Networks:
     def _proposal_network(self, case: Case, *, prepared: bool = True) -> DrawnMasks:
         """That of as many queries, with the case's masks: as built, or ``prepared`` as in :mod:`deop.inference`."""
         if case.queries not in self._proposals:
-            network = drawn_masks(self._settings.proposals, case.queries).to(self._device)
+            architecture = self._settings.proposals.architecture | {"queries": case.queries}
+            network = DrawnMasks(pretrained_backbone=False, **architecture).eval().to(self._device)
             self._proposals[case.queries] = (network, with_folded_norms(network))
         plain, folded = self._proposals[case.queries]
         network = copy.copy(folded if prepared else plain)
@@ -133,23 +134,6 @@ class Networks:
         height, width = (-(-side // stride) for side in case.image)
         network.drawn = discs(case.shown, (case.queries, height, width)).to(self._device)
         return network
-
-
-def drawn_masks(settings: Proposals, queries: int) -> DrawnMasks:
-    """A proposal network of these settings, but for the number of queries."""
-    return DrawnMasks(
-        backbone=settings.backbone,
-        backbone_args=settings.backbone_args,
-        pretrained_backbone=False,
-        out_indices=settings.out_indices,
-        queries=queries,
-        decoder_layers=settings.decoder_layers,
-        width=settings.width,
-        ffn_width=settings.ffn_width,
-        heads=settings.heads,
-        decoder_norm=settings.decoder_norm,
-        frozen_batch_norm=settings.frozen_batch_norm,
-    ).eval()
 
 
 def bare_tower(model: str, size: tuple[int, int]) -> nn.Module:

@@ -57,20 +57,9 @@ def build_proposals(job: Job) -> ProposalNetwork:
     # A trained multi-pass system has the network among its own weights.
     trained = job.inputs.get("proposals", job.inputs.get("multipass"))
     network = ProposalNetwork(
-        backbone=settings.backbone,
-        backbone_args=settings.backbone_args,
         # The trained weights hold the backbone's.
         pretrained_backbone=settings.pretrained_backbone is True and trained is None,
-        out_indices=settings.out_indices,
-        queries=settings.queries,
-        decoder_layers=settings.decoder_layers,
-        width=settings.width,
-        ffn_width=settings.ffn_width,
-        heads=settings.heads,
-        decoder_norm=settings.decoder_norm,
-        frozen_batch_norm=settings.frozen_batch_norm,
-        focal_weight=settings.focal_weight,
-        dice_weight=settings.dice_weight,
+        **settings.architecture,
     )
     if "proposals" in job.inputs:
         load_weights(network, trained)
