@@ -34,7 +34,7 @@ def parts(frame: pd.DataFrame, *, title: str, notes: list[str]) -> Figure:
     rows = max(len(panel) for _, panel in panels)
     figure, axes = grid(len(panels), 1, len(panels) * (0.7 + 0.3 * rows))
     looks = {
-        part: {"facecolor": PALE[index % len(PALE)], "hatch": hatch, "edgecolor": "black", "linewidth": 0.6}
+        part: {"facecolor": PALE[index % len(PALE)], "hatch": hatch, "edgecolor": "black", "linewidth": 0.2}
         for index, (part, hatch) in enumerate(zip(PARTS, HATCHES * 2))
     }
     for axis, ((clip, precision), panel) in zip(axes, panels):
@@ -48,6 +48,7 @@ def parts(frame: pd.DataFrame, *, title: str, notes: list[str]) -> Figure:
                 f"{speed:.3g}/s", (end, label), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
         axis.invert_yaxis()
+        axis.use_sticky_edges = False  # or there is no margin beside a bar whose last part is empty
         axis.margins(x=0.12)
         axis.set_xlim(left=0)
         axis.set_title(f"{clip}, {panel['image'].iloc[0]} pixels, {precision}", loc="left")
