@@ -136,6 +136,16 @@ def test_more_segments_than_proposals_leaves_the_dearest_unmatched():
     assert dict(zip(queries.tolist(), segments.tolist())) == {0: 0, 1: 2}
 
 
+def test_layers_that_leave_different_segments_unmatched_have_their_own_losses():
+    torch.manual_seed(2)
+    labels, net = torch.tensor([[[0, 0, 1, 1, 2, 2]]]), network()
+    of_segment = 9 * (2 * torch.eye(3).repeat_interleave(2, 1) - 1).reshape(3, 1, 6)
+    outputs = [of_segment[None, [0, 2]], of_segment[None, [1, 0]] + torch.randn(1, 2, 1, 6)]
+    both, first, second = (net.loss(layers, labels) for layers in (outputs, outputs[:1], outputs[1:]))
+    for name in both:
+        torch.testing.assert_close(both[name], first[name] + second[name])
+
+
 def test_a_batch_without_segments_has_zero_loss_and_gradient():
     net = network()
     loss = sum(net.loss(net(torch.randn(1, 3, 32, 32)), torch.full((1, 32, 32), IGNORE)).values())

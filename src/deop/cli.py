@@ -222,7 +222,8 @@ def profile_step(
     """Take a few steps of a training and print where their time goes; nothing is kept.
 
     In full precision, or in that of ACCELERATE_MIXED_PRECISION. The inputs of the job have to be there. The workflow
-    trains with as many threads as resources in the configuration say; on a GPU, they load the images.
+    trains with as many threads as resources in the configuration say; a process beside them loads the images, on a GPU
+    as many as there are threads but one.
     """
     _prepare(threads)
     order = read_job(job, "train_proposals", "train_segmentation", "train_multipass")

@@ -265,6 +265,8 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             trial = try_step(largest, CLASSES, processes, STEP_SECONDS)
         except torch.cuda.OutOfMemoryError:
             remedy = f"set resources.{stage}.micro_batch to fewer images; the batch stays the same"
+            if stage == "train_segmentation":
+                remedy += "; if one is too many, set gradient_checkpointing beside it"
             yield Finding(stage, "fail", f"a step does not fit the GPU's {total / GIB:.0f} GiB", remedy)
             continue
         hours = trial.seconds * largest.settings[section]["iterations"] / 3600

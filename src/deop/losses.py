@@ -1,7 +1,7 @@
 """Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2).
 
-Everything is computed in float32 whatever the autocast precision: sums over a whole mask and the small
-numbers that the focal factor makes are out of half precision's reach.
+All losses want float32, whatever the autocast precision: sums over a whole mask and the small numbers that the focal
+factor makes are out of half precision's reach. :func:`segmentation_loss` sees to it itself, the others' callers do.
 """
 
 from __future__ import annotations

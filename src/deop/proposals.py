@@ -260,7 +260,7 @@ class ProposalNetwork(nn.Module):
                     continue
                 # Unless segments outnumber queries, every layer has pairs of the same segments in the same order.
                 if truth is None or max(counts) > layer_logits.shape[1]:
-                    target = numbers[image] == classes[image, segment, None]
+                    target = numbers[image] == classes.int()[image, segment, None]
                     truth = target.float(), known[image].float()
                 matched = enlarged(layer_logits[image, query], labels.shape[-2:]).flatten(1)
                 of_focal, of_overlap = mask_losses(matched, *truth)

@@ -60,6 +60,17 @@ def test_samples_that_are_kept_are_those_of_the_files_and_only_so_many(root):
         kept[3]
 
 
+def test_what_is_read_ahead_is_what_stays_in_memory(root):
+    ahead = SegmentationDataset(root, "train", keep_bytes=3 * BYTES + 1)
+    ahead.read_ahead()
+    for path in root.glob("*.png"):
+        path.unlink()
+    for index in range(3):
+        ahead[index]
+    with pytest.raises(DeopError, match="no such image"):
+        ahead[3]
+
+
 def test_every_epoch_has_every_image_once_and_a_step_is_the_same_again(root):
     augmentation = Augmentation(crop=SIZE, scale=(1.0, 1.0), flip=0.0, colour_jitter=0.0)
     dataset = SegmentationDataset(root, "train")

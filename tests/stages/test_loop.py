@@ -11,6 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deop.errors import DeopError
+from deop.settings import Job
+from deop.stages.artifacts import artifact
+from deop.stages.loop import cosine, fit, make_accelerator
+
 SCRIPT = textwrap.dedent(
     """
     import os, signal, sys
@@ -76,10 +81,6 @@ def test_a_kill_costs_no_more_than_the_last_checkpoint_and_changes_nothing(tmp_p
 
 @pytest.mark.parametrize("samples", [8, 10])
 def test_a_batch_in_parts_teaches_what_the_whole_does(tmp_path, samples):
-    from deop.settings import Job
-    from deop.stages.artifacts import artifact
-    from deop.stages.loop import cosine, fit, make_accelerator
-
     class Step(torch.nn.Linear):
         largest = 0
 
@@ -115,11 +116,45 @@ def test_a_batch_in_parts_teaches_what_the_whole_does(tmp_path, samples):
     torch.testing.assert_close(weights[0], weights[1])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
-    from deop.settings import Job
-    from deop.stages.artifacts import artifact
-    from deop.stages.loop import cosine, fit, make_accelerator
+class Batches(torch.utils.data.Dataset):
+    """Two batches as they travel, and an error."""
 
+    def __getitem__(self, step):
+        if step == 2:
+            raise DeopError("dog.png: no such image")
+        return {
+            "image": torch.tensor([0, 51, 255], dtype=torch.uint8),
+            "label": torch.tensor([-2, -1, 3], dtype=torch.int16),
+        }
+
+
+def test_batches_arrive_as_networks_take_them_and_errors_as_they_were_raised(tmp_path):
+    seen = []
+
+    class Step(torch.nn.Linear):
+        def forward(self, batch):
+            seen.append(batch)
+            return {"error": super().forward(batch["image"]).sum()}
+
+    step = Step(3, 1)
+    job = Job(stage="toy", key="0" * 12, output=str(tmp_path / "out"))
+    with pytest.raises(DeopError, match=r"^dog\.png: no such image$"), artifact(job) as workspace:
+        fit(
+            step,
+            Batches(),
+            optimizer=torch.optim.SGD(step.parameters(), lr=0.0),
+            schedule=cosine(4),
+            iterations=4,
+            seed=0,
+            workspace=workspace,
+            accelerator=make_accelerator(),
+            description="toy",
+        )
+    torch.testing.assert_close(seen[1]["image"], torch.tensor([0.0, 0.2, 1.0]))
+    assert torch.equal(seen[1]["label"], torch.tensor([-2, -1, 3]))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
     class Step(torch.nn.Linear):
         def forward(self, batch):
             return {"dice": super().forward(batch).sum() * float("nan")}

@@ -118,7 +118,7 @@ def count_flop(call: Callable[[], object]) -> int:
 
 def matmul_call(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
     """The product of two square matrices of that type, :data:`MATMUL` a side: 2 * side^3 operations."""
-    side = MATMUL[device.type]
+    side = MATMUL.get(device.type, MATMUL["cpu"])
     left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right
 

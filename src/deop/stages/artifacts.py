@@ -48,10 +48,11 @@ def require_inputs(job: Job) -> None:
         if not found.exists() or (
             found.is_dir() and not any(found.iterdir())
         ):  # Snakemake makes folders early
-            inside = "" if found.suffix else "/dataset.json" if role == "data" else "/model.safetensors"
+            one_file = path.endswith(".json")
+            inside = "" if one_file else "/dataset.json" if role == "data" else "/model.safetensors"
             raise DeopError(
                 f"{path} is not there, the {role} of {job.stage} {job.key}; run this in the folder of the workflow, "
-                f"after `snakemake --cores all {path}{inside}`"
+                f"after `snakemake --cores all {path}{inside}` (and the --configfile of its profile, if it has one)"
             )
 
 

@@ -123,6 +123,7 @@ def run(job: Job) -> None:
                 steps=settings.iterations,
                 seed=job.seed,
             ),
+            workers=0,  # they are in memory
             optimizer=optimizer,
             schedule=cosine(settings.iterations, settings.warmup),
             iterations=settings.iterations,

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import TrainingBatches, seed_cpu
+from deop.errors import DeopError
 from deop.settings import Job, Proposals, Segmentation
 from deop.stages.artifacts import Workspace
 from deop.timing import part, parts_of
@@ -127,11 +128,12 @@ def fit(
         checkpoint_seconds: how much work a kill may cost at most.
         micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
             parts. Losses that are means over a batch are then means over these means.
-        workers: processes that load batches ahead; None is as many as the device leaves threads for.
+        workers: processes that load batches ahead, 0 for none; None is as :func:`loader_workers` has it.
         after_step: called with the batch of each step that is done.
 
     Raises:
         FloatingPointError: a loss is not finite; the checkpoint before it is kept.
+        DeopError: what reading a batch raised.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     plain = module
@@ -149,7 +151,7 @@ def fit(
         accelerator.print(f"{description}: resuming at step {first} of {iterations}")
     accelerator.init_trackers(description.replace(" ", "_"))
     loader = DataLoader(
-        batches,
+        _OrError(batches),
         batch_size=None,
         sampler=range(first, iterations),
         num_workers=loader_workers(accelerator.device) if workers is None else workers,
@@ -167,6 +169,8 @@ def fit(
     module.train()
     for step, loaded in enumerate(parts_of(progress, "data"), start=first):
         _seed_step(hash((seed, step)) % 2**31 + accelerator.process_index, accelerator.device)
+        if isinstance(loaded, DeopError):
+            raise loaded
         batch = _to(loaded, accelerator.device)
         losses = accumulate(module, batch, micro_batch, accelerator, f"{description}, step {step}")
         with part("optimizer"):
@@ -188,6 +192,19 @@ def fit(
     # Not end_training: it would part the processes, which still have to wait for each other (see artifact).
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+class _OrError(Dataset):
+    """Batches, or the errors met in reading them: raised in a loader's process, one would arrive as a traceback."""
+
+    def __init__(self, batches: Dataset) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> object:
+        try:
+            return self._batches[step]
+        except DeopError as error:
+            return error
 
 
 def _seed_step(seed: int, device: torch.device) -> None:
