@@ -63,8 +63,11 @@ def pairwise_mask_losses(
     Returns:
         (B, N, K) focal losses; (B, N, K) dice losses.
     """
-    positive, negative = focal_terms(logits, alpha, gamma)
-    score, columns, everywhere = logits.sigmoid(), targets.transpose(1, 2), valid[:, None]
+    # The terms of focal_terms, but in place: as matrices of all pairs they are much of a small network's matching.
+    score, softplus = logits.sigmoid(), F.softplus(logits)
+    negative = score.pow(gamma).mul_(softplus).mul_(1 - alpha)
+    positive = (1 - score).pow_(gamma).mul_(softplus.sub_(logits)).mul_(alpha)
+    columns, everywhere = targets.transpose(1, 2), valid[:, None]
     vecdot, pixels = torch.linalg.vecdot, valid.sum(-1).clamp(min=1)
     # As if all pixels were beside the target; then those on it are put right.
     focal = vecdot(negative, everywhere)[..., None] + torch.bmm(positive.sub_(negative), columns)
