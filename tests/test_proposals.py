@@ -229,3 +229,24 @@ def test_a_few_steps_fit_one_scene():
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         network(**changes)
+
+
+def test_dropout_is_the_decoders_and_on_in_training_alone():
+    images = torch.rand(2, 3, 32, 32)
+    plain, dropped = network(), network(dropout=0.3)
+    torch.testing.assert_close(dropped.eval()(images)[-1], plain.eval()(images)[-1])
+    dropped.backbone.requires_grad_(False)
+    dropped.train().backbone.eval()
+    first, second = dropped(images)[-1], dropped(images)[-1]
+    assert not torch.allclose(first, second, atol=1e-3)
+    without = network(dropout=0.0).train()
+    without.backbone.eval()
+    assert torch.equal(without(images)[-1], without(images)[-1])
+
+
+@pytest.mark.parametrize("out_indices", [[0, 1, 2, 3], [1, 2, 3]])
+def test_the_size_of_masks_is_known_without_making_them(out_indices):
+    proposals = network(out_indices=out_indices).eval()
+    for size in ((64, 64), (50, 63), (33, 95)):
+        with torch.inference_mode():
+            assert proposals(torch.rand(1, 3, *size))[-1].shape[-2:] == proposals.mask_size(size)

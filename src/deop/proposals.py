@@ -44,6 +44,7 @@ class ProposalNetwork(nn.Module):
 
     Attributes:
         width: channels of the query states and of the decoders.
+        queries: number N of proposals.
 
     Args:
         backbone: timm model name, one that supports ``features_only``.
@@ -96,7 +97,7 @@ class ProposalNetwork(nn.Module):
         if not timm.is_model(backbone):
             close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
             raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
-        self.width = width
+        self.width, self.queries = width, queries
         self.decoder_norm = decoder_norm
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
@@ -121,6 +122,7 @@ class ProposalNetwork(nn.Module):
         if frozen_batch_norm:
             freeze_batch_norm_2d(self.backbone)
         *lateral, deepest = self.backbone.feature_info.channels()
+        self._stride: int = self.backbone.feature_info.reduction()[0]
         self.pixel_decoder = MaskFormerPixelDecoder(
             in_features=deepest, lateral_widths=lateral, feature_size=width, mask_feature_size=width
         )
@@ -191,6 +193,15 @@ class ProposalNetwork(nn.Module):
             )
             states.append(transformer.decoder.layernorm(state))
         return torch.stack(states)
+
+    def mask_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The resolution (h, w) of the masks of images of ``size`` (H, W)."""
+        return tuple(-(-side // self._stride) for side in size)
+
+    @staticmethod
+    def count_segments(labels: Tensor, *, ignore: int = 255) -> Tensor:
+        """The number of ground-truth masks of a batch of labels, a scalar: what :meth:`loss` is a mean over."""
+        return labels.new_tensor(sum(segment_classes(labels, ignore)[1]))
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
         """Focal and dice loss of the matched masks, summed over the decoder layers.

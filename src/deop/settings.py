@@ -117,7 +117,8 @@ class Proposals(Settings):
     ``backbone_args`` go to timm, but for ``multi_grid``: the dilations of the blocks of a ResNet's last stage
     (MaskFormer's ResNet-101c: 1, 2, 4). ``frozen_batch_norm`` keeps the backbone's statistics and scales as they were
     pre-trained, as detectron2 does, whatever the size of a batch. ``decoder_norm`` ``outputs`` is MaskFormer's own
-    decoder, ``chained`` that of transformers (see :class:`deop.proposals.ProposalNetwork`).
+    decoder, ``chained`` that of transformers (see :class:`deop.proposals.ProposalNetwork`). ``dropout`` is that of the
+    decoder. Norms and embeddings have no weight decay; ``decay_biases`` gives it to biases, as MaskFormer's code does.
     """
 
     backbone: str
@@ -131,6 +132,7 @@ class Proposals(Settings):
     width: Positive = 256
     ffn_width: Positive = 2048
     heads: Positive = 8
+    dropout: Fraction = 0.0
     decoder_norm: Literal["chained", "outputs"] = Field(
         "chained", exclude_if=lambda value: value == "chained"
     )
@@ -141,6 +143,7 @@ class Proposals(Settings):
     lr: float = 1e-4
     backbone_lr_factor: float = 0.1
     weight_decay: float = 1e-4
+    decay_biases: bool = False
     clip_grad_norm: float = 0.01
     warmup: int = 0
     augmentation: Augmentation
@@ -157,6 +160,7 @@ class Proposals(Settings):
             "width": self.width,
             "ffn_width": self.ffn_width,
             "heads": self.heads,
+            "dropout": self.dropout,
             "decoder_norm": self.decoder_norm,
             "frozen_batch_norm": self.frozen_batch_norm,
             "focal_weight": self.focal_weight,
@@ -343,6 +347,7 @@ class Segmentation(Settings):
     """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
 
     ``anchors_lr_factor`` is the anchor decoder's learning rate over ``lr``: it starts from nothing, prompts from CLIP.
+    ``decay_biases`` is as in :class:`Proposals`.
     """
 
     focal_weight: float = 2.0
@@ -354,6 +359,7 @@ class Segmentation(Settings):
     lr: float = 2e-4
     anchors_lr_factor: float = 1.0
     weight_decay: float = 1e-4
+    decay_biases: bool = False
     clip_grad_norm: float = 0.01
     warmup: int = 0
     augmentation: Augmentation

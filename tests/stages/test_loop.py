@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from deop.errors import DeopError
 from deop.settings import Job
 from deop.stages.artifacts import artifact
-from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.loop import fit, make_accelerator
+from deop.stages.optim import cosine
 
 SCRIPT = textwrap.dedent(
     """
@@ -24,7 +25,8 @@ SCRIPT = textwrap.dedent(
     from torch import nn
     from deop.settings import Job
     from deop.stages.artifacts import artifact
-    from deop.stages.loop import cosine, fit, make_accelerator
+    from deop.stages.loop import fit, make_accelerator
+    from deop.stages.optim import cosine
     from deop.stages.networks import save_weights
 
     output, kill_at = sys.argv[1], int(sys.argv[2])
@@ -176,3 +178,55 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
             description="toy",
         )
     assert not (tmp_path / "out").exists()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_the_scale_of_losses_in_half_precision_survives_a_kill(tmp_path):
+    """fp16 training scales its losses; a run that resumes with another scale skips other steps."""
+
+    class Step(torch.nn.Linear):
+        def forward(self, batch):
+            if batch["step"].item() in stop_at:
+                raise Interrupted
+            # Gradients that overflow in step 3 make the scaler halve its scale and skip that step.
+            factor = 1e38 if batch["step"].item() == 3 else 1.0
+            return {"error": factor * (super().forward(batch["x"]) ** 2).mean()}
+
+    def train(folder):
+        torch.manual_seed(0)
+        step, accelerator = Step(3, 1), make_accelerator()
+        # What Accelerate makes itself under fp16 on a GPU.
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+        with artifact(Job(stage="toy", key="0" * 12, output=str(tmp_path / folder))) as workspace:
+            fit(
+                step,
+                batches,
+                optimizer=torch.optim.AdamW(step.parameters(), lr=0.1),
+                schedule=cosine(12),
+                iterations=12,
+                seed=0,
+                workspace=workspace,
+                accelerator=accelerator,
+                description="toy",
+                clip_grad_norm=0.5,
+                checkpoint_seconds=0,
+                workers=0,
+            )
+        return step.weight.detach().clone(), accelerator.scaler.state_dict()
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"x": torch.randn(4, 3, generator=generator), "step": torch.tensor([step])} for step in range(12)
+    ]
+    stop_at: set[int] = set()
+    weights, scale = train("whole")
+    stop_at = {7}
+    with pytest.raises(Interrupted):
+        train("broken")
+    stop_at = set()
+    resumed_weights, resumed_scale = train("broken")
+    assert torch.equal(weights, resumed_weights) and scale == resumed_scale
+    assert scale["scale"] not in (2.0**10, 2.0**11)  # it did change, down and up

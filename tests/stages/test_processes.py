@@ -44,7 +44,8 @@ FIT = textwrap.dedent(
     from torch import nn
     from deop.settings import Job
     from deop.stages.artifacts import artifact
-    from deop.stages.loop import cosine, fit, make_accelerator
+    from deop.stages.loop import fit, make_accelerator
+    from deop.stages.optim import cosine
     from deop.stages.networks import save_weights
 
     class Step(nn.Module):
@@ -67,6 +68,72 @@ FIT = textwrap.dedent(
         fit(step, Batches(), optimizer=torch.optim.SGD(step.parameters(), lr=0.1), schedule=cosine(12, 2),
             iterations=12, seed=0, workspace=workspace, accelerator=accelerator, description="toy", clip_grad_norm=0.5)
         save_weights(step.state_dict(), workspace.path)
+    """
+)
+
+# The gradients of one batch, however it is divided. Its samples differ in how much of them is labelled.
+DIVIDED = textwrap.dedent(
+    """
+    import sys
+    import torch
+    from safetensors.torch import save_file
+    from deop.clip import load_clip
+    from deop.data.segmentation import HIDDEN, IGNORE
+    from deop.methods.deop import DeOP
+    from deop.methods.simbaseline import SimBaseline
+    from deop.prompts import TextPrompt
+    from deop.proposals import ProposalNetwork
+    from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SimBaselineSettings
+    from deop.stages.loop import accumulate, make_accelerator
+    from deop.stages.train_proposals import ProposalStep
+    from deop.stages.train_segmentation import SegmentationStep
+
+    NAMES = ["dog", "cow", "grass", "sky"]
+
+    def proposals():
+        return ProposalNetwork(
+            backbone="resnet10t", backbone_args={"channels": [8, 8, 16, 16], "stem_width": 8},
+            pretrained_backbone=False, frozen_batch_norm=True, out_indices=[1, 2, 3], queries=3, decoder_layers=2,
+            width=32, ffn_width=32, heads=2,
+        )
+
+    def network(kind):
+        torch.manual_seed(0)
+        if kind == "proposals":
+            return ProposalStep(proposals())
+        clip = load_clip("deop-mini", None)
+        prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
+        if kind == "multipass":
+            system = SimBaseline(clip, proposals(), SimBaselineSettings(), seen_names=NAMES, text_prompt=prompt)
+        else:
+            anchors = AnchorSettings(kind="query", heads=2, ffn_width=16, dropout=0.0)
+            settings = Network(visual_prompts=True, text_prompts="online", anchors=anchors)
+            loss = Segmentation(iterations=1, augmentation=Augmentation(crop=48))
+            system = DeOP(clip, proposals(), prompt, settings, queries=3, loss=loss)
+        return SegmentationStep(system, NAMES)
+
+    def batch():
+        generator = torch.Generator().manual_seed(1)
+        # Sampled coarsely, so that there are segments; the images have 4, 1, 3, none, 2 and 4 of them.
+        labels = torch.randint(len(NAMES), (6, 3, 4), generator=generator)
+        labels[1], labels[2], labels[3], labels[4] = 2, labels[2].clamp(max=2), HIDDEN, labels[4].clamp(max=1)
+        labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
+        labels[0, :40], labels[2, :, :9], labels[5, 20:24] = HIDDEN, IGNORE, HIDDEN
+        return {"image": torch.rand(6, 3, 48, 64, generator=generator), "label": labels}
+
+    accelerator = make_accelerator()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    share = {name: value[rank::world].to(accelerator.device) for name, value in batch().items()}
+    for kind in ("proposals", "segmentation", "multipass"):
+        for micro_batch in (None, 1, 2):
+            step = network(kind).train()
+            ready = accelerator.prepare(step)
+            losses = accumulate(ready, share, micro_batch, accelerator, "test", step.denominators)
+            found = {f"loss/{k}": v.reshape(1) for k, v in accelerator.reduce(losses, reduction="mean").items()}
+            found |= {k: v.grad for k, v in step.named_parameters() if v.grad is not None}
+            if accelerator.is_main_process:
+                save_file({k: v.contiguous() for k, v in found.items()}, f"{sys.argv[1]}-{kind}-{micro_batch}")
+    accelerator.end_training()
     """
 )
 
@@ -129,6 +196,25 @@ def test_gradients_of_processes_are_averaged(tmp_path):
     one, two = weights
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_division_of_a_batch_changes_neither_losses_nor_gradients(tmp_path):
+    """One process or two, all images at once, two or one: to float tolerance, the same."""
+    script = tmp_path / "divided.py"
+    script.write_text(DIVIDED)
+    for processes in (1, 2):
+        launch(processes, str(script), str(tmp_path / str(processes)))
+    for kind in ("proposals", "segmentation", "multipass"):
+        whole = load_file(tmp_path / f"1-{kind}-None")
+        assert sum(name.startswith("loss/") for name in whole) == (3 if kind == "multipass" else 2)
+        for division in ("1-{}-1", "1-{}-2", "2-{}-None", "2-{}-1", "2-{}-2"):
+            divided = load_file(tmp_path / division.format(kind))
+            assert divided.keys() == whole.keys()
+            for name, value in whole.items():
+                difference = float((divided[name] - value).abs().max())
+                # Sums in another order. Some gradients, such as of the biases of keys, are zero but for rounding.
+                assert difference < 1e-4 * float(value.abs().max()) + 1e-6, f"{division} {name}: {difference}"
 
 
 @pytest.mark.slow

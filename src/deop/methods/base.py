@@ -73,6 +73,14 @@ class Segmenter(nn.Module, ABC):
         """
 
     @abstractmethod
+    def denominators(self, labels: Tensor) -> dict[str, Tensor]:
+        """By name of a loss, how many of what it is a mean over are in ``labels`` (as :meth:`losses` takes them).
+
+        Training divides a batch into parts and puts their losses together by these numbers (scalars), so that the
+        result does not depend on the division.
+        """
+
+    @abstractmethod
     def embed(self, names: list[str]) -> None:
         """Embeds class names ahead of the first image that is compared with them; kept until others are asked for."""
 

@@ -181,6 +181,12 @@ class DeOP(Segmenter):
             dice_weight=self.loss.dice_weight,
         )
 
+    def denominators(self, labels: Tensor) -> dict[str, Tensor]:
+        """The focal loss is a mean over labelled pixels, the dice loss over the images that have any."""
+        size = self.proposals.mask_size(tuple(labels.shape[-2:]))
+        labelled = (labels_at(labels.masked_fill(labels < 0, self.ignore), size) != self.ignore).flatten(1)
+        return {"focal": labelled.sum(), "dice": labelled.any(1).sum()}
+
     @staticmethod
     def class_scores(output: SegmenterOutput) -> ClassScores:
         """F_C of section 3.1: class probabilities, "no object" dropped. O = F_C * M is all that is left to do."""

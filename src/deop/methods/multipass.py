@@ -22,7 +22,7 @@ from deop.data.crops import crop_segments
 from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
 from deop.prompts import TextPrompt, template_embeddings
-from deop.proposals import Pairs, ProposalNetwork
+from deop.proposals import Pairs, ProposalNetwork, segment_classes
 from deop.settings import MultiPassSettings
 from deop.templates import templates_of
 from deop.timing import part
@@ -194,6 +194,15 @@ class MultiPass(Segmenter):
         )
         classification = classification_loss(class_logits, pairs, self.settings.no_object_weight)
         return {"class": self.settings.class_weight * classification, **mask_losses}
+
+    def denominators(self, labels: Tensor) -> dict[str, Tensor]:
+        """Mask losses are means over the segments, the classification over all queries by their weights."""
+        _, counts = segment_classes(labels, self.ignore)
+        queries = self.proposals.queries
+        matched = sum(min(count, queries) for count in counts)
+        weight = matched + self.settings.no_object_weight * (queries * len(counts) - matched)
+        masks = labels.new_tensor(sum(counts))
+        return {"class": torch.tensor(weight, device=labels.device), "focal": masks, "dice": masks}
 
     @torch.no_grad()
     def forward(self, images: Tensor, names: list[str]) -> MultiPassOutput:

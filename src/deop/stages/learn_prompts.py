@@ -24,8 +24,9 @@ from deop.methods.base import normalise
 from deop.prompts import TextPrompt
 from deop.settings import Job, TextPrompts
 from deop.stages.artifacts import artifact
-from deop.stages.loop import cosine, fit, make_accelerator
+from deop.stages.loop import fit, make_accelerator
 from deop.stages.networks import build_clip, build_prompt, save_weights, seed_everything
+from deop.stages.optim import cosine
 
 _EMBEDDING_BATCH = 64
 EMBEDDINGS = "embeddings.safetensors"

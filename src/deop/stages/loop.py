@@ -28,6 +28,7 @@ from deop.data.transforms import TrainingBatches, seed_cpu
 from deop.errors import DeopError
 from deop.settings import Job, Proposals, Segmentation
 from deop.stages.artifacts import Workspace
+from deop.stages.optim import poly
 from deop.timing import part, parts_of
 
 CHECKPOINT = "checkpoint.pt"
@@ -39,7 +40,8 @@ class Training(NamedTuple):
     """What a stage trains on augmented images of a dataset.
 
     module: called with a batch, returns named losses; its ``networks`` is called with a batch likewise, and returns a
-        scalar of all that the networks under the losses give.
+        scalar of all that the networks under the losses give; its ``denominators`` says how many of what each loss is
+        a mean over (see :func:`accumulate`).
     optimizer: of what the module learns.
     """
 
@@ -65,30 +67,6 @@ def make_accelerator(logging_dir: Path | None = None) -> Accelerator:
         log_with="tensorboard" if logging_dir else None,
         project_dir=str(logging_dir) if logging_dir else None,
     )
-
-
-def poly(iterations: int, warmup: int = 0, power: float = 0.9) -> Callable[[int], float]:
-    """Linear warm-up, then polynomial decay to zero: a factor of the learning rate by step."""
-    return lambda step: min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / max(1, iterations)) ** power
-
-
-def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
-    """Linear warm-up, then half a cosine to zero: a factor of the learning rate by step."""
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        progress = (step - warmup) / max(1, iterations - warmup)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, progress)))))
-
-    return factor
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only: not on biases, norms, embeddings of positions or the logit scale."""
-    matrices = [value for value in model.parameters() if value.ndim >= 2]
-    vectors = [value for value in model.parameters() if value.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
@@ -118,6 +96,7 @@ def fit(
     checkpoint_seconds: float = 30.0,
     micro_batch: int | None = None,
     workers: int | None = None,
+    denominators: Callable[[object], dict[str, Tensor]] | None = None,
     after_step: Callable[[object], None] | None = None,
 ) -> None:
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
@@ -128,8 +107,9 @@ def fit(
         schedule: factor of the learning rate by step.
         checkpoint_seconds: how much work a kill may cost at most.
         micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
-            parts. Losses that are means over a batch are then means over these means.
+            parts.
         workers: processes that load batches ahead, 0 for none; None is as :func:`loader_workers` has it.
+        denominators: what each loss is a mean over, see :func:`accumulate`; None where that is the samples.
         after_step: called with the batch of each step that is done.
 
     Raises:
@@ -174,7 +154,8 @@ def fit(
         if isinstance(loaded, DeopError):
             raise loaded
         batch = _to(loaded, accelerator.device)
-        losses = accumulate(module, batch, micro_batch, accelerator, f"{description}, step {step}")
+        place = f"{description}, step {step}"
+        losses = accumulate(module, batch, micro_batch, accelerator, place, denominators)
         with part("optimizer"):
             if clip_grad_norm:
                 accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
@@ -182,7 +163,8 @@ def fit(
             optimizer.zero_grad()
             scheduler.step()
         if step % 10 == 0:
-            values = {name: value.item() for name, value in losses.items()}
+            whole = accelerator.reduce(losses, reduction="mean")
+            values = {name: value.item() for name, value in whole.items()}
             progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
         if time.monotonic() - saved > checkpoint_seconds and accelerator.is_main_process:
@@ -224,32 +206,74 @@ def _seed_step(seed: int, device: torch.device) -> None:
 
 
 def accumulate(
-    module: nn.Module, batch, micro_batch: int | None, accelerator: Accelerator, place: str
+    module: nn.Module,
+    batch,
+    micro_batch: int | None,
+    accelerator: Accelerator,
+    place: str,
+    denominators: Callable[[object], dict[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """Adds up the gradients of a batch over its parts; the losses, each the mean over the samples.
+    """Adds up the gradients of a batch over its parts and over all processes.
+
+    The result is that of one process which sees the whole batch at once, however the batch is divided: each loss is a
+    mean over something (masks, labelled pixels), and a part counts by how many of these it holds.
+
+    Args:
+        batch: this process's share of the batch.
+        micro_batch: samples that go through the module at once; None for all.
+        place: where a loss that is not finite was met, for the error.
+        denominators: by name of a loss, how many of what it is a mean over are in a part of the batch, computed
+            without the network; None where that is the samples.
+
+    Returns:
+        By name, this process's share of the loss: the mean over the processes is the loss of the whole batch.
 
     Raises:
-        FloatingPointError: a loss is not finite; ``place`` says where it was met.
+        FloatingPointError: a loss is not finite.
     """
     parts = split(batch, micro_batch)
-    samples = sum(count for _, count in parts)
-    means: dict[str, Tensor] = {}
-    for index, (samples_of_part, count) in enumerate(parts):
+    weights = _part_weights(parts, accelerator, denominators)
+    shares: dict[str, Tensor] = {}
+    for index, (samples, _) in enumerate(parts):
         # Processes bring their gradients together once a step, with the last part.
         last = index == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
-                losses = module(samples_of_part)
-            total = torch.stack(list(losses.values())).sum()
+                losses = module(samples)
+            weighted = [
+                value * weights[index].get(name, weights[index][""]) for name, value in losses.items()
+            ]
+            total = torch.stack(weighted).sum()
             if not torch.isfinite(total):
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise FloatingPointError(f"{place}: loss is not finite ({values})")
             # Again: what gradient checkpointing computes a second time must be computed as it was the first time.
             with plain_attention(accelerator.device), part("backward"):
-                accelerator.backward(total * (count / samples))
-        for name, value in losses.items():
-            means[name] = means.get(name, 0) + value.detach() * (count / samples)
-    return means
+                accelerator.backward(total)
+        for name, value in zip(losses, weighted, strict=True):
+            shares[name] = shares.get(name, 0) + value.detach()
+    return shares
+
+
+def _part_weights(
+    parts: list[tuple[object, int]],
+    accelerator: Accelerator,
+    denominators: Callable[[object], dict[str, Tensor]] | None,
+) -> list[dict[str, Tensor | float]]:
+    """For each part of a batch, by name of a loss, what its mean over the part counts in the whole batch.
+
+    Under ``""`` is what the samples count. Gradients are averaged over processes, hence the factor of their number.
+    """
+    processes = accelerator.num_processes
+    if len(parts) == 1 and processes == 1:
+        return [{"": 1.0}]
+    counts = [{"": torch.tensor(float(samples), device=accelerator.device)} for _, samples in parts]
+    if denominators is not None:
+        counts = [count | denominators(samples) for count, (samples, _) in zip(counts, parts, strict=True)]
+    table = torch.stack([torch.stack([value.double() for value in count.values()]) for count in counts])
+    whole = accelerator.reduce(table.sum(0)) if processes > 1 else table.sum(0)
+    shares = (table * processes / whole.clamp(min=1)).float()
+    return [dict(zip(counts[0], row.unbind(), strict=True)) for row in shares]
 
 
 def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
@@ -306,6 +330,7 @@ def fit_on_images(
         description=job.stage,
         clip_grad_norm=settings.clip_grad_norm,
         micro_batch=job.settings.get("machine", {}).get("micro_batch"),
+        denominators=training.module.denominators,
         after_step=after_step,
     )
 

@@ -20,8 +20,9 @@ from deop.data.emoji import concepts
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.settings import Job, PretrainBackbone
 from deop.stages.artifacts import WEIGHTS, artifact, write_json
-from deop.stages.loop import cosine, fit, make_accelerator, parameter_groups
+from deop.stages.loop import fit, make_accelerator
 from deop.stages.networks import seed_everything
+from deop.stages.optim import cosine, parameter_groups
 
 _SEED = 0xACC  # of images that training does not draw
 
@@ -70,7 +71,9 @@ def run(job: Job) -> None:
         settings.backbone, num_classes=len(concepts()), **settings.backbone_args
     ).to(memory_format=torch.channels_last)
     steps = settings.images // settings.batch_size
-    optimizer = torch.optim.AdamW(parameter_groups(classifier, settings.weight_decay), lr=settings.lr)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(classifier, lr=settings.lr, weight_decay=settings.weight_decay)
+    )
     with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
         accelerator = make_accelerator(workspace.path / "tensorboard")
         fit(

@@ -22,7 +22,8 @@ from deop.data.emoji import concepts
 from deop.settings import Job, PretrainClip
 from deop.stages.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
 from deop.stages.clip_accuracy import clip_accuracy
-from deop.stages.loop import cosine, fit, make_accelerator, parameter_groups
+from deop.stages.loop import fit, make_accelerator
+from deop.stages.optim import cosine, parameter_groups
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
 
@@ -92,7 +93,9 @@ def run(job: Job) -> None:
         textures=settings.textures,
     )
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), eps=1e-6
+        parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay),
+        betas=(0.9, 0.98),
+        eps=1e-6,
     )
     seen = steps * settings.batch_size
     with artifact(job, images_seen=seen, steps=steps, started_from=started_from) as workspace:

@@ -19,7 +19,7 @@ def training(job: Job) -> Training:
     seed_everything(job)
     dataset = training_dataset(job)
     segmenter = build_multipass(job)
-    optimizer = proposal_optimizer(segmenter, segmenter.proposals, settings)
+    optimizer = proposal_optimizer(segmenter, "proposals.backbone.", settings)
     return Training(SegmentationStep(segmenter, dataset.names), optimizer, dataset, settings)
 
 

@@ -12,6 +12,7 @@ from deop.settings import Job, Proposals
 from deop.stages.artifacts import artifact
 from deop.stages.loop import Training, fit_on_images, make_accelerator, training_dataset
 from deop.stages.networks import build_proposals, save_weights, seed_everything
+from deop.stages.optim import parameter_groups
 
 
 class ProposalStep(nn.Module):
@@ -25,6 +26,11 @@ class ProposalStep(nn.Module):
         outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
         return self.network.loss(outputs, batch["label"], ignore=HIDDEN)
 
+    def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By loss, the number of segments in a batch: both losses are means over these."""
+        masks = self.network.count_segments(batch["label"], ignore=HIDDEN)
+        return {"focal": masks, "dice": masks}
+
     def networks(self, batch: dict[str, Tensor]) -> Tensor:
         """A scalar of the masks of all layers."""
         outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
@@ -37,7 +43,8 @@ def training(job: Job) -> Training:
     seed_everything(job)
     dataset = training_dataset(job)
     network = build_proposals(job)
-    return Training(ProposalStep(network), proposal_optimizer(network, network, settings), dataset, settings)
+    optimizer = proposal_optimizer(network, "backbone.", settings)
+    return Training(ProposalStep(network), optimizer, dataset, settings)
 
 
 def run(job: Job) -> None:
@@ -49,17 +56,16 @@ def run(job: Job) -> None:
         save_weights(trained.module.network.state_dict(), workspace.path)
 
 
-def proposal_optimizer(module: nn.Module, network: ProposalNetwork, settings: Proposals) -> torch.optim.AdamW:
-    """AdamW over what ``module`` learns, ``network`` with the rest; its backbone goes on learning, but slower."""
-    backbone = set(network.backbone.parameters())
-    learned = [value for value in module.parameters() if value.requires_grad]
-    slower = [value for value in learned if value in backbone]
-    return torch.optim.AdamW(
-        [
-            {"params": [value for value in learned if value not in backbone]},
-            {"params": slower, "lr": settings.lr * settings.backbone_lr_factor},
-        ],
+def proposal_optimizer(module: nn.Module, backbone: str, settings: Proposals) -> torch.optim.AdamW:
+    """AdamW over everything that ``module`` learns.
+
+    ``backbone`` is how the names of the proposal network's backbone start; it is pre-trained, and learns more slowly.
+    """
+    groups = parameter_groups(
+        module,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
-        fused=True,
+        lr_factors={backbone: settings.backbone_lr_factor},
+        decay_biases=settings.decay_biases,
     )
+    return torch.optim.AdamW(groups, fused=True)

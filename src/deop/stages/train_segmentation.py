@@ -10,6 +10,7 @@ from deop.settings import Job, Segmentation
 from deop.stages.artifacts import artifact
 from deop.stages.loop import Training, fit_on_images, learned_state, make_accelerator, training_dataset
 from deop.stages.networks import build_segmenter, save_weights, seed_everything
+from deop.stages.optim import parameter_groups
 
 
 class SegmentationStep(nn.Module):
@@ -21,6 +22,10 @@ class SegmentationStep(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.segmenter.losses(batch["image"], batch["label"], self.names)
+
+    def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By loss, how many of what it is a mean over are in a batch."""
+        return self.segmenter.denominators(batch["label"])
 
     def networks(self, batch: dict[str, Tensor]) -> Tensor:
         """A scalar of all that the losses are made of."""
@@ -34,16 +39,14 @@ def training(job: Job) -> Training:
     seed_everything(job)
     dataset = training_dataset(job)
     segmenter = build_segmenter(job)
-    learned = {name: value for name, value in segmenter.named_parameters() if value.requires_grad}
-    anchors = [value for name, value in learned.items() if name.startswith("anchors.")]
-    prompts = [value for name, value in learned.items() if not name.startswith("anchors.")]
-    groups = [{"params": prompts}, {"params": anchors, "lr": settings.lr * settings.anchors_lr_factor}]
-    optimizer = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+    groups = parameter_groups(
+        segmenter,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
-        fused=True,
+        lr_factors={"anchors.": settings.anchors_lr_factor},
+        decay_biases=settings.decay_biases,
     )
+    optimizer = torch.optim.AdamW(groups, fused=True)
     return Training(SegmentationStep(segmenter, dataset.names), optimizer, dataset, settings)
 
 
