@@ -253,7 +253,7 @@ _IN_TRAINING = (
 
 
 class MultiPassSettings(Settings):
-    """What the multi-pass systems have in common; the defaults are those of both releases.
+    """What the multi-pass systems have in common; the defaults are those of both releases, but for ``crop_resampling``.
 
     head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
     unit_no_object: the learned row "no object" has unit length, like the rows of names.
@@ -264,6 +264,9 @@ class MultiPassSettings(Settings):
     no_object_weight: weight of the queries without a segment in the cross-entropy.
     mask_threshold: a proposal is shown to CLIP if its mask exceeds this somewhere, and what exceeds it is shown.
     crop_expand: side lengths of a crop over those of its mask's box.
+    crop_resampling: how crops are resized: bicubic with antialiasing, or as in the system's own release. SimBaseline's is
+        bicubic without antialiasing, not clamped to [0, 1]; ZegFormer's is RoIAlign on a box without the mask's last
+        row and column, or on the whole image where such a box has no area.
     crop_size: side of the resized crops in pixels; None is the size that CLIP was pre-trained at.
     crop_batch: crops in one call of CLIP.
     without_crop: what stands for CLIP's probability of each class where a proposal is not shown to it.
@@ -278,6 +281,7 @@ class MultiPassSettings(Settings):
     no_object_weight: Annotated[float, Field(gt=0)] = 0.1
     mask_threshold: Fraction = 0.5
     crop_expand: Annotated[float, Field(gt=0)] = 1.0
+    crop_resampling: Literal["antialias", "release"] = "antialias"
     crop_size: Positive | None = None
     crop_batch: Positive = 128
     without_crop: Literal["one", "uniform", "zero"] = "one"
@@ -297,7 +301,7 @@ class MultiPassSettings(Settings):
 
 
 class SimBaselineSettings(MultiPassSettings):
-    """The release's settings for COCO-Stuff.
+    """The release's settings for COCO-Stuff, but for ``crop_resampling``.
 
     For VOC it has ``ensemble_weight`` 0.7 and the proposal stream's prompt "a sculpture of a {}.". On a dataset that
     it was not trained on, no class counts as seen (give no ``seen_names``); ``ensemble_weight`` and ``mask_threshold``
@@ -312,7 +316,7 @@ class SimBaselineSettings(MultiPassSettings):
 
 
 class ZegFormerSettings(MultiPassSettings):
-    """The release's settings for COCO-Stuff and VOC, but for two.
+    """The release's settings for COCO-Stuff and VOC, but for ``crop_resampling`` and two more.
 
     It averages over eight templates in training on COCO-Stuff and over 32 for the crops; here it is one for each, and
     more are a matter of configuration. And it sends all N proposals through CLIP, an empty one as a plain picture;
