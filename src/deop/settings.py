@@ -80,7 +80,9 @@ class TextPrompts(Settings):
 
     The learned prefix has ``prefix_tokens`` tokens that start from random values (standard deviation ``init_std``) and
     then those of ``prefix_words``, which start from what they mean. ``logit_scale`` None is the CLIP's own, learned in
-    its pre-training: 100 for OpenAI's.
+    its pre-training: 100 for OpenAI's. ``crop_fill`` is what surrounds a segment: ``mean``, CLIP's mean colour, filled
+    in before the crop is resized; ``release``, as in the code of SimBaseline and DeOP, the same numbers filled in after
+    the crop is resized and normalised, which is a lighter grey.
     """
 
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
@@ -95,6 +97,7 @@ class TextPrompts(Settings):
     warmup: int = 100
     samples_per_class: Positive = 32
     crop_size: Positive = 224
+    crop_fill: Literal["mean", "release"] = "mean"
 
 
 class Augmentation(Settings):
@@ -264,9 +267,9 @@ class MultiPassSettings(Settings):
     no_object_weight: weight of the queries without a segment in the cross-entropy.
     mask_threshold: a proposal is shown to CLIP if its mask exceeds this somewhere, and what exceeds it is shown.
     crop_expand: side lengths of a crop over those of its mask's box.
-    crop_resampling: how crops are resized: bicubic with antialiasing, or as in the system's own release. SimBaseline's is
-        bicubic without antialiasing, not clamped to [0, 1]; ZegFormer's is RoIAlign on a box without the mask's last
-        row and column, or on the whole image where such a box has no area.
+    crop_resampling: how crops are resized: bicubic with antialiasing, or as in the system's own release. SimBaseline's
+        is bicubic without antialiasing, not clamped to [0, 1]; ZegFormer's is RoIAlign on a box without the mask's
+        last row and column, or on the whole image where such a box has no area.
     crop_size: side of the resized crops in pixels; None is the size that CLIP was pre-trained at.
     crop_batch: crops in one call of CLIP.
     without_crop: what stands for CLIP's probability of each class where a proposal is not shown to it.
