@@ -27,6 +27,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from deop.dataset_settings import Spelling
 from deop.errors import DeopError
 from deop.settings import Settings
 
@@ -51,6 +52,7 @@ class DatasetCard(Settings):
     image_root: absolute path that the images of the split files are relative to; None is the dataset's folder.
     raw_ignore: what the owners' label maps hold where there is no class.
     images: number of images of each split.
+    spelling: which spelling of its class list (``data/classes``) the names have; None for a list of one's own.
     """
 
     name: str
@@ -59,6 +61,7 @@ class DatasetCard(Settings):
     image_root: str | None = None
     raw_ignore: int | None = None
     images: dict[str, int] | None = None
+    spelling: Spelling | None = None
 
     @property
     def names(self) -> list[str]:
@@ -253,7 +256,7 @@ def write_card(root: Path, card: DatasetCard) -> None:
     """Writes ``dataset.json``, without what only real datasets have where there is none of it."""
     values = card.model_dump()
     for part in (values, *values["classes"]):
-        for key in ("image_root", "raw_ignore", "images", "raw_id"):
+        for key in ("image_root", "raw_ignore", "images", "raw_id", "spelling"):
             if part.get(key) is None:
                 part.pop(key, None)
     (root / "dataset.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
