@@ -12,7 +12,7 @@ from deop.data.prepare import prepare
 from deop.data.release_names import link_dataset, release_names
 from deop.data.segmentation import DatasetCard, LabelledClass, SegmentationDataset
 from deop.dataset_settings import DATASETS
-from deop.errors import ConfigError, validated
+from deop.errors import ConfigError, DeopError, validated
 
 # What the release calls some of the classes that ``cleaned`` calls otherwise, by label.
 RELEASED = {
@@ -66,6 +66,9 @@ def test_a_dataset_is_read_under_the_releases_names_whatever_its_own(tmp_path: P
     for index in range(len(own)):
         assert torch.equal(renamed[index].image, own[index].image)
         assert torch.equal(renamed[index].label, own[index].label)
+    own.entries[0].label.unlink()
+    with pytest.raises(DeopError, match=f"not as they were prepared.*remove {tmp_path / 'data'} "):
+        renamed.check_labels()
 
 
 def test_a_dataset_of_ones_own_keeps_its_names():

@@ -288,3 +288,9 @@ def test_the_releases_crops_are_a_choice(build, propose, example, system, settin
         before(example.images, example.names).class_scores,
     )
     assert not torch.allclose(scores, default(example.images, example.names).class_scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [each for _, each in SYSTEMS])
+def test_other_crops_are_no_reason_to_train_again(settings):
+    other = settings.model_copy(update={"crop_resampling": "release"})
+    assert other.for_training() == settings.for_training()

@@ -158,8 +158,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
         ]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            labels = self.root / "labels"
+            # A link leads to the dataset that another one shares the label maps of.
+            prepared = labels.resolve().parent if labels.is_symlink() else self.root
             raise DeopError(
-                f"label maps that are not as they were prepared: {', '.join(wrong[:5])}{more}; remove {self.root} "
+                f"label maps that are not as they were prepared: {', '.join(wrong[:5])}{more}; remove {prepared} "
                 "to have it prepared again"
             )
         return self

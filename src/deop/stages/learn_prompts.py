@@ -2,7 +2,7 @@
 
 SimBaseline's recipe: crops cut by ground-truth masks, CLIP's image embedding, cross-entropy against the class
 embeddings that the prompt gives. CLIP is frozen and the crops are not augmented, so their embeddings are computed
-once.
+once. (The released code shows CLIP random parts of the crops, resized bilinearly and flipped at random.)
 """
 
 from __future__ import annotations
