@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from deop.anchors import QueryHeatmapDecoder
 from deop.authors import convert
 from deop.cli import app
+from deop.data.segmentation import DatasetCard, LabelledClass, write_card, write_split
 from deop.errors import DeopError
 from deop.jobs import dump
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
@@ -223,13 +224,39 @@ def test_an_imported_network_can_be_measured(state, small_clip, tmp_path) -> Non
     torch.save(state, path)
     with pytest.raises(DeopError, match=r"dataset\.json: no such file"):
         import_authors.import_checkpoint(path, folder, tmp_path / "raw")
-    import_authors.import_checkpoint(path, folder, data)
+    result = CliRunner().invoke(app, ["import-authors", str(path), str(folder), "--data", str(data)])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert (
+        "Class names: detectron2, as the release has them" in said and "others for 51 of 150 classes" in said
+    )
     job = Job.model_validate_json((folder / "evaluate.json").read_text())
     job.settings["proposals"]["backbone_args"] |= BACKBONE
     evaluate.run(job)
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["images"] == 1 and 0 <= measured["metrics"]["pAcc"] <= 1
-    assert len(measured["per_class_iou"]) == 150
+    assert measured["class_names"] == "detectron2" and len(measured["per_class_iou"]) == 150
+    # the dataset was prepared with "road" and "windowpane"
+    assert {"road, route", "window", "tv"} <= measured["per_class_iou"].keys()
+
+
+def test_a_dataset_of_ones_own_is_measured_under_its_own_names(state, small_clip, tmp_path) -> None:
+    path, data = tmp_path / "model_final.pth", tmp_path / "mine"
+    torch.save(state, path)
+    data.mkdir()
+    write_card(data, DatasetCard(name="mine", classes=(LabelledClass(name="dog", kind="thing", raw_id=1),)))
+    write_split(data, "train", [])
+    arguments = ["import-authors", str(path), str(tmp_path / "imported"), "--data", str(data)]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 1 and "val.csv: no such split" in refused.stderr
+    write_split(data, "val", [])
+    result = CliRunner().invoke(app, arguments)
+    said = " ".join(result.output.split())
+    assert (
+        result.exit_code == 0 and "Class names: those of" in said and "not a dataset of the release" in said
+    )
+    job = Job.model_validate_json((tmp_path / "imported" / "evaluate.json").read_text())
+    assert job.inputs["data"] == str(data)
 
 
 class Anything:

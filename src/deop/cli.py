@@ -239,7 +239,7 @@ def import_authors(
     ] = None,
 ) -> None:
     """Import the authors' released DeOP checkpoint: every tensor into our networks, or listed as left out."""
-    from deop.stages.import_authors import import_checkpoint
+    from deop.stages.import_authors import class_names, import_checkpoint
 
     imported = import_checkpoint(checkpoint, output, data)
     for part, tensors in imported.parts.items():
@@ -248,4 +248,5 @@ def import_authors(
     for name, reason in imported.left_out.items():
         typer.echo(f"  {name}: {reason}")
     if data is not None:
+        typer.echo(f"Class names: {class_names(output, data)}")
         typer.echo(f"To measure it: deop evaluate {output / 'evaluate.json'}")

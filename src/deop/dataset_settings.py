@@ -1,7 +1,9 @@
 """What each kind of dataset may be told: generated scenes, the paper's datasets in their original form, a folder.
 
 ``names`` says what classes are called in prompts: ``original``, as the dataset's owners spell them, or ``cleaned``, as
-English has it (``tvmonitor`` is a tv monitor; of synonyms the first). ``splits`` are those that are prepared: a
+English has it (``tvmonitor`` is a tv monitor; of synonyms the first). ADE20K's 150 classes can also have the names that
+detectron2 gives them (``detectron2``). The authors' release evaluates with the original names, and on ADE20K's 150
+classes with detectron2's. ``splits`` are those that are prepared: a
 dataset that is only tested on needs no training images. ``complete`` false takes a dataset of which a part is there,
 such as one's first trial; otherwise the published number of images has to be.
 """
@@ -23,6 +25,8 @@ def _inside(path: str) -> str:
 
 
 Names = Literal["cleaned", "original"]
+Spelling = Literal["cleaned", "original", "detectron2"]
+"""All values of ``names``; which of them a dataset takes, its own settings say."""
 Splits = Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)]
 InRoot = Annotated[str, AfterValidator(_inside)]
 Digest = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$")]
@@ -130,6 +134,7 @@ class Ade20k(RealDataset):
     TITLE = "ADE20K (SceneParse150)"
 
     kind: Literal["ade20k"]
+    names: Spelling = "cleaned"
 
     def sources(self) -> tuple[str, ...]:
         return ("ade20k",)

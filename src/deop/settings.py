@@ -80,7 +80,9 @@ class TextPrompts(Settings):
 
     The learned prefix has ``prefix_tokens`` tokens that start from random values (standard deviation ``init_std``) and
     then those of ``prefix_words``, which start from what they mean. ``logit_scale`` None is the CLIP's own, learned in
-    its pre-training: 100 for OpenAI's.
+    its pre-training: 100 for OpenAI's. ``crop_fill`` is what surrounds a segment: ``mean``, CLIP's mean colour, filled
+    in before the crop is resized; ``release``, as in the code of SimBaseline and DeOP, the same numbers filled in after
+    the crop is resized and normalised, which is a lighter grey.
     """
 
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
@@ -95,6 +97,7 @@ class TextPrompts(Settings):
     warmup: int = 100
     samples_per_class: Positive = 32
     crop_size: Positive = 224
+    crop_fill: Literal["mean", "release"] = "mean"
 
 
 class Augmentation(Settings):
@@ -257,7 +260,7 @@ _IN_TRAINING = (
 
 
 class MultiPassSettings(Settings):
-    """What the multi-pass systems have in common; the defaults are those of both releases.
+    """What the multi-pass systems have in common; the defaults are those of both releases, but for ``crop_resampling``.
 
     head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
     unit_no_object: the learned row "no object" has unit length, like the rows of names.
@@ -268,6 +271,9 @@ class MultiPassSettings(Settings):
     no_object_weight: weight of the queries without a segment in the cross-entropy.
     mask_threshold: a proposal is shown to CLIP if its mask exceeds this somewhere, and what exceeds it is shown.
     crop_expand: side lengths of a crop over those of its mask's box.
+    crop_resampling: how crops are resized: bicubic with antialiasing, or as in the system's own release. SimBaseline's
+        is bicubic without antialiasing, not clamped to [0, 1]; ZegFormer's is RoIAlign on a box without the mask's
+        last row and column, or on the whole image where such a box has no area.
     crop_size: side of the resized crops in pixels; None is the size that CLIP was pre-trained at.
     crop_batch: crops in one call of CLIP.
     without_crop: what stands for CLIP's probability of each class where a proposal is not shown to it.
@@ -282,6 +288,7 @@ class MultiPassSettings(Settings):
     no_object_weight: Annotated[float, Field(gt=0)] = 0.1
     mask_threshold: Fraction = 0.5
     crop_expand: Annotated[float, Field(gt=0)] = 1.0
+    crop_resampling: Literal["antialias", "release"] = "antialias"
     crop_size: Positive | None = None
     crop_batch: Positive = 128
     without_crop: Literal["one", "uniform", "zero"] = "one"
@@ -301,7 +308,7 @@ class MultiPassSettings(Settings):
 
 
 class SimBaselineSettings(MultiPassSettings):
-    """The release's settings for COCO-Stuff.
+    """The release's settings for COCO-Stuff, but for ``crop_resampling``.
 
     For VOC it has ``ensemble_weight`` 0.7 and the proposal stream's prompt "a sculpture of a {}.". On a dataset that
     it was not trained on, no class counts as seen (give no ``seen_names``); ``ensemble_weight`` and ``mask_threshold``
@@ -316,7 +323,7 @@ class SimBaselineSettings(MultiPassSettings):
 
 
 class ZegFormerSettings(MultiPassSettings):
-    """The release's settings for COCO-Stuff and VOC, but for two.
+    """The release's settings for COCO-Stuff and VOC, but for ``crop_resampling`` and two more.
 
     It averages over eight templates in training on COCO-Stuff and over 32 for the crops; here it is one for each, and
     more are a matter of configuration. And it sends all N proposals through CLIP, an empty one as a plain picture;

@@ -96,6 +96,29 @@ def test_of_synonyms_the_first_is_used_but_for_a_reviewed_few(table):
         assert row.cleaned in (*synonyms, "basketball hoop")
 
 
+def test_detectron2_has_short_names_for_ade20k():
+    """And for no other table. As in its ``ADE20K_SEM_SEG_CATEGORIES``, without spaces at ends."""
+    rows = read_table("ade20k_150")
+    assert len({row.detectron2 for row in rows}) == 150
+    for row in rows:  # some of the synonyms, in their order
+        synonyms, kept = row.original.split(", "), row.detectron2.split(", ")
+        assert kept in ([synonym for synonym in synonyms if synonym in kept], ["pool"])
+    some = {
+        9: "window",
+        14: "earth, ground",
+        38: "tub",
+        90: "tv",
+        114: "falls",
+        139: "trash can",
+        142: "crt screen",
+    }
+    assert {row.raw_id: row.detectron2 for row in rows if row.raw_id in some} == some
+    assert sum(row.original != row.detectron2 for row in rows) == 42
+    assert sum(row.cleaned != row.detectron2 for row in rows) == 51
+    for table in SIZES.keys() - {"ade20k_150"}:
+        assert {row.detectron2 for row in read_table(table)} == {None}
+
+
 def test_names_are_english():
     coco = cleaned("coco_stuff")
     assert coco["wall-concrete"] == "concrete wall" and coco["floor-wood"] == "wood floor"

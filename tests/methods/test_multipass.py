@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.data.crops import crop_segment, crop_segments
+from deop.data.crops import crop_segment, crop_segments, roi_align_segments
 from deop.data.segmentation import HIDDEN, IGNORE
 from deop.methods.multipass import classification_loss
 from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
@@ -263,3 +263,34 @@ def test_half_precision_trains_and_answers(build, example, system, settings):
         scores = segmenter.combine(output, (24, 32))
     assert all(torch.isfinite(loss) and loss.dtype == torch.float32 for loss in losses.values())
     assert output.class_scores.dtype == scores.dtype == torch.float32 and torch.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(("system", "settings"), SYSTEMS)
+def test_the_releases_crops_are_a_choice(build, propose, example, system, settings):
+    """What CLIP is shown: by default as before, and with ``release`` what the system's own release cuts."""
+    masks = example.masks[0, example.shown[0]] > 0
+    default, release = (
+        propose(build(system, settings.model_copy(update={"crop_resampling": value}))).eval()
+        for value in ("antialias", "release")
+    )
+    fill = torch.tensor(release.clip.mean)
+    if system is SimBaseline:
+        expected = crop_segments(example.images[0], masks, release.crop_size, fill, antialias=False)
+    else:
+        expected = roi_align_segments(example.images[0], masks, release.crop_size, fill)
+    shown = []
+    release.embed_crops = lambda crops: shown.append(crops) or type(release).embed_crops(release, crops)
+    scores = release(example.images, example.names).class_scores
+    assert torch.equal(torch.cat(shown), expected)
+    before = propose(build(system, settings)).eval()
+    assert torch.equal(
+        default(example.images, example.names).class_scores,
+        before(example.images, example.names).class_scores,
+    )
+    assert not torch.allclose(scores, default(example.images, example.names).class_scores, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [each for _, each in SYSTEMS])
+def test_other_crops_are_no_reason_to_train_again(settings):
+    other = settings.model_copy(update={"crop_resampling": "release"})
+    assert other.for_training() == settings.for_training()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from deop.data.segmentation import SegmentationDataset
 
@@ -26,17 +27,47 @@ def crop_segment(image: Tensor, mask: Tensor, size: int, fill: Tensor, expand: f
     return crop_segments(image, mask[None], size, fill, expand)[0]
 
 
-def crop_segments(image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float = 1.0) -> Tensor:
-    """:func:`crop_segment` of M masks (M, H, W) of one image: (M, 3, size, size). No mask may be empty."""
+def crop_segments(
+    image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float = 1.0, *, antialias: bool = True
+) -> Tensor:
+    """:func:`crop_segment` of M masks (M, H, W) of one image: (M, 3, size, size). No mask may be empty.
+
+    Without ``antialias``, crops are resized as in SimBaseline's release: every pixel from the sixteen around it, and
+    not clamped to [0, 1], which bicubic interpolation leaves at sharp edges.
+    """
     crops = image.new_empty(len(masks), 3, size, size)
-    spans = zip(_spans(masks.any(2), expand), _spans(masks.any(1), expand))
-    for crop, mask, ((top, bottom), (left, right)) in zip(crops, masks, spans):
+    for crop, mask, (top, bottom, left, right) in zip(crops, masks, bounding_boxes(masks, expand)):
         box = slice(top, bottom), slice(left, right)
         filled = torch.where(mask[box], image[:, *box], fill.view(3, 1, 1))
         crop.copy_(
-            F.interpolate(filled[None], (size, size), mode="bicubic", align_corners=False, antialias=True)[0]
+            F.interpolate(
+                filled[None], (size, size), mode="bicubic", align_corners=False, antialias=antialias
+            )[0]
         )
-    return crops.clamp_(0, 1)
+    return crops.clamp_(0, 1) if antialias else crops
+
+
+def roi_align_segments(image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float = 1.0) -> Tensor:
+    """What :func:`crop_segments` gives, cut with RoIAlign as in ZegFormer's release.
+
+    The release ends each box at the index of the mask's last row and column, so that these are outside it, and takes
+    the whole image where such a box has no area.
+    """
+    height, width = masks.shape[1:]
+    crops = image.new_empty(len(masks), 3, size, size)
+    for crop, mask, (top, bottom, left, right) in zip(crops, masks, bounding_boxes(masks, expand)):
+        box = (left, top, right - 1, bottom - 1)
+        if left == right - 1 or top == bottom - 1:
+            box = (0, 0, width, height)
+        filled = torch.where(mask, image, fill.view(3, 1, 1))
+        crop.copy_(roi_align(filled[None], [image.new_tensor([box])], size, aligned=True)[0])
+    return crops
+
+
+def bounding_boxes(masks: Tensor, expand: float = 1.0) -> list[tuple[int, int, int, int]]:
+    """Top, bottom, left and right of each mask (M, H, W), bottom and right exclusive, expanded within the image."""
+    rows, columns = _spans(masks.any(2), expand), _spans(masks.any(1), expand)
+    return [(*row, *column) for row, column in zip(rows, columns, strict=True)]
 
 
 def _spans(occupied: Tensor, expand: float) -> list[tuple[int, int]]:

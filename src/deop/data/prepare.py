@@ -164,6 +164,7 @@ def prepare(
         image_root=str(source.image_root),
         raw_ignore=source.raw_ignore,
         images={split: len(pairs) for split, pairs in source.splits.items()},
+        spelling=getattr(settings, "names", None),
     )
     unfinished = output / "unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -27,6 +27,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from deop.dataset_settings import Spelling
 from deop.errors import DeopError
 from deop.settings import Settings
 
@@ -51,6 +52,7 @@ class DatasetCard(Settings):
     image_root: absolute path that the images of the split files are relative to; None is the dataset's folder.
     raw_ignore: what the owners' label maps hold where there is no class.
     images: number of images of each split.
+    spelling: which spelling of its class list (``data/classes``) the names have; None for a list of one's own.
     """
 
     name: str
@@ -59,6 +61,7 @@ class DatasetCard(Settings):
     image_root: str | None = None
     raw_ignore: int | None = None
     images: dict[str, int] | None = None
+    spelling: Spelling | None = None
 
     @property
     def names(self) -> list[str]:
@@ -155,8 +158,11 @@ class SegmentationDataset(torch.utils.data.Dataset):
         ]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            labels = self.root / "labels"
+            # A link leads to the dataset that another one shares the label maps of.
+            prepared = labels.resolve().parent if labels.is_symlink() else self.root
             raise DeopError(
-                f"label maps that are not as they were prepared: {', '.join(wrong[:5])}{more}; remove {self.root} "
+                f"label maps that are not as they were prepared: {', '.join(wrong[:5])}{more}; remove {prepared} "
                 "to have it prepared again"
             )
         return self
@@ -253,7 +259,7 @@ def write_card(root: Path, card: DatasetCard) -> None:
     """Writes ``dataset.json``, without what only real datasets have where there is none of it."""
     values = card.model_dump()
     for part in (values, *values["classes"]):
-        for key in ("image_root", "raw_ignore", "images", "raw_id"):
+        for key in ("image_root", "raw_ignore", "images", "raw_id", "spelling"):
             if part.get(key) is None:
                 part.pop(key, None)
     (root / "dataset.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -31,11 +31,9 @@ class Augment:
     def __init__(self, settings: Augmentation) -> None:
         crop = settings.crop
         fill = {tv_tensors.Image: 127, tv_tensors.Mask: IGNORE}
-        # RandomResize draws from [min, max).
-        low, high = (round(factor * crop) for factor in settings.scale)
+        self._short_sides = tuple(round(factor * crop) for factor in settings.scale)
         self._transform = v2.Compose(
             [
-                v2.RandomResize(low, high + 1, antialias=True),
                 v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
                 v2.RandomHorizontalFlip(settings.flip),
                 v2.RandomApply([v2.RandomPhotometricDistort()], settings.colour_jitter),
@@ -44,8 +42,26 @@ class Augment:
 
     def __call__(self, sample: Sample) -> Sample:
         """Draws from torch's global random state."""
+        low, high = self._short_sides
+        sample = _resized(sample, int(torch.randint(low, high + 1, ())))
         image, label = self._transform(tv_tensors.Image(sample.image), tv_tensors.Mask(sample.label))
         return Sample(image.as_subclass(Tensor), label.as_subclass(Tensor))
+
+
+def _resized(sample: Sample, short_side: int) -> Sample:
+    """The sample with a short side of ``short_side`` pixels; each pixel has the label at its centre.
+
+    Nearest-neighbour interpolation in torchvision's transforms takes the label at a pixel's upper left corner instead,
+    which moves the label map by half a pixel against the image.
+    """
+    sides = sample.label.shape
+    scale = short_side / min(sides)
+    size = [round(side * scale) for side in sides]
+    rows, columns = (
+        ((torch.arange(new) + 0.5) * old / new).long() for new, old in zip(size, sides, strict=True)
+    )
+    image = v2.functional.resize(sample.image, size, antialias=True)
+    return Sample(image, sample.label[rows][:, columns])
 
 
 class TrainingBatches(torch.utils.data.Dataset):

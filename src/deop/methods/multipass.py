@@ -120,6 +120,11 @@ class MultiPass(Segmenter):
         )
         self._text_cache: tuple[tuple, dict[str | tuple[str, ...], Tensor]] = ((), {})
 
+    @staticmethod
+    @abstractmethod
+    def release_crops(image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float) -> Tensor:
+        """The crops of the system's own release; as :func:`deop.data.crops.crop_segments`."""
+
     @abstractmethod
     def crop_probabilities(self, crop_logits: Tensor, class_logits: Tensor) -> Tensor:
         """Class probabilities (P, C) of P crops.
@@ -163,7 +168,7 @@ class MultiPass(Segmenter):
         return self.proposals.decode(normalise(images, IMAGENET_MEAN, IMAGENET_STD), last_only=last_only)
 
     def embed_crops(self, crops: Tensor) -> Tensor:
-        """CLIP's image embeddings (P, D), not normalised, of crops (P, 3, S, S) in [0, 1]."""
+        """CLIP's image embeddings (P, D), not normalised, of crops (P, 3, S, S) as :meth:`crops` cuts them."""
         return self.clip.visual(normalise(crops, self.clip.mean, self.clip.std)).pooled
 
     def supervised(self, images: Tensor, names: list[str]) -> list[Tensor]:
@@ -230,12 +235,15 @@ class MultiPass(Segmenter):
         return ClassScores(output.class_scores, -output.calibration)
 
     def crops(self, image: Tensor, masks: Tensor) -> Tensor:
-        """Crops (M, 3, S, S) in [0, 1] of M non-empty masks (M, H, W) of one image, on CLIP's mean colour."""
-        fill = image.new_tensor(self.clip.mean)
-        return crop_segments(image, masks, self.crop_size, fill, self.settings.crop_expand)
+        """Crops (M, 3, S, S) of M non-empty masks (M, H, W) of one image in [0, 1], on CLIP's mean colour.
+
+        They are in [0, 1], too, unless ``crop_resampling`` says that bicubic interpolation may overshoot.
+        """
+        cut = self.release_crops if self.settings.crop_resampling == "release" else crop_segments
+        return cut(image, masks, self.crop_size, image.new_tensor(self.clip.mean), self.settings.crop_expand)
 
     def crop_logits(self, crops: Tensor, names: list[str]) -> Tensor:
-        """CLIP's scaled cosines (P, C) of P crops (P, 3, S, S) in [0, 1], ``crop_batch`` of them a call; P may be 0."""
+        """CLIP's scaled cosines (P, C) of P crops (P, 3, S, S), ``crop_batch`` of them a call; P may be 0."""
         text = self.text_embeddings(names, self.settings.crop_templates).float()
         with part("clip_visual"):
             pooled = [

@@ -6,8 +6,11 @@ Xu et al., "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
+from deop.data.crops import crop_segments
 from deop.methods.multipass import MultiPass, geometric_ensemble
 from deop.settings import SimBaselineSettings
 
@@ -16,6 +19,7 @@ class SimBaseline(MultiPass):
     """A multi-pass segmenter with SimBaseline's ensemble: ``settings`` are :class:`SimBaselineSettings`."""
 
     settings: SimBaselineSettings
+    release_crops = staticmethod(partial(crop_segments, antialias=False))
 
     def crop_probabilities(self, crop_logits: Tensor, class_logits: Tensor) -> Tensor:
         """Softmax over the classes: CLIP has no say on "no object"."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from deop.data.crops import roi_align_segments
 from deop.methods.multipass import MultiPass, geometric_ensemble
 from deop.settings import ZegFormerSettings
 
@@ -16,6 +17,7 @@ class ZegFormer(MultiPass):
     """A multi-pass segmenter with ZegFormer's fusion: ``settings`` are :class:`ZegFormerSettings`."""
 
     settings: ZegFormerSettings
+    release_crops = staticmethod(roi_align_segments)
 
     def crop_probabilities(self, crop_logits: Tensor, class_logits: Tensor) -> Tensor:
         """Softmax over the classes and the proposal stream's logit of "no object", which is then dropped."""

@@ -26,7 +26,8 @@ from deop.stages.networks import build_segmenter
 def run(job: Job) -> None:
     """Writes the scores of ``job``'s system as JSON to ``job.output``, and what they are counted from as CSV beside it.
 
-    Scores are fractions in [0, 1]; ``passes`` is how many pictures of an image CLIP is shown, on average (N'). The CSV
+    Scores are fractions in [0, 1]; ``passes`` is how many pictures of an image CLIP is shown, on average (N');
+    ``class_names`` is the spelling of the names (:class:`deop.data.segmentation.DatasetCard`). The CSV
     holds the confusion matrix of each image: columns ``image`` (its place in the validation set), ``truth`` and
     ``predicted`` (class indices) and ``pixels``, of pairs that occur.
     """
@@ -75,6 +76,7 @@ def run(job: Job) -> None:
             "per_class_iou": {
                 name: _number(iou) for name, iou in zip(dataset.names, scores.iou, strict=True)
             },
+            "class_names": dataset.card.spelling,
             "unseen": [dataset.names[label] for label in dataset.card.unseen],
             "proposals": proposal_scores(torch.cat(classes), torch.cat(overlaps), dataset.card.unseen),
             "images": len(dataset),

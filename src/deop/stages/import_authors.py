@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from deop.authors import Imported, convert
-from deop.data.segmentation import read_card
+from deop.data.release_names import link_dataset, release_names
+from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
 from deop.jobs import dump
 from deop.settings import (
@@ -144,15 +145,18 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
 
     The parts are :data:`deop.authors.PARTS`. The provenance has the source's SHA-256, what was left out and why, and
     the settings that read the parts. With ``data``, a prepared dataset, there is also ``evaluate.json``: the job of
-    ``deop evaluate`` that measures the imported network on it.
+    ``deop evaluate`` that measures the imported network on it, under the class names that the release evaluates with
+    (:func:`deop.data.release_names.release_names`). Where ``data`` has others, the job reads ``output/data``, the same
+    images and label maps under those names.
 
     Raises:
-        DeopError: a file that cannot be read or is not the release's, or an ``output`` that is there already.
+        DeopError: a file that cannot be read or is not the release's, an ``output`` that is there already, or a
+            ``data`` without a validation set.
     """
     if output.exists():
         raise DeopError(f"{output} is there already; remove it, or name another folder")
     if data is not None:
-        read_card(data)
+        own = SegmentationDataset(data, "val").card
     state = read_checkpoint(path)
     imported = convert(state)
     settings = settings_of(imported, output)
@@ -176,6 +180,10 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
         },
     )
     if data is not None:
+        named = release_names(own)
+        if named != own:
+            link_dataset(data, named, partial / "data")
+            data = output / "data"
         inputs = {"data": data, **{part: output / part for part in ("proposals", "prompts", "segmentation")}}
         job = Job(
             stage="evaluate",
@@ -187,3 +195,18 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
         write_text(partial / "evaluate.json", job.model_dump_json(indent=1) + "\n")
     os.replace(partial, output)
     return imported
+
+
+def class_names(output: Path, data: Path) -> str:
+    """Which class names the evaluation of an import in ``output`` on ``data`` uses, in words."""
+    own = read_card(data)
+    named = release_names(own)
+    if named.spelling is None:
+        return f"those of {data}, which is not a dataset of the release"
+    changed = sum(ours != theirs for ours, theirs in zip(own.names, named.names, strict=True))
+    where = (
+        f" ({output / 'data'}; {data} has others for {changed} of {len(own.names)} classes)"
+        if changed
+        else ""
+    )
+    return f"{named.spelling}, as the release has them{where}"

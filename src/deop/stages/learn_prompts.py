@@ -2,13 +2,14 @@
 
 SimBaseline's recipe: crops cut by ground-truth masks, CLIP's image embedding, cross-entropy against the class
 embeddings that the prompt gives. CLIP is frozen and the crops are not augmented, so their embeddings are computed
-once.
+once. (The released code shows CLIP random parts of the crops, resized bilinearly and flipped at random.)
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deop.clip import DenseCLIP
-from deop.data.crops import crop_segment, draw_segments
+from deop.data.crops import bounding_boxes, crop_segment, draw_segments
 from deop.data.segmentation import SegmentationDataset
 from deop.methods.base import normalise
 from deop.prompts import TextPrompt
@@ -63,16 +64,50 @@ class EmbeddingBatches(torch.utils.data.Dataset):
         return {"embedding": self.embeddings[chosen], "label": self.labels[chosen]}
 
 
+def normalised_crop(
+    image: Tensor,
+    mask: Tensor,
+    size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    fill: Literal["mean", "release"],
+) -> Tensor:
+    """What CLIP is shown of one segment: its box, resized, normalised, with ``crop_fill`` around the segment.
+
+    In the release of SimBaseline, and DeOP's after it, the fill comes last: the mask is resized without interpolation,
+    and outside of it the normalised crop is set to ``mean``, which stands for the colour ``mean + mean * std``.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        mask: (H, W) bool, not empty.
+        mean, std: CLIP's, per channel.
+        fill: :attr:`deop.settings.TextPrompts.crop_fill`.
+
+    Returns:
+        (3, size, size).
+    """
+    if fill == "mean":
+        return normalise(crop_segment(image, mask, size, torch.tensor(mean)), mean, std)
+    [(top, bottom, left, right)] = bounding_boxes(mask[None])
+    mask = mask[top:bottom, left:right]
+    cut = crop_segment(image[:, top:bottom, left:right], torch.ones_like(mask), size, torch.tensor(mean))
+    shown = F.interpolate(mask[None, None].float(), (size, size), mode="nearest-exact")[0].bool()
+    return torch.where(shown, normalise(cut, mean, std), cut.new_tensor(mean).view(3, 1, 1))
+
+
 @torch.inference_mode()
 def embed_segments(
     clip: DenseCLIP,
     dataset: SegmentationDataset,
     segments: list[tuple[int, int]],
     size: int,
+    fill: Literal["mean", "release"],
     device: torch.device,
 ) -> Tensor:
-    """CLIP's image embeddings (S, D), L2-normalised, of segments (image index, class) of a dataset."""
-    fill = torch.tensor(clip.mean)
+    """CLIP's image embeddings (S, D), L2-normalised, of segments (image index, class) of a dataset.
+
+    ``size`` and ``fill`` are ``crop_size`` and ``crop_fill`` of :class:`deop.settings.TextPrompts`.
+    """
     embeddings = []
     for first in tqdm(
         range(0, len(segments), _EMBEDDING_BATCH),
@@ -82,8 +117,9 @@ def embed_segments(
         crops = []
         for index, label in segments[first : first + _EMBEDDING_BATCH]:
             sample = dataset[index]
-            crops.append(crop_segment(sample.image.float() / 255, sample.label == label, size, fill))
-        images = normalise(torch.stack(crops).to(device), clip.mean, clip.std)
+            mask = sample.label == label
+            crops.append(normalised_crop(sample.image.float() / 255, mask, size, clip.mean, clip.std, fill))
+        images = torch.stack(crops).to(device)
         embeddings.append(F.normalize(clip.visual(images).pooled.float(), dim=-1).cpu())
     return torch.cat(embeddings)
 
@@ -106,7 +142,9 @@ def run(job: Job) -> None:
         if kept.exists():
             embeddings = load_file(kept)["embeddings"]
         else:
-            embeddings = embed_segments(clip, dataset, segments, settings.crop_size, accelerator.device)
+            embeddings = embed_segments(
+                clip, dataset, segments, settings.crop_size, settings.crop_fill, accelerator.device
+            )
             own = kept.with_suffix(f".{workspace.rank}")  # of several processes each has the same
             save_file({"embeddings": embeddings}, own)
             os.replace(own, kept)
