@@ -64,6 +64,8 @@ class ProposalNetwork(nn.Module):
             MaskFormer's code, or ``"chained"``, as in transformers, where the next layer goes on from the normed state.
         focal_weight: weight of the focal mask loss, in the loss and in the matching cost.
         dice_weight: weight of the dice loss, likewise.
+        ignored: what pixels labelled "ignore" are to the losses and the matching: ``"excluded"`` from them, or
+            ``"background"``, outside of every segment, as in MaskFormer's criterion.
 
     Raises:
         ValueError: unknown ``backbone``, a ``width`` that does not divide, or a ``multi_grid`` that does not fit.
@@ -87,6 +89,7 @@ class ProposalNetwork(nn.Module):
         frozen_batch_norm: bool = False,
         focal_weight: float = 20.0,
         dice_weight: float = 1.0,
+        ignored: Literal["excluded", "background"] = "excluded",
     ) -> None:
         super().__init__()
         if width % GROUP_NORM_GROUPS or width % heads:
@@ -100,6 +103,7 @@ class ProposalNetwork(nn.Module):
         self.decoder_norm = decoder_norm
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
+        self.ignored = ignored
         arguments = {key: value for key, value in backbone_args.items() if key != "multi_grid"}
         try:
             self.backbone = timm.create_model(
@@ -204,7 +208,7 @@ class ProposalNetwork(nn.Module):
         background) lie outside all of them, and a proposal that leaks into them pays for it; otherwise masks of
         things alone would be cells that share out the background. Those labelled ``ignore`` (unseen classes) take
         no part, neither in the losses nor in the matching; otherwise masks would learn to leave out the unseen.
-        The public implementations treat both as the former.
+        The public implementations treat both as the former, and so does a network with ``ignored="background"``.
 
         Args:
             outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
@@ -232,6 +236,8 @@ class ProposalNetwork(nn.Module):
             class_costs: (layers, B, N, C), what it costs to pair a query with a segment of each of C classes,
                 beside the cost of its mask; None for a class-agnostic matching.
         """
+        if self.ignored == "background":
+            labels, ignore = _as_background(labels, ignore)
         with torch.autocast(labels.device.type, enabled=False):
             logits = [output.float() for output in outputs]
             classes, counts = segment_classes(labels, ignore)
@@ -291,6 +297,11 @@ def _how_to_get(backbone: str, error: Exception) -> str:
         url, cache = hf_hub_url(about.hf_hub_id, about.hf_hub_filename or "model.safetensors"), hub_cache()
     remedy = "Download that file on a machine that may, and set proposals.pretrained_backbone to its path"
     return download_failed(f"timm's weights of backbone {backbone!r}", url, cache, remedy, error)
+
+
+def _as_background(labels: Tensor, ignore: int) -> tuple[Tensor, int]:
+    """Labels in which ignored pixels have no class, and in the place of ``ignore`` a value that no pixel has."""
+    return labels.masked_fill(labels == ignore, -1).clamp(min=-1), -2
 
 
 def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:

@@ -31,7 +31,7 @@ from deop.timing import part
 class MultiPassOutput(NamedTuple):
     """What a multi-pass system gives for a batch.
 
-    mask_logits: (B, N, h, w) at the resolution of the proposal network's masks.
+    mask_logits: (B, N, h, w) over the image, as :meth:`Segmenter.over_image` has them.
     class_scores: (B, N, C), the two streams put together; no logits, and not normalised over the classes.
     calibration: (C,) what is subtracted from every pixel's score of each class.
     passes: (B,) int64, N' of Table 1: how many crops of each image went through CLIP.
@@ -198,9 +198,10 @@ class MultiPass(Segmenter):
     @torch.no_grad()
     def forward(self, images: Tensor, names: list[str]) -> MultiPassOutput:
         """Proposals of images (B, 3, H, W) in [0, 1] and their class scores; training goes through :meth:`losses`."""
-        [mask_logits], [class_logits] = self.proposal_stream(images, names, last_only=True)
-        mask_logits = mask_logits.float()
+        padded = self.padded(images, IMAGENET_MEAN)
+        [mask_logits], [class_logits] = self.proposal_stream(padded, names, last_only=True)
         with part("upsampling"):
+            mask_logits = self.over_image(mask_logits.float(), tuple(images.shape[-2:]))
             masks = F.interpolate(mask_logits, images.shape[-2:], mode="bilinear", align_corners=False)
             shown = masks.sigmoid() > self.settings.mask_threshold
         with part("crops"):
