@@ -79,6 +79,10 @@ class Setup:
                 raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
         experiments = read_file(ExperimentsFile, root, "experiments.yaml").experiments
+        for name in self.main.experiments:
+            if name not in experiments:
+                raise unknown(f"{source}: experiments", "experiment", name, experiments)
+        experiments = merged(experiments, self.main.experiments)
         self.variant_of = {
             name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
         }
