@@ -210,6 +210,11 @@ class Release:
 
     def masks(self, x: Tensor) -> list[Tensor]:
         """Mask logits (1, N, h, w) of every decoder layer."""
+        embeddings, pixels = self.decoded(x)
+        return [torch.einsum("qc,bchw->bqhw", e, pixels) for e in embeddings]
+
+    def decoded(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Mask embeddings (N, C) of every decoder layer, and the pixels' (1, C, h, w)."""
         features = self.backbone(x)
         pixel, predictor = self.under("sem_seg_head.pixel_decoder"), self.under("sem_seg_head.predictor")
 
@@ -235,8 +240,8 @@ class Release:
             for number in range(3):
                 e = e if number == 0 else e.relu()
                 e = predictor.linear(e, f"mask_embed.layers.{number}")
-            outputs.append(torch.einsum("qc,bchw->bqhw", e, y))
-        return outputs
+            outputs.append(e)
+        return outputs, y
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         return x @ self[f"{name}.weight"].T + self[f"{name}.bias"]

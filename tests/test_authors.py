@@ -24,11 +24,13 @@ from deop.authors import convert
 from deop.cli import app
 from deop.data.segmentation import DatasetCard, LabelledClass, write_card, write_split
 from deop.errors import DeopError
+from deop.inference import prepare
 from deop.jobs import dump
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt, VisualPrompts
 from deop.proposals import ProposalNetwork
-from deop.settings import Job, Network, Proposals
+from deop.settings import Evaluation, Job, Network, Proposals
 from deop.stages import evaluate, import_authors, prepare_data
 from deop.stages.networks import build_segmenter
 
@@ -52,7 +54,7 @@ SMALL = release.Sizes(
     text_layers=2,
 )
 BACKBONE = {"layers": SMALL.blocks, "channels": SMALL.channels, "stem_width": SMALL.stem // 2}
-NAMES = ["dog", "traffic light", "sky"]
+NAMES = ["mountain range", "green grass", "wine glass"]
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +146,8 @@ def test_every_tensor_of_the_true_checkpoint_has_its_place_or_is_listed() -> Non
     assert mapped + unused + 512 * 512 + 512 == sum(torch.Size(shape).numel() for shape in names.values())
 
 
-@torch.no_grad()
-def test_the_imported_network_computes_what_the_release_does(checkpoint, state, small_clip, tmp_path) -> None:
-    output = tmp_path / "imported"
+def imported(checkpoint: Path, output: Path) -> tuple[DeOP, Evaluation]:
+    """The network that the import wrote, and how it is to be evaluated."""
     result = CliRunner().invoke(app, ["import-authors", str(checkpoint), str(output)])
     assert result.exit_code == 0, result.output
     assert "13 left out" in result.output and "criterion.empty_weight: class weights" in result.output
@@ -155,8 +156,18 @@ def test_the_imported_network_computes_what_the_release_does(checkpoint, state, 
     settings["proposals"]["backbone_args"] |= BACKBONE
     inputs = {part: str(output / part) for part in ("proposals", "prompts", "segmentation")}
     segmenter = build_segmenter(Job(stage="evaluate", key="x", output="x", inputs=inputs, settings=settings))
-    segmenter.eval()
+    return segmenter.eval(), Evaluation.model_validate(settings["evaluation"])
 
+
+def token_ids() -> tuple[list[list[int]], list[int]]:
+    """Of the names, and of what ends a prompt."""
+    tokenizer = SimpleTokenizer()
+    return [tokenizer.encode(name) for name in NAMES], [*tokenizer.encode("."), 49407]
+
+
+@torch.no_grad()
+def test_the_imported_network_computes_what_the_release_does(checkpoint, state, small_clip, tmp_path) -> None:
+    segmenter, _ = imported(checkpoint, tmp_path / "imported")
     network = release.Release(state, SMALL)
     image = torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
     x = normalise(image, IMAGENET_MEAN, IMAGENET_STD)
@@ -167,9 +178,7 @@ def test_the_imported_network_computes_what_the_release_does(checkpoint, state, 
     for ours, theirs in zip(copy.deepcopy(segmenter.proposals).double()(x.double()), masks, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
-    tokenizer = SimpleTokenizer()
-    names, dot = [tokenizer.encode(name) for name in NAMES], tokenizer.encode(".")
-    rows = network.classifier(names, [*dot, 49407], heads=1)
+    rows = network.classifier(*token_ids(), heads=1)
     torch.testing.assert_close(segmenter.classifier(NAMES).double(), rows, atol=1e-5, rtol=0)
 
     features = F.normalize(network.dense_clip(x.double(), masks[-1], heads=2), dim=-1)
@@ -180,6 +189,59 @@ def test_the_imported_network_computes_what_the_release_does(checkpoint, state, 
     full = F.interpolate(masks[-1], (96, 128), mode="bilinear")[0].sigmoid()
     expected = torch.einsum("nc,nhw->chw", logits.softmax(-1)[:, :-1], full)
     torch.testing.assert_close(scores.double(), expected, atol=1e-3, rtol=1e-3)
+
+
+def with_moderate_scores(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Random weights under which masks differ and are soft, and few proposals are no object."""
+    network, images = release.Release(state, SMALL), torch.randn(1, 3, 96, 128).double()
+    embeddings, pixels = network.decoded(images)
+    centred = embeddings[-1] - embeddings[-1].mean(0)
+    scale = torch.einsum("qc,bchw->bqhw", centred, pixels).std()
+    bias, last = "sem_seg_head.predictor.mask_embed.layers.2.bias", "sem_seg_head.pixel_decoder.mask_features"
+    names = network.classifier(*token_ids(), heads=1)[:-1]
+    changes = {
+        bias: state[bias] - embeddings[-1].mean(0),
+        f"{last}.weight": state[f"{last}.weight"] / scale,
+        f"{last}.bias": state[f"{last}.bias"] / scale,
+        "clip_adapter.non_object_embedding": -names.sum(0, keepdim=True),
+    }
+    return state | {name: value.float() for name, value in changes.items()}
+
+
+@pytest.mark.parametrize("size", [(80, 107), (96, 128)])
+@torch.no_grad()
+def test_the_imported_network_labels_images_of_any_size_as_the_release_does(
+    state, small_clip, tmp_path, size
+) -> None:
+    """Padded to multiples of 32 for both networks, cropped, and scores resized: the release's way by hand."""
+    state = with_moderate_scores(state)
+    torch.save({"model": state}, tmp_path / "model_final.pth")
+    segmenter, evaluation = imported(tmp_path / "model_final.pth", tmp_path / "imported")
+    network, (height, width), original = release.Release(state, SMALL), size, (61, 90)
+    image = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    rows = network.classifier(*token_ids(), heads=1)
+    of_images = []
+    for x in image:
+        padded = torch.zeros(1, 3, -(-height // 32) * 32, -(-width // 32) * 32, dtype=torch.float64)
+        for channel in range(3):
+            normalised = (x[channel].double() - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+            padded[0, channel, :height, :width] = normalised
+        masks = network.masks(padded)[-1]
+        features = F.normalize(network.dense_clip(padded, masks, heads=2), dim=-1)
+        classes = (100 * network.pooled(features, masks) @ rows.T).softmax(-1)[:, :-1]
+        full = F.interpolate(masks, padded.shape[-2:], mode="bilinear", align_corners=False)
+        scores = torch.einsum("nc,nhw->chw", classes, full[0, :, :height, :width].sigmoid())
+        of_images.append(F.interpolate(scores[None], original, mode="bilinear", align_corners=False)[0])
+    expected = torch.stack(of_images)
+
+    prepared = prepare(segmenter, torch.device("cpu"), **evaluation.inference)
+    scores = prepared.segment(image, NAMES, original)
+    torch.testing.assert_close(scores.double(), expected, atol=1e-4, rtol=1e-4)
+    best = expected.topk(2, dim=1).values
+    clear = best[:, 0] - best[:, 1] > 1e-4  # elsewhere rounding may decide
+    labels = prepared.label(image, NAMES, original)
+    assert clear.double().mean() > 0.9 and len(labels[clear].unique()) > 1
+    assert torch.equal(labels[clear], expected.argmax(1)[clear])
 
 
 def test_the_releases_ways_rename_no_result_that_does_not_use_them() -> None:

@@ -107,7 +107,8 @@ def test_the_command_says_by_its_status_whether_all_is_well(root, profile, monke
 @pytest.mark.slow
 def test_steps_are_really_taken(root):
     """With random weights and made-up images; in a process of its own, for Accelerate is set up once in each."""
-    command = [sys.executable, "-m", "deop", "doctor", "config/tiny.yaml"]
+    (root / "changes.yaml").write_text("proposals: {class_term: {weight: 1.0}, ignored: background}")
+    command = [sys.executable, "-m", "deop", "doctor", "config/tiny.yaml", "changes.yaml"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("train_proposals", "train_segmentation"):

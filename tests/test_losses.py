@@ -12,6 +12,7 @@ from deop.losses import (
     labels_at,
     mask_losses,
     pairwise_mask_losses,
+    release_segmentation_loss,
     segmentation_loss,
 )
 
@@ -109,6 +110,84 @@ def test_segmentation_loss_names_a_label_that_is_no_class(example):
     labels[1, 0, 0] = 5
     with pytest.raises(ValueError, match=r"label 5 is neither a class \(0 to 4\) nor ignore \(255\)"):
         segmentation_loss(class_logits, mask_logits, labels)
+
+
+def literal_release_loss(class_logits, mask_logits, labels, ignore, alpha, gamma):
+    """Unweighted (focal, dice) of the release, pixel by pixel; class logits and masks may need gradients."""
+    classes = class_logits.shape[-1] - 1
+    probabilities, masks = class_logits.softmax(-1), mask_logits.sigmoid()
+    focal, elements, dices = 0.0, 0, []
+    for image in range(len(labels)):
+        intersection = predicted = target = 0.0
+        for row in range(labels.shape[1]):
+            for column in range(labels.shape[2]):
+                label = int(labels[image, row, column])
+                label = classes if label == ignore else label
+                for index in range(classes + 1):  # "no object" is one of them
+                    p = sum(
+                        probabilities[image, query, index] * masks[image, query, row, column]
+                        for query in range(masks.shape[1])
+                    )
+                    score, hit = torch.sigmoid(3 * p - 3), index == label
+                    right, weight = (score, alpha) if hit else (1 - score, 1 - alpha)
+                    # Where the logarithm is clamped it is a constant.
+                    clamped = min(max(right.item(), 1e-4), 1 - 1e-4)
+                    inside = clamped == right.item()
+                    logarithm = torch.log(right) if inside else math.log(clamped)
+                    focal = focal - weight * (1 - right) ** gamma * logarithm
+                    elements += 1
+                    if index < classes:
+                        intersection, predicted = intersection + score * hit, predicted + score
+                        target += hit
+        dices.append(1 - (2 * intersection + 1) / (predicted + target + 1))
+    return focal / elements, sum(dices) / len(dices)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.5)])
+def test_the_loss_of_the_release_and_its_gradients_are_the_literal_ones(example, alpha, gamma):
+    labels = example[2]
+    logits = [2 * torch.randn(3, 6, 6), 3 * torch.randn(3, 6, 5, 6)]
+    # Six proposals that agree in a row of pixels: a score of sigmoid(15), whose other side is beyond the clamp.
+    logits[0][1, :, 2], logits[1][1, :, 0] = 20.0, 20.0
+    found, literal = ([x.double().requires_grad_() for x in logits] for _ in range(2))
+    got = release_segmentation_loss(
+        *(x.float() for x in found),
+        labels,
+        focal_alpha=alpha,
+        focal_gamma=gamma,
+        focal_weight=1,
+        dice_weight=1,
+    )
+    expected = literal_release_loss(*literal, labels, 255, alpha, gamma)
+    for name, value in zip(("focal", "dice"), expected):
+        assert got[name].item() == pytest.approx(value.item(), rel=1e-5)
+        slopes = torch.autograd.grad(got[name], found, retain_graph=True)
+        truth = torch.autograd.grad(value, literal, retain_graph=True)
+        for slope, of_literal in zip(slopes, truth):
+            torch.testing.assert_close(slope, of_literal, rtol=1e-3, atol=1e-7)
+
+
+def test_under_the_loss_of_the_release_ignored_pixels_call_for_no_object(example):
+    class_logits, mask_logits, labels = example
+    class_logits = class_logits.requires_grad_()
+    ignored = torch.full_like(labels, 255)
+    for loss, taught in ((segmentation_loss, False), (release_segmentation_loss, True)):
+        [slope] = torch.autograd.grad(sum(loss(class_logits, mask_logits, ignored).values()), class_logits)
+        assert (slope[..., -1] < 0).all() if taught else not slope.any()
+
+
+def test_the_loss_of_the_release_weights_and_enlarges_and_refuses_as_the_other_does(example):
+    class_logits, mask_logits, labels = example
+    fine = torch.randint(0, 5, (3, 10, 12))
+    upsampled = F.interpolate(mask_logits, (10, 12), mode="bilinear", align_corners=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = release_segmentation_loss(class_logits, mask_logits, fine)
+    plain = release_segmentation_loss(class_logits, upsampled, fine, focal_weight=1, dice_weight=1)
+    assert coarse["focal"].item() == pytest.approx(2.0 * plain["focal"].item(), rel=1e-6)
+    assert coarse["dice"].item() == pytest.approx(0.8 * plain["dice"].item(), rel=1e-6)
+    labels[1, 0, 0] = 5
+    with pytest.raises(ValueError, match=r"label 5 is neither a class \(0 to 4\) nor ignore \(255\)"):
+        release_segmentation_loss(class_logits, mask_logits, labels)
 
 
 @pytest.fixture

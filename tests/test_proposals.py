@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 import torch
 
+from deop.data.segmentation import HIDDEN
 from deop.proposals import ProposalNetwork, match, segment_classes, segment_masks
 
 QUERIES, LAYERS, IGNORE, NO_CLASS = 5, 2, 255, -1
@@ -104,6 +105,51 @@ def test_ignored_pixels_have_no_influence(example):
     for output in changed:
         assert (output.grad[ignored] == 0).all()
         assert (output.grad[~ignored] != 0).any()
+
+
+def literal_maskformer_criterion(outputs, labels):
+    """MaskFormer's criterion without classes: the best of all assignments, over all pixels, of (focal, dice)."""
+    losses = torch.zeros(2, dtype=torch.float64)
+    count = 0
+    for image, truth in enumerate(labels):
+        segments = [truth == c for c in truth.unique() if c not in (IGNORE, NO_CLASS)]
+        count += len(segments)
+        for output in outputs:
+            pairs = torch.empty(QUERIES, len(segments), 2, dtype=torch.float64)
+            for query, mask in enumerate(output[image].double()):
+                for index, segment in enumerate(segments):
+                    target, score = segment.double(), mask.sigmoid()
+                    right, weight = torch.where(segment, score, 1 - score), 0.75 - 0.5 * target
+                    pairs[query, index, 0] = -(weight * (1 - right) ** 2 * right.log()).mean()
+                    overlap = (2 * (score * target).sum() + 1) / (score.sum() + target.sum() + 1)
+                    pairs[query, index, 1] = 1 - overlap
+            chosen = min(
+                (
+                    pairs[list(order), range(len(segments))].sum(0)
+                    for order in permutations(range(QUERIES), len(segments))
+                ),
+                key=lambda pair: 20 * pair[0] + pair[1],
+            )
+            losses = losses + chosen
+    return (losses * torch.tensor([20.0, 1.0]) / count).tolist()
+
+
+def test_ignored_pixels_as_background_are_maskformers_criterion(example):
+    outputs, labels = example
+    got = network(ignored="background").loss(outputs, labels, ignore=IGNORE)
+    assert [got["focal"].item(), got["dice"].item()] == pytest.approx(
+        literal_maskformer_criterion(outputs, labels), rel=1e-5
+    )
+    # With the labels of the datasets, and gradients at ignored pixels.
+    outputs = [output.requires_grad_() for output in outputs]
+    again = network(ignored="background").loss(
+        outputs, labels.masked_fill(labels == IGNORE, HIDDEN), ignore=HIDDEN
+    )
+    assert {key: value.item() for key, value in again.items()} == {
+        key: value.item() for key, value in got.items()
+    }
+    [slope] = torch.autograd.grad(sum(again.values()), outputs[:1])
+    assert slope[:2, :, 2, 1:4].any()
 
 
 def test_a_proposal_pays_for_leaking_into_pixels_without_a_class(example):

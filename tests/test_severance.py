@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import open_clip
@@ -70,6 +71,16 @@ def equation_1(masks: torch.Tensor) -> Matrix:
     return lambda attn: matrix
 
 
+def softmax_of_equation_1(masks: torch.Tensor) -> Matrix:
+    """The release's MPS: the softmax of each row M_i = sum_j M_j,i * M_j."""
+    rows = with_class_token(masks)
+    matrix = torch.zeros(len(rows[0]), len(rows[0]), dtype=torch.float64)
+    for i in range(len(matrix)):
+        exponentials = [math.exp(sum(mask[i] * mask[p] for mask in rows)) for p in range(len(matrix))]
+        matrix[i] = torch.tensor([value / sum(exponentials) for value in exponentials])
+    return lambda attn: matrix
+
+
 def scaled_by_the_masks(masks: torch.Tensor) -> Matrix:
     """The released last layer: each token keeps to itself, times the sum of the masks there."""
     rows = with_class_token(masks)
@@ -107,12 +118,19 @@ def test_gps_is_equation_2(mini: DenseCLIP, alphas: dict[int, float]) -> None:
 
 
 @pytest.mark.parametrize("layers", [[-1], [-2], [-2, -1]])
-@pytest.mark.parametrize(("kind", "matrix"), [("mps", equation_1), ("mask_sum", scaled_by_the_masks)])
+@pytest.mark.parametrize(
+    ("kind", "rows", "matrix"),
+    [
+        ("mps", "share", equation_1),
+        ("mps", "softmax", softmax_of_equation_1),
+        ("mask_sum", "share", scaled_by_the_masks),
+    ],
+)
 @torch.no_grad()
 def test_mps_is_equation_1_and_mask_sum_the_released_layer(
-    mini: DenseCLIP, kind: str, matrix: Callable, layers: list[int]
+    mini: DenseCLIP, kind: str, rows: str, matrix: Callable, layers: list[int]
 ) -> None:
-    severance = Severance(kind, dict.fromkeys(layers, 1.0) | {-3: 0.0})
+    severance = Severance(kind, dict.fromkeys(layers, 1.0) | {-3: 0.0}, rows)
     assert_literal(mini, severance, {layer % 6: matrix for layer in layers})
 
 
@@ -150,9 +168,9 @@ def test_mps_rows_sum_to_one_and_mask_sums_do_not(mini: DenseCLIP) -> None:
     assert not torch.allclose(mask_sum(attention, tokens, masks), alone, atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["mps", "mask_sum"])
-def test_guided_kinds_need_masks_on_the_patch_grid(mini: DenseCLIP, kind: str) -> None:
-    image, severance = torch.randn(2, 3, 40, 56), Severance(kind, {-1: 1.0})
+@pytest.mark.parametrize(("kind", "rows"), [("mps", "share"), ("mps", "softmax"), ("mask_sum", "share")])
+def test_guided_kinds_need_masks_on_the_patch_grid(mini: DenseCLIP, kind: str, rows: str) -> None:
+    image, severance = torch.randn(2, 3, 40, 56), Severance(kind, {-1: 1.0}, rows)
     with pytest.raises(ValueError, match="needs the proposal masks on the patch grid; got none"):
         mini.visual(image, severance=severance)
     with pytest.raises(ValueError, match=r"masks \(2, 3, 7, 6\) do not fit 35 patches of 2 images"):
@@ -207,6 +225,11 @@ def test_with_every_layer_severed_a_patch_depends_on_its_own_pixels_alone(mini: 
         before, after = (mini.visual(x, severance=severance).patches for x in (image, perturbed))
         moved = ((after - before).abs().amax(dim=1)[0] > 1e-6).nonzero().tolist()
         assert (moved == [[2, 5]]) is alone
+
+
+def test_rows_that_there_are_not_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown severance rows 'sum'; valid rows: share, softmax"):
+        Severance("mps", {-1: 1.0}, "sum")
 
 
 @pytest.mark.parametrize(

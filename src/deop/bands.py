@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,13 @@ def rows_within_budget(values_a_row: int, budget: int | None = None) -> int:
     return max(1, (budget or BAND_BYTES) // (4 * values_a_row))
 
 
-def resized_bands(maps: Tensor, size: tuple[int, int], rows: int) -> Iterator[Tensor]:
+def resized_bands(
+    maps: Tensor, size: tuple[int, int], rows: int, of_rows: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Tensor]:
     """Maps (B, N, h, w) resized to ``size`` (H, W), as bands (B, N, <= rows, W) from top to bottom.
+
+    With ``of_rows``, what it makes of the maps is resized: it is given the rows (B, N, r, w) that a band needs, and
+    returns (B, any, r, w), each pixel from the maps at that pixel alone.
 
     Together they are ``F.interpolate(maps, size, mode="bilinear", align_corners=False)``. Bilinear weights are those of
     rows times those of columns, so the rows of a band are interpolated first and its columns after.
@@ -35,5 +40,11 @@ def resized_bands(maps: Tensor, size: tuple[int, int], rows: int) -> Iterator[Te
     below = (above + 1).clamp(max=given - 1)
     weights = (centres - above).to(maps.dtype)[:, None]
     for band in torch.arange(height, device=maps.device).split(rows):
-        of_rows = maps[:, :, above[band]].lerp(maps[:, :, below[band]], weights[band])
-        yield F.interpolate(of_rows, (len(band), width), mode="bilinear", align_corners=False)
+        upper, lower = above[band], below[band]
+        needed = maps
+        if of_rows is not None:
+            first, last = int(upper[0]), int(lower[-1])
+            needed = of_rows(maps[:, :, first : last + 1])
+            upper, lower = upper - first, lower - first
+        resized = needed[:, :, upper].lerp(needed[:, :, lower], weights[band])
+        yield F.interpolate(resized, (len(band), width), mode="bilinear", align_corners=False)

@@ -130,15 +130,16 @@ for _stage, _description in STAGES.items():
 
 @app.command()
 def doctor(
-    profile: Annotated[
-        Path | None, typer.Argument(help="a file put over config/config.yaml, such as config/paper.yaml")
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
     ] = None,
 ) -> None:
     """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""
     from deop.doctor import examine
 
     failed = 0
-    for finding in examine(Path(), profile):
+    for finding in examine(Path(), *(profiles or [])):
         failed += finding.status == "fail"
         typer.secho(f"{finding.status:<5}", nl=False, bold=True, fg=COLOURS[finding.status])
         typer.echo(f"{finding.subject}: {finding.found}")

@@ -15,13 +15,12 @@ from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merg
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import TablesFile
+from deop.pretraining_settings import PretrainBackbone, PretrainClip
 from deop.settings import (
     SYSTEMS,
     Clip,
     Evaluation,
     Network,
-    PretrainBackbone,
-    PretrainClip,
     Proposals,
     Segmentation,
     Settings,
@@ -80,6 +79,10 @@ class Setup:
                 raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
         experiments = read_file(ExperimentsFile, root, "experiments.yaml").experiments
+        for name in self.main.experiments:
+            if name not in experiments:
+                raise unknown(f"{source}: experiments", "experiment", name, experiments)
+        experiments = merged(experiments, self.main.experiments)
         self.variant_of = {
             name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
         }
@@ -174,6 +177,8 @@ class Setup:
                 combined.pop(part, None)
         if own.severance.alpha:
             combined["severance"]["alpha"] = values["severance"]["alpha"]
+        if own.severance.kind != "mps":  # the rows of no other kind: they are not to make it another job
+            combined.get("severance", {}).pop("rows", None)
         return validated(Network, combined, self._source, ("network",))
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:

@@ -94,7 +94,8 @@ class MainFile(Settings):
     that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
     of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
     ``SECTIONS``).
-    ``variants`` are changes of other sections, by name, with which an experiment may be run.
+    ``variants`` are changes of other sections, by name, with which an experiment may be run. ``experiments`` are
+    changes of those in ``config/experiments.yaml``, by name.
     """
 
     profile: str
@@ -113,6 +114,7 @@ class MainFile(Settings):
     network: Annotated[dict, Field(default_factory=dict)]
     multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
     variants: Annotated[dict[str, dict], Field(default_factory=dict)]
+    experiments: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
     resources: Resources = Resources()
 
@@ -159,11 +161,13 @@ def merged(values: dict, changes: dict) -> dict:
     return values | changes | nested
 
 
-def read_profile(root: Path, profile: Path | None = None) -> dict[str, Any]:
-    """``config/config.yaml`` with the file of a profile put over it, as Snakemake's ``--configfile`` does.
+def read_profile(root: Path, *profiles: Path) -> dict[str, Any]:
+    """``config/config.yaml`` with files of changes put over it in turn, as Snakemake's ``--configfile`` does.
 
     Raises:
         ConfigError: a file that is not there or is not a mapping in YAML.
     """
     values = load_yaml(root / SOURCE / "config.yaml", f"{SOURCE}/config.yaml")
-    return values if profile is None else merged(values, load_yaml(profile, str(profile)))
+    for profile in profiles:
+        values = merged(values, load_yaml(profile, str(profile)))
+    return values

@@ -41,14 +41,14 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def examine(root: Path, profile: Path | None = None) -> Iterator[Finding]:
-    """Looks at everything that a run of ``profile`` (a file put over ``config/config.yaml``) rests on, in ``root``.
+def examine(root: Path, *profiles: Path) -> Iterator[Finding]:
+    """Looks at everything that a run of ``profiles`` (files put over ``config/config.yaml``) rests on, in ``root``.
 
     Findings come one by one, the quick ones first. Nothing is downloaded and nothing is left behind.
     """
     yield _python()
     try:
-        values = read_profile(root, profile)
+        values = read_profile(root, *profiles)
         config, plan = Configuration(values, root), Plan(values, root)
     except DeopError as error:
         yield Finding("configuration", "fail", str(error), "mend the file named")

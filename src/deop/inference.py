@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from timm.layers import unfreeze_batch_norm_2d
@@ -20,14 +20,23 @@ AnySegmenter = TypeVar("AnySegmenter", bound=Segmenter)
 AnyProposals = TypeVar("AnyProposals", bound=ProposalNetwork)
 
 
-def prepare(segmenter: AnySegmenter, device: torch.device, *, compiled: bool = False) -> AnySegmenter:
+def prepare(
+    segmenter: AnySegmenter,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    size_divisibility: int = 1,
+    upsample: Literal["masks", "scores"] = "masks",
+) -> AnySegmenter:
     """The system on ``device``, in evaluation mode, with its backbone's batch norms part of the convolutions.
 
-    It can answer, but no longer be trained or saved. With ``compiled``, torch.compile makes its two networks anew for
+    It can answer, but no longer be trained or saved. ``size_divisibility`` and ``upsample`` are as
+    :class:`deop.settings.Evaluation` has them. With ``compiled``, torch.compile makes its two networks anew for
     the first size of images (a minute or so on a CPU) and for a second one; from then on for any. On a GPU they are a
     CUDA graph for as long as the size stays the same.
     """
     segmenter = segmenter.eval().requires_grad_(False)
+    segmenter.size_divisibility, segmenter.upsample = size_divisibility, upsample
     segmenter.proposals = with_folded_norms(segmenter.proposals)
     segmenter = segmenter.to(device)
     if compiled:

@@ -1,7 +1,13 @@
 """Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2).
 
+The paper says of the latter that it combines dice and focal loss, no more. There are two versions of it, and
+``segmentation.loss`` chooses one. :func:`segmentation_loss`, the default, leaves out pixels without a seen class.
+:func:`release_segmentation_loss` is that of the authors' release. Its focal part has "no object" as one more class,
+whose positive examples are these pixels. Those of unseen classes are among them, so it trains the network to call
+what is unseen "no object"; hence it is not the default.
+
 All losses want float32, whatever the autocast precision: sums over a whole mask and the small numbers that the focal
-factor makes are out of half precision's reach. :func:`segmentation_loss` sees to it itself, the others' callers do.
+factor makes are out of half precision's reach. The segmentation losses see to it themselves, the others' callers do.
 """
 
 from __future__ import annotations
@@ -190,11 +196,7 @@ def segmentation_loss(
         ValueError: a label is neither a class nor ``ignore``.
     """
     classes = class_logits.shape[-1] - 1
-    valid = labels != ignore
-    strays = labels[valid & ((labels < 0) | (labels >= classes))]
-    if strays.numel():
-        stray = strays[0].item()
-        raise ValueError(f"label {stray} is neither a class (0 to {classes - 1}) nor ignore ({ignore})")
+    valid = _labelled(labels, classes, ignore)
     with torch.autocast(labels.device.type, enabled=False):
         mask_logits = mask_logits.float()
         if mask_logits.shape[-2:] != labels.shape[-2:]:
@@ -219,3 +221,66 @@ def segmentation_loss(
         has_labels = (labelled > 0).float()
         mean_dice = (per_image * has_labels).sum() / has_labels.sum().clamp(min=1)
     return {"focal": focal_weight * focal, "dice": dice_weight * mean_dice}
+
+
+def release_segmentation_loss(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore: int = 255,
+    focal_alpha: float = 0.25,
+    focal_gamma: float = 2.0,
+    focal_weight: float = 2.0,
+    dice_weight: float = 0.8,
+) -> dict[str, Tensor]:
+    """The end-to-end loss as the authors' release has it (``criterion_decoder.py`` in CongHan0808/DeOP).
+
+    ``p_c = sum_n softmax(class_logits_n)_c * sigmoid(mask_n)`` for all C+1 columns, score ``sigmoid(3 p - 3)``, as in
+    :func:`segmentation_loss`. Focal is the mean over all pixels and columns, where the target of ignored pixels is
+    "no object"; its logarithm is of a probability clamped to [1e-4, 1 - 1e-4], beyond which it has no gradient.
+    Dice takes all pixels and the C classes of one image together, scores at ignored pixels too, which are nobody's
+    target, and is the mean over all images.
+
+    Give labels at the resolution of the image: the release does not sample them. Arguments, returns and errors are
+    those of :func:`segmentation_loss`.
+    """
+    classes = class_logits.shape[-1] - 1
+    valid = _labelled(labels, classes, ignore).flatten(1)
+    with torch.autocast(labels.device.type, enabled=False):
+        masks = F.interpolate(
+            mask_logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False
+        ).sigmoid()
+        probabilities = class_logits.float().softmax(-1)
+        summed = torch.bmm(probabilities.transpose(1, 2), masks.flatten(2))  # (B, C + 1, pixels)
+        score = (3 * summed - 3).sigmoid()
+
+        target = labels.flatten(1).masked_fill(~valid, classes)[:, None]
+        # Every element counts as negative, then the target of each pixel is put right.
+        of_target = score.gather(1, target)
+        negative = (1 - focal_alpha) * score.pow(focal_gamma) * -_clamped_log(1 - score)
+        wrong = (1 - focal_alpha) * of_target.pow(focal_gamma) * -_clamped_log(1 - of_target)
+        right = focal_alpha * (1 - of_target).pow(focal_gamma) * -_clamped_log(of_target)
+        focal = (negative.sum() - wrong.sum() + right.sum()) / score.numel()
+
+        overlap = (of_target[:, 0] * valid).sum(1)
+        of_images = dice(overlap, score[:, :classes].sum((1, 2)), valid.float().sum(1))
+    return {"focal": focal_weight * focal, "dice": dice_weight * of_images.mean()}
+
+
+SEGMENTATION_LOSSES = {"labelled": segmentation_loss, "release": release_segmentation_loss}
+"""The end-to-end loss by its name in ``segmentation.loss``."""
+
+
+def _clamped_log(probability: Tensor) -> Tensor:
+    return probability.clamp(1e-4, 1 - 1e-4).log()
+
+
+def _labelled(labels: Tensor, classes: int, ignore: int) -> Tensor:
+    """Where labels are not ``ignore``, which has to be where they are classes."""
+    valid = labels != ignore
+    strays = labels[valid & ((labels < 0) | (labels >= classes))]
+    if strays.numel():
+        stray = strays[0].item()
+        raise ValueError(f"label {stray} is neither a class (0 to {classes - 1}) nor ignore ({ignore})")
+    return valid

@@ -65,6 +65,8 @@ class ProposalNetwork(nn.Module):
             MaskFormer's code, or ``"chained"``, as in transformers, where the next layer goes on from the normed state.
         focal_weight: weight of the focal mask loss, in the loss and in the matching cost.
         dice_weight: weight of the dice loss, likewise.
+        ignored: what pixels labelled "ignore" are to the losses and the matching: ``"excluded"`` from them, or
+            ``"background"``, outside of every segment, as in MaskFormer's criterion.
 
     Raises:
         ValueError: unknown ``backbone``, a ``width`` that does not divide, or a ``multi_grid`` that does not fit.
@@ -88,6 +90,7 @@ class ProposalNetwork(nn.Module):
         frozen_batch_norm: bool = False,
         focal_weight: float = 20.0,
         dice_weight: float = 1.0,
+        ignored: Literal["excluded", "background"] = "excluded",
     ) -> None:
         super().__init__()
         if width % GROUP_NORM_GROUPS or width % heads:
@@ -101,6 +104,7 @@ class ProposalNetwork(nn.Module):
         self.decoder_norm = decoder_norm
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
+        self.ignored = ignored
         arguments = {key: value for key, value in backbone_args.items() if key != "multi_grid"}
         try:
             self.backbone = timm.create_model(
@@ -198,10 +202,19 @@ class ProposalNetwork(nn.Module):
         """The resolution (h, w) of the masks of images of ``size`` (H, W)."""
         return tuple(-(-side // self._stride) for side in size)
 
-    @staticmethod
-    def count_segments(labels: Tensor, *, ignore: int = 255) -> Tensor:
-        """The number of ground-truth masks of a batch of labels, a scalar: what :meth:`loss` is a mean over."""
-        return labels.new_tensor(sum(segment_classes(labels, ignore)[1]))
+    def denominators(
+        self, labels: Tensor, *, ignore: int = 255, no_object_weight: float = 0.0
+    ) -> dict[str, Tensor]:
+        """By name of a loss on labels (B, H, W), how many of what it is a mean over they hold (scalars).
+
+        ``focal`` and ``dice`` are means over the ground-truth masks, and ``class``, the classification of a system with
+        a class head, over the queries: those matched weigh 1, the others ``no_object_weight``.
+        """
+        counts = segment_classes(labels, ignore)[1]
+        matched = sum(min(count, self.queries) for count in counts)
+        weight = matched + no_object_weight * (self.queries * len(counts) - matched)
+        masks = labels.new_tensor(sum(counts))
+        return {"focal": masks, "dice": masks, "class": torch.tensor(weight, device=labels.device)}
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
         """Focal and dice loss of the matched masks, summed over the decoder layers.
@@ -215,7 +228,7 @@ class ProposalNetwork(nn.Module):
         background) lie outside all of them, and a proposal that leaks into them pays for it; otherwise masks of
         things alone would be cells that share out the background. Those labelled ``ignore`` (unseen classes) take
         no part, neither in the losses nor in the matching; otherwise masks would learn to leave out the unseen.
-        The public implementations treat both as the former.
+        The public implementations treat both as the former, and so does a network with ``ignored="background"``.
 
         Args:
             outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
@@ -243,6 +256,8 @@ class ProposalNetwork(nn.Module):
             class_costs: (layers, B, N, C), what it costs to pair a query with a segment of each of C classes,
                 beside the cost of its mask; None for a class-agnostic matching.
         """
+        if self.ignored == "background":
+            labels, ignore = _as_background(labels, ignore)
         with torch.autocast(labels.device.type, enabled=False):
             logits = [output.float() for output in outputs]
             classes, counts = segment_classes(labels, ignore)
@@ -302,6 +317,11 @@ def _how_to_get(backbone: str, error: Exception) -> str:
         url, cache = hf_hub_url(about.hf_hub_id, about.hf_hub_filename or "model.safetensors"), hub_cache()
     remedy = "Download that file on a machine that may, and set proposals.pretrained_backbone to its path"
     return download_failed(f"timm's weights of backbone {backbone!r}", url, cache, remedy, error)
+
+
+def _as_background(labels: Tensor, ignore: int) -> tuple[Tensor, int]:
+    """Labels in which ignored pixels have no class, and in the place of ``ignore`` a value that no pixel has."""
+    return labels.masked_fill(labels == ignore, -1).clamp(min=-1), -2
 
 
 def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:

@@ -123,6 +123,9 @@ class Recipes:
     def _proposals(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "proposals")
         inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
+        if self._setup.stages["proposals"][dataset].class_term is not None:
+            settings |= self.settings(dataset, "clip", "prompts")
+            inputs |= {**self._clip(), "prompts": self._prompts(dataset, seed)}
         output = f"checkpoints/proposals/{dataset}"
         local = self._machine("train_proposals")
         return self._jobs.add("train_proposals", output, settings, inputs, seed=seed, local=local)

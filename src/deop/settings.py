@@ -37,44 +37,6 @@ class Clip(Settings):
     normalisation: Literal["clip", "imagenet"] = "clip"
 
 
-class PretrainClip(Settings):
-    """Contrastive pre-training of the mini CLIP on generated scenes and captions.
-
-    ``textures`` are pictures drawn of each texture and style, parts of which the scenes show; ``accuracy_scenes`` are
-    fresh scenes that the finished CLIP is measured on. ``text_from`` names a model with bundled weights, whose text
-    tower the first round starts from in place of random weights.
-    """
-
-    model: str
-    text_from: str | None = None
-    image_size: Positive = 64
-    images: Positive
-    batch_size: Positive = 256
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    warmup_images: int = 20_000
-    patch_dropout: Fraction = 0.5
-    objects: tuple[Positive, Positive] = (1, 3)
-    common: tuple[str, ...] = ()
-    common_share: Fraction = 0.0
-    textures: Positive = 16
-    accuracy_scenes: Positive = 200
-
-
-class PretrainBackbone(Settings):
-    """Classification of single emoji by the proposal network's backbone, in the place of ImageNet (mini profile)."""
-
-    backbone: str
-    backbone_args: dict = {}
-    image_size: Positive = 64
-    images: Positive
-    batch_size: Positive = 128
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_images: int = 10_000
-    textures: Positive = 16
-
-
 class TextPrompts(Settings):
     """Offline text prompt learning (section 3.2; SimBaseline's recipe).
 
@@ -112,6 +74,19 @@ class Augmentation(Settings):
     colour_jitter: Fraction = 1.0
 
 
+class ClassTerm(Settings):
+    """A classification loss beside the mask losses, with which the release trains its proposals.
+
+    Only training has its class head: a network of hidden widths ``head_hidden`` that takes query states to CLIP's joint
+    space, where they are compared with the names of the seen classes in the learned text prompt. ``weight`` is that of
+    the cross-entropy, ``no_object_weight`` that of queries without a segment in it.
+    """
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    no_object_weight: Annotated[float, Field(gt=0)] = 0.1
+    head_hidden: tuple[Positive, ...] = (1024,)
+
+
 class Proposals(Settings):
     """The class-agnostic MaskFormer and its schedule (section 3.1).
 
@@ -121,7 +96,9 @@ class Proposals(Settings):
     (MaskFormer's ResNet-101c: 1, 2, 4). ``frozen_batch_norm`` keeps the backbone's statistics and scales as they were
     pre-trained, as detectron2 does, whatever the size of a batch. ``decoder_norm`` ``outputs`` is MaskFormer's own
     decoder, ``chained`` that of transformers (see :class:`deop.proposals.ProposalNetwork`). ``dropout`` is that of the
-    decoder. Norms and embeddings have no weight decay; ``decay_biases`` gives it to biases, as MaskFormer's code does.
+    decoder. ``ignored``: pixels of unseen classes are ``excluded`` from the mask losses and the matching, or
+    ``background`` to every mask, as in the release. Norms and embeddings have no weight decay; ``decay_biases`` gives
+    it to biases, as MaskFormer's code does.
     """
 
     backbone: str
@@ -141,6 +118,8 @@ class Proposals(Settings):
     )
     focal_weight: float = 20.0
     dice_weight: float = 1.0
+    ignored: Literal["excluded", "background"] = "excluded"
+    class_term: ClassTerm | None = None
     iterations: Annotated[int, Field(ge=0)]
     batch_size: Positive = 32
     lr: float = 1e-4
@@ -168,17 +147,21 @@ class Proposals(Settings):
             "frozen_batch_norm": self.frozen_batch_norm,
             "focal_weight": self.focal_weight,
             "dice_weight": self.dice_weight,
+            "ignored": self.ignored,
         }
 
 
 class SeveranceSettings(Settings):
     """Patch severance (section 4.1). ``alpha`` maps a layer, counted from the end (-1 is the last), to its alpha.
 
-    The kinds that are guided by masks, ``mps`` and ``mask_sum``, sever a layer whole (1) or not at all (0).
+    The kinds that are guided by masks, ``mps`` and ``mask_sum``, sever a layer whole (1) or not at all (0). ``rows``
+    says how the rows of ``mps`` are made to sum to one: divided by their sums (``share``), or by a softmax as in the
+    release.
     """
 
     kind: Literal["none", "gps", "mps", "mask_sum"] = "none"
     alpha: dict[int, Fraction] = {}
+    rows: Literal["share", "softmax"] = "share"
 
     @model_validator(mode="after")
     def _whole_layers(self) -> SeveranceSettings:
@@ -353,10 +336,12 @@ SYSTEMS: dict[str, type[Settings]] = {
 class Segmentation(Settings):
     """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
 
-    ``anchors_lr_factor`` is the anchor decoder's learning rate over ``lr``: it starts from nothing, prompts from CLIP.
-    ``decay_biases`` is as in :class:`Proposals`.
+    ``loss`` says what pixels without a seen class are to the loss: left out (``labelled``), or "no object" in its focal
+    part as in the release (see :mod:`deop.losses`). ``anchors_lr_factor`` is the anchor decoder's learning rate over
+    ``lr``: it starts from nothing, prompts from CLIP. ``decay_biases`` is as in :class:`Proposals`.
     """
 
+    loss: Literal["labelled", "release"] = "labelled"
     focal_weight: float = 2.0
     focal_alpha: Fraction = 0.25
     focal_gamma: float = 2.0
@@ -375,13 +360,29 @@ class Segmentation(Settings):
 class Evaluation(Settings):
     """Testing on a validation set: whole images, short side resized to ``short_side`` pixels for CLIP.
 
+    Images are padded to multiples of ``size_divisibility`` pixels (the release: 32), on the right and at the bottom,
+    with zeros after normalisation. ``upsample`` says what is resized to the size of the label map: the logits of the
+    ``masks``, or as in the release the class ``scores`` of every pixel of the resized image. Pictures of networks at
+    work use the defaults of both.
+
     ``compiled`` has torch.compile make the networks anew: a minute or more that pays where many images are of one size.
     """
 
     short_side: Positive = 512
     batch_size: Positive = 1
+    size_divisibility: Positive = 1
+    upsample: Literal["masks", "scores"] = "masks"
     miou: Literal["occurring", "ground_truth"] = "occurring"
     compiled: bool = Field(False, exclude_if=lambda value: not value)
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """The arguments of :func:`deop.inference.prepare`."""
+        return {
+            "compiled": self.compiled,
+            "size_divisibility": self.size_divisibility,
+            "upsample": self.upsample,
+        }
 
 
 class Speed(Settings):

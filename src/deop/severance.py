@@ -36,16 +36,22 @@ class Severance:
             Layers that are not named have alpha 0, which is plain self-attention. The kinds guided by masks
             replace the product of queries and keys altogether (section 4.1; Table 4 gives MPS no alpha), so
             their layers have alpha 1.
+        rows: one of :data:`ROWS`, how the attention of ``"mps"`` is normalised, of which Eq. 1 says nothing:
+            ``"share"`` divides each row by its sum, ``"softmax"`` takes its softmax as the release does. Other
+            kinds have no use for it.
 
     Raises:
-        ValueError: unknown kind, alpha outside [0, 1], an alpha between 0 and 1 for a kind in :data:`GUIDED`,
+        ValueError: unknown kind or rows, alpha outside [0, 1], an alpha between 0 and 1 for a kind in :data:`GUIDED`,
             or alphas given to kind ``"none"``.
     """
 
     kind: str = "none"
     alpha: Mapping[int, float] = field(default_factory=dict)
+    rows: str = "share"
 
     def __post_init__(self) -> None:
+        if self.rows not in ROWS:
+            raise ValueError(f"unknown severance rows {self.rows!r}; valid rows: {', '.join(sorted(ROWS))}")
         if self.kind not in KINDS:
             raise ValueError(f"unknown severance kind {self.kind!r}; valid kinds: {', '.join(sorted(KINDS))}")
         if self.kind == "none" and self.alpha:
@@ -78,7 +84,7 @@ class Severance:
                 raise ValueError(f"severance layers {named[index]} and {layer} are the same of {layers}")
             named[index] = layer
             # An alpha of 0 is plain self-attention, to the last bit.
-            replacements[index] = KINDS[self.kind](alpha) if alpha > 0 else None
+            replacements[index] = KINDS[self.kind](alpha, self.rows) if alpha > 0 else None
         return replacements
 
 
@@ -105,10 +111,10 @@ def mask_guided_patch_severance(
     """MPS, Eq. 1, as an :data:`Attend`: patch i attends with M_i = sum_j M_j,i * M_j, divided by the sum of M_i.
 
     The attention is the same for all heads, and comes from the N masks alone: no queries, no keys. Eq. 1 does not
-    say how its rows are normalised (the release takes their softmax); here they are divided by their sums, so that
-    a patch hears no patch that it shares no mask with. Nor does it speak of the class token: as in the release, that
-    lies in every mask, with value 1, so it attends to all and is to each patch like one more patch of that patch's
-    masks. A patch in no mask at all attends to nothing.
+    say how its rows are normalised; here they are divided by their sums, so that a patch attends to no patch that it
+    shares no mask with (:func:`softmax_mask_guided_patch_severance` is the release's way). Nor does it speak of the
+    class token: as in the release, that lies in every mask, with value 1, so it attends to all and is to each patch
+    like one more patch of that patch's masks. A patch in no mask at all attends to nothing.
 
     The (1+h*w)^2 attention is never made: it has rank N. Each mask is divided by its size, and the other factor
     takes that size over: two weighted means in a row (of the values of each mask, then of the masks of each token),
@@ -124,6 +130,25 @@ def mask_guided_patch_severance(
     of_tokens = of_tokens / of_tokens.sum(1, keepdim=True).clamp(min=tiny)
     means = (membership / size) @ attention.values(tokens)  # (B, N, C)
     return attention.output(of_tokens.transpose(1, 2) @ means)
+
+
+def softmax_mask_guided_patch_severance(
+    attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None
+) -> Tensor:
+    """MPS, Eq. 1, with the softmax of its rows M_i as attention, as in the release; an :data:`Attend`.
+
+    A patch attends to every patch: one that it shares no mask with has weight exp(0) before normalisation. The class
+    token lies in every mask, with value 1, as in :func:`mask_guided_patch_severance`.
+
+    Raises:
+        ValueError: no masks, or masks that do not fit the tokens.
+    """
+    # In full precision: the numbers in the exponent are up to N, and are compared with each other.
+    with torch.autocast(tokens.device.type, enabled=False):
+        membership = token_masks(masks, tokens, attention.prefix).float().transpose(1, 2)  # (B, T, N)
+        attend = (membership @ membership.transpose(1, 2)).softmax(-1)
+    values = attention.values(tokens)
+    return attention.output(attend.to(values.dtype) @ values)
 
 
 def mask_sum(attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -171,13 +196,19 @@ def self_attention(
     return attention.merge(F.scaled_dot_product_attention(query, key, value, is_causal=causal))
 
 
-KINDS: dict[str, Callable[[float], Attend] | None] = {
-    "none": None,
-    "gps": generalised_patch_severance,
-    "mps": lambda alpha: mask_guided_patch_severance,
-    "mask_sum": lambda alpha: mask_sum,
+ROWS: dict[str, Attend] = {
+    "share": mask_guided_patch_severance,
+    "softmax": softmax_mask_guided_patch_severance,
 }
-"""Kind -> rule that turns a layer's alpha into its attention; another kind of severance is one more entry."""
+"""How the rows of MPS are normalised -> its attention."""
+
+KINDS: dict[str, Callable[[float, str], Attend] | None] = {
+    "none": None,
+    "gps": lambda alpha, rows: generalised_patch_severance(alpha),
+    "mps": lambda alpha, rows: ROWS[rows],
+    "mask_sum": lambda alpha, rows: mask_sum,
+}
+"""Kind -> rule that turns a layer's alpha, and the rows, into its attention; another kind is one more entry."""
 
 GUIDED = ("mps", "mask_sum")
 """Kinds that read the proposal masks and have no alpha: a layer is severed whole or not at all."""

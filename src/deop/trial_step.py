@@ -9,8 +9,8 @@ import torch
 
 from deop.settings import Augmentation, Job
 from deop.stages.loop import make_accelerator
-from deop.stages.networks import build_proposals, build_segmenter
-from deop.stages.train_proposals import ProposalStep
+from deop.stages.networks import build_segmenter
+from deop.stages.train_proposals import build_step
 from deop.stages.train_segmentation import SegmentationStep
 
 CELL = 64
@@ -79,12 +79,12 @@ def try_step(job: Job, classes: int, processes: int, seconds: float) -> Trial:
 def _network(job: Job, names: list[str]) -> torch.nn.Module:
     settings = dict(job.settings)
     settings["proposals"] = settings["proposals"] | {"pretrained_backbone": False}
+    if "clip" in settings:
+        settings["clip"] = settings["clip"] | {"pretrained": None}
+    untrained = job.model_copy(update={"inputs": {}, "settings": settings})
     if job.stage == "train_proposals":
-        return ProposalStep(build_proposals(job.model_copy(update={"inputs": {}, "settings": settings})))
-    settings["clip"] = settings["clip"] | {"pretrained": None}
-    return SegmentationStep(
-        build_segmenter(job.model_copy(update={"inputs": {}, "settings": settings})), names
-    )
+        return build_step(untrained, names)
+    return SegmentationStep(build_segmenter(untrained), names)
 
 
 def _labels(images: int, crop: int, classes: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from deop.methods import base
 from deop.methods.base import SegmenterOutput, contenders
@@ -33,14 +34,28 @@ def outputs() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("upsample", ["masks", "scores"])
 @pytest.mark.parametrize("of", ["deop", "multipass"])
-def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeypatch, of, size):
+def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeypatch, of, upsample, size):
     if of == "deop":
         segmenter = DeOP.__new__(DeOP)  # what is asked here needs no weights
     else:
         segmenter = build(ZegFormer, ZegFormerSettings(), prompt=False)
     output = outputs()[of]
+    segmenter.upsample = upsample
     scores = segmenter.combine(output, size)
+    # By hand: what is resized, the logits of the masks or the scores.
+    of_proposals, offset = segmenter.class_scores(output)
+    masks = (
+        output.mask_logits
+        if upsample == "scores"
+        else F.interpolate(output.mask_logits, size, mode="bilinear")
+    )
+    expected = (
+        sum(of_proposals[:, n, :, None, None] * masks[:, n, None].sigmoid() for n in range(QUERIES))
+        + offset[:, None, None]
+    )
+    torch.testing.assert_close(scores, F.interpolate(expected, size, mode="bilinear"), atol=1e-5, rtol=1e-5)
     for budget in (1, 100_000, 2**30):
         monkeypatch.setattr(base, "CPU_BAND_BYTES", budget)
         labels = segmenter.label_map(output, size)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from deop.anchors import mask_pool
 from deop.clip import load_clip
 from deop.data.segmentation import HIDDEN, IGNORE
+from deop.losses import labels_at, release_segmentation_loss, segmentation_loss
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
@@ -86,6 +87,25 @@ def test_pixels_without_a_seen_class_take_no_part_whatever_the_reason(build):
     segmenter = build(ROWS["deop"]).eval()
     hidden = segmenter.losses(images, labels.masked_fill(labels == IGNORE, HIDDEN), NAMES)
     assert hidden == segmenter.losses(images, labels, NAMES)
+
+
+def test_the_loss_is_the_chosen_one_at_its_resolution(build):
+    images, labels = batch()
+    labels[:, :5] = HIDDEN
+    segmenter = build(ROWS["deop"]).eval()
+    output = segmenter(images, NAMES)
+    coarse = labels_at(labels, output.mask_logits.shape[-2:])
+    assert coarse.shape != labels.shape
+    for name, loss, truth in (
+        ("labelled", segmentation_loss, coarse),
+        ("release", release_segmentation_loss, labels),
+    ):
+        segmenter.loss = Segmentation(loss=name, iterations=1, augmentation=Augmentation(crop=32))
+        expected = loss(output.class_logits, output.mask_logits, truth.masked_fill(truth < 0, 255))
+        got = segmenter.losses(images, labels, NAMES)
+        assert {key: value.item() for key, value in got.items()} == {
+            key: pytest.approx(value.item(), rel=1e-5) for key, value in expected.items()
+        }
 
 
 def test_baseline_equals_a_literal_reading_of_section_3_1(build):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from deop.data.crops import crop_segment, crop_segments, roi_align_segments
 from deop.data.segmentation import HIDDEN, IGNORE
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.multipass import classification_loss
 from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
 from deop.methods.zegformer import ZegFormer, ZegFormerSettings
@@ -120,6 +121,32 @@ def test_masks_pay_for_unlabelled_pixels_and_not_for_unseen_ones(build, propose,
     (losses["focal"] + losses["dice"]).backward()
     touched = example.masks.grad.abs().amax((0, 1)) > 0
     assert touched[:4].all() and not touched[4:8].any()
+
+
+@torch.no_grad()
+def test_images_are_padded_for_proposals_and_crops_are_of_the_images(build):
+    """As the release tests: zeros after normalisation, masks enlarged and cropped, scores resized."""
+    segmenter, names = build(SimBaseline, SimBaselineSettings()).eval(), ["dog", "cow"]
+    segmenter.size_divisibility, segmenter.upsample = 32, "scores"
+    image = torch.rand(1, 3, 37, 50)
+    padded = F.pad(normalise(image, IMAGENET_MEAN, IMAGENET_STD), (0, 14, 0, 27))
+    states, masks = segmenter.proposals.decode(padded, last_only=True)
+    text = segmenter.text_prompt(segmenter.clip, names)
+    proposal = segmenter.class_head(states[0], text, segmenter.logit_scale).softmax(-1)[..., :-1]
+    full = F.interpolate(masks[0], (64, 64), mode="bilinear")[..., :37, :50].sigmoid()
+    scores = torch.zeros(1, 2, 37, 50)
+    shown = 0
+    for query in range(full.shape[1]):
+        mask, crop = full[0, query] > 0.5, torch.ones(2)
+        if mask.any():
+            shown += 1
+            crop = segmenter.crop_logits(segmenter.crops(image[0], mask[None]), names)[0].softmax(-1)
+        for c, weight in ((0, 0.8), (1, 0.2)):  # a dog is seen
+            of_both = proposal[0, query, c] ** weight * crop[c] ** (1 - weight)
+            scores[0, c] += of_both * full[0, query]
+    expected = F.interpolate(scores, (60, 81), mode="bilinear")
+    torch.testing.assert_close(segmenter.segment(image, names, (60, 81)), expected, atol=1e-5, rtol=1e-4)
+    assert shown and segmenter(image, names).passes.tolist() == [shown]
 
 
 def test_classification_is_a_weighted_mean_of_each_layer():

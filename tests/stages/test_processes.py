@@ -83,9 +83,9 @@ DIVIDED = textwrap.dedent(
     from deop.methods.simbaseline import SimBaseline
     from deop.prompts import TextPrompt
     from deop.proposals import ProposalNetwork
-    from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SimBaselineSettings
+    from deop.settings import AnchorSettings, Augmentation, ClassTerm, Network, Segmentation, SimBaselineSettings
     from deop.stages.loop import accumulate, make_accelerator
-    from deop.stages.train_proposals import ProposalStep
+    from deop.stages.train_proposals import ClassLoss, ProposalStep
     from deop.stages.train_segmentation import SegmentationStep
 
     NAMES = ["dog", "cow", "grass", "sky"]
@@ -100,7 +100,8 @@ DIVIDED = textwrap.dedent(
     def network(kind):
         torch.manual_seed(0)
         if kind == "proposals":
-            return ProposalStep(proposals())
+            text = torch.nn.functional.normalize(torch.randn(len(NAMES), 16), dim=-1)
+            return ProposalStep(proposals(), ClassLoss(ClassTerm(), 32, text, logit_scale=10.0))
         clip = load_clip("deop-mini", None)
         prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
         if kind == "multipass":
@@ -108,7 +109,7 @@ DIVIDED = textwrap.dedent(
         else:
             anchors = AnchorSettings(kind="query", heads=2, ffn_width=16, dropout=0.0)
             settings = Network(visual_prompts=True, text_prompts="online", anchors=anchors)
-            loss = Segmentation(iterations=1, augmentation=Augmentation(crop=48))
+            loss = Segmentation(iterations=1, augmentation=Augmentation(crop=48), loss=kind)
             system = DeOP(clip, proposals(), prompt, settings, queries=3, loss=loss)
         return SegmentationStep(system, NAMES)
 
@@ -124,7 +125,7 @@ DIVIDED = textwrap.dedent(
     accelerator = make_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
     share = {name: value[rank::world].to(accelerator.device) for name, value in batch().items()}
-    for kind in ("proposals", "segmentation", "multipass"):
+    for kind in ("proposals", "labelled", "release", "multipass"):
         for micro_batch in (None, 1, 2):
             step = network(kind).train()
             ready = accelerator.prepare(step)
@@ -205,9 +206,9 @@ def test_the_division_of_a_batch_changes_neither_losses_nor_gradients(tmp_path):
     script.write_text(DIVIDED)
     for processes in (1, 2):
         launch(processes, str(script), str(tmp_path / str(processes)))
-    for kind in ("proposals", "segmentation", "multipass"):
+    for kind in ("proposals", "labelled", "release", "multipass"):
         whole = load_file(tmp_path / f"1-{kind}-None")
-        assert sum(name.startswith("loss/") for name in whole) == (3 if kind == "multipass" else 2)
+        assert sum(name.startswith("loss/") for name in whole) == (3 if kind in ("proposals", "multipass") else 2)
         for division in ("1-{}-1", "1-{}-2", "2-{}-None", "2-{}-1", "2-{}-2"):
             divided = load_file(tmp_path / division.format(kind))
             assert divided.keys() == whole.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ CPU_BAND_BYTES = 4 * 2**20
 class SegmenterOutput(NamedTuple):
     """What a system of proposals and classifiers gives for a batch.
 
-    mask_logits: (B, N, h, w) at the resolution of the proposal network's masks.
+    mask_logits: (B, N, h, w) over the image, as :meth:`Segmenter.over_image` has them.
     class_logits: (B, N, C + 1), the last column "no object".
     heatmaps: (B, N, heads, h, w) on CLIP's patch grid: what each proposal's embedding was pooled with.
     passes: (B,) int64, how many pictures of each image CLIP was shown.
@@ -53,10 +53,14 @@ class Segmenter(nn.Module, ABC):
     Attributes:
         proposals: the proposal network.
         compiled_methods: names of the methods that do most of the work, of tensors alone (:mod:`deop.inference`).
+        size_divisibility: images are padded to multiples of this many pixels (:meth:`padded`).
+        upsample: what is resized to the size of a label map, ``"masks"`` (their logits) or class ``"scores"``.
     """
 
     proposals: ProposalNetwork
     compiled_methods: tuple[str, ...]
+    size_divisibility: int = 1
+    upsample: Literal["masks", "scores"] = "masks"
 
     @abstractmethod
     def supervised(self, images: Tensor, names: list[str]) -> list[Tensor]:
@@ -92,14 +96,47 @@ class Segmenter(nn.Module, ABC):
         Whatever else ``output`` has, its ``mask_logits`` are (B, N, h, w) and its ``passes`` (B,) int64.
         """
 
+    def padded(self, images: Tensor, colour: tuple[float, ...]) -> Tensor:
+        """Images (B, 3, H, W) with ``colour`` on the right and at the bottom, to multiples of ``size_divisibility``.
+
+        The mean that images are normalised with, as colour, is zero after normalisation, with which detectron2 pads.
+        """
+        height, width = images.shape[-2:]
+        size = self._padded_size((height, width))
+        if size == (height, width):
+            return images
+        padded = images.new_tensor(colour).view(3, 1, 1).repeat(len(images), 1, *size)
+        padded[..., :height, :width] = images
+        return padded
+
+    def over_image(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits (B, N, h, w) of padded images, over the images of ``size`` (H, W) alone.
+
+        Without padding, these are the same. With it, and wherever scores are to be resized, they are returned at the
+        size of the image: resized (bilinear) to that of the padded image, then cropped.
+        """
+        padded = self._padded_size(size)
+        if padded == size and self.upsample == "masks":
+            return mask_logits
+        resized = F.interpolate(mask_logits, padded, mode="bilinear", align_corners=False)
+        return resized[..., : size[0], : size[1]]
+
+    def _padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = (-(-side // self.size_divisibility) * self.size_divisibility for side in size)
+        return height, width
+
     def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Per-pixel class scores (B, C, H, W) at ``size`` (H, W) of what calling the system gave.
 
         Gigabytes for many classes and pixels; where labels are wanted, :meth:`label_map` does without them.
         """
+        scores = self.class_scores(output)
         with torch.autocast(output.mask_logits.device.type, enabled=False):
+            if self.upsample == "scores":
+                summed = sum_over_proposals(scores, output.mask_logits)
+                return F.interpolate(summed, size, mode="bilinear", align_corners=False)
             logits = F.interpolate(output.mask_logits.float(), size, mode="bilinear", align_corners=False)
-        return sum_over_proposals(self.class_scores(output), logits)
+        return sum_over_proposals(scores, logits)
 
     def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
         """The likeliest class of every pixel, (B, H, W) int64 at ``size``: the argmax of :meth:`combine`.
@@ -113,13 +150,25 @@ class Segmenter(nn.Module, ABC):
             of_proposals, offset = of_proposals[..., classes].float(), offset[classes].float()
             batch, proposals = mask_logits.shape[:2]
             # Scores, the mask logits and their sigmoid.
-            values_a_row = batch * size[1] * (len(classes) + 2 * proposals)
+            values_a_row = batch * max(size[1], mask_logits.shape[3]) * (len(classes) + 2 * proposals)
             rows = rows_within_budget(values_a_row, CPU_BAND_BYTES if mask_logits.is_cpu else None)
             labels = []
+
+            def scores(logits: Tensor) -> Tensor:
+                """Class scores (B, pixels, K) of mask logits (B, N, pixels)."""
+                return torch.baddbmm(offset, logits.sigmoid().transpose(1, 2), of_proposals)
+
+            if self.upsample == "scores":
+
+                def score_rows(logits: Tensor) -> Tensor:
+                    return scores(logits.flatten(2)).transpose(1, 2).unflatten(2, logits.shape[2:])
+
+                for band in resized_bands(mask_logits, size, rows, score_rows):
+                    labels.append(classes[band.argmax(1)])
+                return torch.cat(labels, dim=1)
             for band in parts_of(resized_bands(mask_logits, size, rows), "upsampling"):
                 # Classes last: their argmax is several times as fast as along a dimension with others behind it.
-                masks = band.sigmoid().flatten(2).transpose(1, 2)
-                best = torch.baddbmm(offset, masks, of_proposals).argmax(2)
+                best = scores(band.flatten(2)).argmax(2)
                 labels.append(classes[best].unflatten(1, band.shape[2:]))
             return torch.cat(labels, dim=1)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deop.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
 from deop.clip import DenseCLIP
-from deop.losses import labels_at, segmentation_loss
+from deop.losses import SEGMENTATION_LOSSES, labels_at
 from deop.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -41,7 +41,7 @@ class DeOP(Segmenter):
         network: which parts are on.
         queries: number N of proposals, one anchor query each.
         normalisation: whose mean and deviation CLIP's input is normalised with, ``"clip"`` or ``"imagenet"``.
-        ignore: label of pixels that take no part in the losses; nor do those of other negative labels.
+        ignore: label of pixels without a seen class; those of other negative labels count as such.
     """
 
     compiled_methods = ("propose", "encode")
@@ -66,7 +66,7 @@ class DeOP(Segmenter):
         self.mean, self.std = (
             (clip.mean, clip.std) if normalisation == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
         )
-        self.severance = Severance(network.severance.kind, network.severance.alpha)
+        self.severance = Severance(**dict(network.severance))
         self.severance.attentions(
             clip.layers
         )  # fails here, not in the first step, on a layer CLIP does not have
@@ -115,8 +115,9 @@ class DeOP(Segmenter):
     def forward(self, images: Tensor, names: list[str]) -> SegmenterOutput:
         """Proposals and their class logits for images (B, 3, H, W) in [0, 1]."""
         with torch.no_grad(), part("proposals"):
-            mask_logits = self.propose(images).float()
-        inputs = normalise(to_multiple(images, self.clip.patch_size), self.mean, self.std)
+            mask_logits = self.propose(self.padded(images, IMAGENET_MEAN)).float()
+        inputs = to_multiple(self.padded(images, self.mean), self.clip.patch_size)
+        inputs = normalise(inputs, self.mean, self.std)
         # Before CLIP's pass: severance may be guided by the masks.
         grid = [side // self.clip.patch_size for side in inputs.shape[-2:]]
         masks = F.interpolate(mask_logits, grid, mode="bilinear", align_corners=False).sigmoid()
@@ -136,6 +137,7 @@ class DeOP(Segmenter):
         if not self.network.trained:
             class_logits[..., -1] = -torch.inf
         passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
+        mask_logits = self.over_image(mask_logits, tuple(images.shape[-2:]))
         return SegmenterOutput(mask_logits, class_logits, heatmaps, passes)
 
     def propose(self, images: Tensor) -> Tensor:
@@ -164,16 +166,19 @@ class DeOP(Segmenter):
         return [self(images, names).class_logits]
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Focal and dice loss of the per-pixel class scores, at the resolution of the masks (section 3.2).
+        """Focal and dice loss of the per-pixel class scores (section 3.2), of which ``loss.loss`` says which one.
 
-        A pixel without a seen class takes no part, whatever the reason.
+        With ``labelled`` it is taken at the resolution of the masks, and a pixel without a seen class takes no part,
+        whatever the reason; with ``release`` it is taken at that of the labels, and such a pixel is "no object".
         """
         output = self(images, names)
         labels = labels.masked_fill(labels < 0, self.ignore)
-        return segmentation_loss(
+        if self.loss.loss == "labelled":
+            labels = labels_at(labels, output.mask_logits.shape[-2:])
+        return SEGMENTATION_LOSSES[self.loss.loss](
             output.class_logits,
             output.mask_logits,
-            labels_at(labels, output.mask_logits.shape[-2:]),
+            labels,
             ignore=self.ignore,
             focal_alpha=self.loss.focal_alpha,
             focal_gamma=self.loss.focal_gamma,
@@ -182,7 +187,12 @@ class DeOP(Segmenter):
         )
 
     def denominators(self, labels: Tensor) -> dict[str, Tensor]:
-        """The focal loss is a mean over labelled pixels, the dice loss over the images that have any."""
+        """The focal loss is a mean over labelled pixels, the dice loss over the images that have any.
+
+        Those of the release are means over all pixels and images.
+        """
+        if self.loss.loss == "release":
+            return {}
         size = self.proposals.mask_size(tuple(labels.shape[-2:]))
         labelled = (labels_at(labels.masked_fill(labels < 0, self.ignore), size) != self.ignore).flatten(1)
         return {"focal": labelled.sum(), "dice": labelled.any(1).sum()}

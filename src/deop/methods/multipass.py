@@ -22,7 +22,7 @@ from deop.data.crops import crop_segments
 from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
 from deop.prompts import TextPrompt, template_embeddings
-from deop.proposals import Pairs, ProposalNetwork, segment_classes
+from deop.proposals import Pairs, ProposalNetwork
 from deop.settings import MultiPassSettings
 from deop.templates import templates_of
 from deop.timing import part
@@ -31,7 +31,7 @@ from deop.timing import part
 class MultiPassOutput(NamedTuple):
     """What a multi-pass system gives for a batch.
 
-    mask_logits: (B, N, h, w) at the resolution of the proposal network's masks.
+    mask_logits: (B, N, h, w) over the image, as :meth:`Segmenter.over_image` has them.
     class_scores: (B, N, C), the two streams put together; no logits, and not normalised over the classes.
     calibration: (C,) what is subtracted from every pixel's score of each class.
     passes: (B,) int64, N' of Table 1: how many crops of each image went through CLIP.
@@ -201,20 +201,17 @@ class MultiPass(Segmenter):
         return {"class": self.settings.class_weight * classification, **mask_losses}
 
     def denominators(self, labels: Tensor) -> dict[str, Tensor]:
-        """Mask losses are means over the segments, the classification over all queries by their weights."""
-        _, counts = segment_classes(labels, self.ignore)
-        queries = self.proposals.queries
-        matched = sum(min(count, queries) for count in counts)
-        weight = matched + self.settings.no_object_weight * (queries * len(counts) - matched)
-        masks = labels.new_tensor(sum(counts))
-        return {"class": torch.tensor(weight, device=labels.device), "focal": masks, "dice": masks}
+        return self.proposals.denominators(
+            labels, ignore=self.ignore, no_object_weight=self.settings.no_object_weight
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor, names: list[str]) -> MultiPassOutput:
         """Proposals of images (B, 3, H, W) in [0, 1] and their class scores; training goes through :meth:`losses`."""
-        [mask_logits], [class_logits] = self.proposal_stream(images, names, last_only=True)
-        mask_logits = mask_logits.float()
+        padded = self.padded(images, IMAGENET_MEAN)
+        [mask_logits], [class_logits] = self.proposal_stream(padded, names, last_only=True)
         with part("upsampling"):
+            mask_logits = self.over_image(mask_logits.float(), tuple(images.shape[-2:]))
             masks = F.interpolate(mask_logits, images.shape[-2:], mode="bilinear", align_corners=False)
             shown = masks.sigmoid() > self.settings.mask_threshold
         with part("crops"):

@@ -35,7 +35,7 @@ def run(job: Job) -> None:
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val").check_labels()
     accelerator = make_accelerator()
-    segmenter = prepare(build_segmenter(job), accelerator.device, compiled=settings.compiled)
+    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
     metrics = SegmentationMetrics(
         len(dataset.names),
         dataset.card.unseen,

@@ -81,7 +81,7 @@ def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     todo = batches(dataset, settings.batch_size)
     if done == len(todo):
         return
-    segmenter = prepare(build_segmenter(job), accelerator.device, compiled=settings.compiled)
+    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
     for batch in tqdm(
         todo[done:],
         desc="export_coco",

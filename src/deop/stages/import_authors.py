@@ -46,8 +46,8 @@ def settings_of(imported: Imported, folder: Path) -> dict[str, dict[str, Any]]:
     """The settings of the network that reads an import in ``folder``, by section; sizes are those of its tensors.
 
     What a tensor cannot say is the release's: ImageNet's normalisation also for CLIP, the severance ``mask_sum``, a
-    pooled embedding brought to unit length (its heatmap layer does so, though the paper is silent), and how its maps
-    and masks are resampled.
+    pooled embedding brought to unit length (its heatmap layer does so, though the paper is silent), how its maps
+    and masks are resampled, images padded to multiples of 32 pixels, and class scores resized.
 
     Raises:
         DeopError: a CLIP that is none of OpenAI's ViTs.
@@ -97,7 +97,7 @@ def settings_of(imported: Imported, folder: Path) -> dict[str, dict[str, Any]]:
                 resampling="release",
             )
         ),
-        "evaluation": dump(Evaluation(short_side=512)),
+        "evaluation": dump(Evaluation(short_side=512, size_divisibility=32, upsample="scores")),
     }
 
 

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import concepts
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
-from deop.settings import Job, PretrainBackbone
+from deop.pretraining_settings import PretrainBackbone
+from deop.settings import Job
 from deop.stages.artifacts import WEIGHTS, artifact, write_json
 from deop.stages.loop import fit, make_accelerator
 from deop.stages.networks import seed_everything

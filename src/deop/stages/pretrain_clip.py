@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from deop.clip import load_clip
 from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import concepts
-from deop.settings import Job, PretrainClip
+from deop.pretraining_settings import PretrainClip
+from deop.settings import Job
 from deop.stages.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
 from deop.stages.clip_accuracy import clip_accuracy
 from deop.stages.loop import fit, make_accelerator

@@ -90,7 +90,7 @@ def run(
     if not todo:
         return {}
     accelerator = make_accelerator()
-    segmenter = prepare(build_segmenter(job), accelerator.device, compiled=settings.compiled)
+    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
 
     @torch.inference_mode()
     def label(batch: Tensor) -> np.ndarray:

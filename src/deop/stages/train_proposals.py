@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
-from deop.proposals import ProposalNetwork
-from deop.settings import Job, Proposals
+from deop.methods.multipass import ClassHead, classification_loss
+from deop.proposals import Pairs, ProposalNetwork
+from deop.settings import ClassTerm, Job, Proposals
 from deop.stages.artifacts import artifact
 from deop.stages.loop import Training, fit_on_images, make_accelerator, training_dataset
-from deop.stages.networks import build_proposals, save_weights, seed_everything
+from deop.stages.networks import build_clip, build_prompt, build_proposals, save_weights, seed_everything
 from deop.stages.optim import parameter_groups
 
 
-class ProposalStep(nn.Module):
-    """A proposal network and its mask losses on a batch."""
+class ClassLoss(nn.Module):
+    """The release's classification loss beside the mask losses: a class head, compared with names in CLIP's text space.
 
-    def __init__(self, network: ProposalNetwork) -> None:
+    Args:
+        settings: the head and the weights.
+        width: channels of the query states.
+        text: (C, D) embeddings of the names of the seen classes, L2-normalised; frozen.
+        logit_scale: factor of the cosines.
+    """
+
+    def __init__(self, settings: ClassTerm, width: int, text: Tensor, logit_scale: float) -> None:
         super().__init__()
-        self.network = network
+        self.settings, self.logit_scale = settings, logit_scale
+        self.head = ClassHead(width, text.shape[1], settings.head_hidden, unit_no_object=True)
+        self.register_buffer("text", text, persistent=False)
+
+    def forward(self, states: Tensor, pairs: Sequence[Pairs]) -> Tensor:
+        """The weighted loss of query states (layers, B, N, width), matched as ``pairs`` say."""
+        logits = self.head(states, self.text, self.logit_scale)
+        return self.settings.weight * classification_loss(logits, pairs, self.settings.no_object_weight)
+
+
+class ProposalStep(nn.Module):
+    """A proposal network and its losses on a batch: those of its masks, and a classification loss if it has one."""
+
+    def __init__(self, network: ProposalNetwork, class_loss: ClassLoss | None = None) -> None:
+        super().__init__()
+        self.network, self.class_loss = network, class_loss
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
-        return self.network.loss(outputs, batch["label"], ignore=HIDDEN)
+        states, outputs = self.network.decode(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
+        # The matching is class-agnostic in any case, as it is in the release.
+        losses, pairs = self.network.matched_loss(outputs, batch["label"], ignore=HIDDEN)
+        return losses if self.class_loss is None else {"class": self.class_loss(states, pairs), **losses}
 
     def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """By loss, the number of segments in a batch: both losses are means over these."""
-        masks = self.network.count_segments(batch["label"], ignore=HIDDEN)
-        return {"focal": masks, "dice": masks}
+        """By loss, how many of what it is a mean over are in a batch."""
+        no_object = 0.0 if self.class_loss is None else self.class_loss.settings.no_object_weight
+        return self.network.denominators(batch["label"], ignore=HIDDEN, no_object_weight=no_object)
 
     def networks(self, batch: dict[str, Tensor]) -> Tensor:
         """A scalar of the masks of all layers."""
@@ -37,14 +64,25 @@ class ProposalStep(nn.Module):
         return torch.stack(outputs).float().mean()
 
 
+def build_step(job: Job, names: list[str]) -> ProposalStep:
+    """The network of ``job.settings["proposals"]`` and its losses, for seen classes called ``names``."""
+    settings = Proposals.model_validate(job.settings["proposals"])
+    network = build_proposals(job)
+    if settings.class_term is None:
+        return ProposalStep(network)
+    clip = build_clip(job)
+    with torch.no_grad():
+        text = build_prompt(job, clip)(clip, names)
+    return ProposalStep(network, ClassLoss(settings.class_term, network.width, text, clip.logit_scale))
+
+
 def training(job: Job) -> Training:
     """The network of ``job.settings["proposals"]``, to be trained on the dataset that the job has as input."""
     settings = Proposals.model_validate(job.settings["proposals"])
     seed_everything(job)
     dataset = training_dataset(job)
-    network = build_proposals(job)
-    optimizer = proposal_optimizer(network, "backbone.", settings)
-    return Training(ProposalStep(network), optimizer, dataset, settings)
+    step = build_step(job, dataset.names)
+    return Training(step, proposal_optimizer(step, "network.backbone.", settings), dataset, settings)
 
 
 def run(job: Job) -> None:
