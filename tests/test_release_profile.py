@@ -49,6 +49,16 @@ def test_the_choices_of_the_release_arrive(plans):
         16,
     )
     assert proposals.settings["proposals"]["ignored"] == "background"
+    assert (
+        proposals.settings["proposals"]["decay_biases"]
+        and segmentation.settings["segmentation"]["decay_biases"]
+    )
+    assert read["prompts"].settings["prompts"]["crop_fill"] == "release"
+    assert read["data"].settings["dataset"]["names"] == "original"
+    assert of(plans[1], "table2", "deop/a150/0")[1]["data"].settings["dataset"]["names"] == "detectron2"
+    for system in ("simbaseline", "zegformer"):
+        network = of(plans[1], "table1", f"{system}/coco/0")[0].settings["network"]
+        assert network["crop_resampling"] == "release"
     assert proposals.settings["proposals"]["class_term"] == {
         "weight": 1.0,
         "no_object_weight": 0.1,
@@ -74,6 +84,8 @@ def test_the_paper_comes_without_them(plans):
     assert read["segmentation"].settings["segmentation"]["loss"] == "labelled"
     proposals = read["proposals"].settings
     assert proposals["proposals"]["ignored"] == "excluded" and proposals["proposals"]["class_term"] is None
+    # Where the paper is silent and the release is followed.
+    assert proposals["proposals"]["dropout"] == 0.1 and not proposals["proposals"]["decay_biases"]
     assert "prompts" not in proposals and "prompts" not in read["proposals"].inputs
     assert of(plans[0], "table4", "mps/coco/0")[0].settings["network"]["severance"]["rows"] == "share"
 

@@ -208,7 +208,9 @@ def test_the_division_of_a_batch_changes_neither_losses_nor_gradients(tmp_path):
         launch(processes, str(script), str(tmp_path / str(processes)))
     for kind in ("proposals", "labelled", "release", "multipass"):
         whole = load_file(tmp_path / f"1-{kind}-None")
-        assert sum(name.startswith("loss/") for name in whole) == (3 if kind in ("proposals", "multipass") else 2)
+        assert sum(name.startswith("loss/") for name in whole) == (
+            3 if kind in ("proposals", "multipass") else 2
+        )
         for division in ("1-{}-1", "1-{}-2", "2-{}-None", "2-{}-1", "2-{}-2"):
             divided = load_file(tmp_path / division.format(kind))
             assert divided.keys() == whole.keys()
