@@ -12,7 +12,9 @@ from deop.plan import Plan
     ("keys", "value", "message"),
     [
         (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, benchmark, clip, data"),
-        (("profile",), "huge", "config: profile: unknown profile 'huge'; valid: mini, paper, tiny"),
+        (("profile",), " ", r"config: profile: valid: any name of .* \(got ' '\)"),
+        (("profile",), "two\nlines", "config: profile: valid: any name of .* letters, digits"),
+        (("profile",), "5 $ each", "config: profile: valid: any name of .* letters, digits"),
         (("seeds",), [], "config: seeds: .* at least 1 item"),
         (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),
         (("prompts", "lrr"), 1, "config: prompts: unknown key 'lrr'; valid: .*batch_size.*lr"),

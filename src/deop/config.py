@@ -224,7 +224,6 @@ class Configuration(Setup):
         }
         for setup in self.variants.values():
             self.experiments |= setup.experiments
-        self._check_profile()
         self.layouts = read_file(TablesFile, root, "tables.yaml")
         self.stand_ins = self._read_stand_ins()
         with_anchors = [
@@ -277,13 +276,6 @@ class Configuration(Setup):
                         f"{SOURCE}: {section}.batch_size: {settings.batch_size} (for {name}) does not divide among the "
                         f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
                     )
-
-    def _check_profile(self) -> None:
-        profiles = set()
-        for path in sorted((self._root / SOURCE).glob("*.yaml")):
-            profiles.add(load_yaml(path, f"{SOURCE}/{path.name}").get("profile"))
-        if self.main.profile not in profiles:
-            raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
 
     def _read_stand_ins(self) -> dict[str, str]:
         """The profile's dataset for each of the paper's that it has one for."""
