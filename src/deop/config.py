@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
+from deop.clip_layers import check_model
 from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
@@ -70,6 +71,7 @@ class Setup:
         self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
         values = without_nulls(values)
         self.main = validated(MainFile, values, source)
+        check_model(self.main.clip.model, f"{source}: clip.model")
         self.stands_for: dict[str, str] = {}
         self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
         self.pretrain_clip = self._read_pretrain_clip()
