@@ -178,7 +178,7 @@ def test_models_whose_layers_are_not_written_down_are_left_to_run_time(root, con
 def test_an_unknown_clip_is_refused_with_the_closest_names(root, config):
     config["clip"] |= {"model": "ViT-B/16"}
     with pytest.raises(
-        ConfigError, match="config: clip.model: unknown CLIP model 'ViT-B/16'; closest: .*ViT-B-16"
+        ConfigError, match=r"config: clip.model: unknown CLIP model 'ViT-B/16'; closest: .*ViT-B-16"
     ):
         Plan(config, root)
 
