@@ -58,6 +58,7 @@ class Setup:
         stages: by section and dataset, the settings of a stage.
         experiments: by name and dataset, the system of each experiment that is to be run with this variant.
         variant_of: by name, the variant of every experiment that has one.
+        files: the configuration files that results depend on, relative to ``root``, profiles put over them aside.
 
     Raises:
         ConfigError: the first thing that cannot be run.
@@ -67,6 +68,7 @@ class Setup:
         self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
     ) -> None:
         self._root, self._source = root, source
+        self.files = {f"{SOURCE}/config.yaml", f"{SOURCE}/experiments.yaml"}
         # Datasets that a profile takes out; the defaults' exceptions for them go with them.
         self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
         values = without_nulls(values)
@@ -146,6 +148,7 @@ class Setup:
 
     def _vocabulary(self, key: str, name: str) -> Vocabulary:
         path = self._named_file(key, name, "vocabularies")
+        self.files.add(path)
         return validated(Vocabulary, load_yaml(self._root / path, path), path)
 
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
@@ -226,6 +229,8 @@ class Configuration(Setup):
         }
         for setup in self.variants.values():
             self.experiments |= setup.experiments
+            self.files |= setup.files
+        self.files |= {f"{SOURCE}/tables.yaml", f"{SOURCE}/reported.csv"}
         self.layouts = read_file(TablesFile, root, "tables.yaml")
         self.stand_ins = self._read_stand_ins()
         with_anchors = [
