@@ -122,6 +122,26 @@ def test_weights_that_the_model_does_not_have_fail_with_a_remedy(root, profile):
     assert "timm has no weights of backbone 'resnet999'; closest: " in found["backbone resnet999"].found
 
 
+def test_a_network_that_cannot_be_built_fails_and_the_others_are_still_tried(root, profile, monkeypatch):
+    """Such as severance of a layer that a tower of timm does not have, which no configuration file tells."""
+    works = trial_step.try_step
+
+    def try_one(job, *arguments, **more):
+        if job.stage == "train_proposals":
+            raise ValueError("the tower has 12 layers")
+        return works(job, *arguments, **more)
+
+    monkeypatch.setattr(trial_step, "try_step", try_one)
+    found = findings(root, profile)
+    assert found["train_proposals"].status == "fail"
+    assert found["train_proposals"].found == "no such network can be built: the tower has 12 layers"
+    assert found["train_segmentation"].status == "pass"
+    assert (
+        "not counted: download, evaluate, learn_prompts, prepare_data, train_proposals"
+        in found["training"].found
+    )
+
+
 def test_folders_that_cannot_be_written_to_are_not_said_to_be_fit(root, profile):
     (root / "logs").write_text("a file in the place of a folder")
     found = findings(root, profile)

@@ -276,8 +276,8 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             found = f"a step does not fit the GPU's {machine.memory / GIB:.0f} GiB"
             yield Finding(subject, "fail", found, remedy)
             continue
-        except DeopError as error:
-            yield Finding(subject, "fail", str(error), "as it says")
+        except (DeopError, ValueError) as error:  # parts that do not fit each other
+            yield Finding(subject, "fail", f"no such network can be built: {error}", "change its settings")
             continue
         estimates.append(estimate)
         tried.add(stage)
