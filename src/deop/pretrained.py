@@ -70,11 +70,9 @@ def find_clip_weights(model: str, pretrained: str, cache_dir: str | Path | None)
 
 
 def _unknown_weights(model: str, pretrained: str) -> WeightsError:
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    return WeightsError(
-        f"unknown weights {pretrained!r} of CLIP model {model!r}; valid: a path to .safetensors "
-        f"or .pt, {', '.join(['bundled', *tags])}"
-    )
+    bundled = ["bundled"] if (BUNDLED / f"{model}.safetensors").is_file() else []
+    valid = ["a path to .safetensors or .pt", *bundled, *open_clip.list_pretrained_tags_by_model(model)]
+    return WeightsError(f"unknown weights {pretrained!r} of CLIP model {model!r}; valid: {', '.join(valid)}")
 
 
 def download_failed(what: str, url: str, cache: str | Path, remedy: str, error: Exception) -> str:
