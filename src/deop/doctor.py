@@ -23,7 +23,7 @@ from deop.errors import DeopError, WeightsError
 from deop.jobs import NAMED
 from deop.plan import Plan
 from deop.settings import Job
-from deop.training_hours import Machine, estimate_group, groups, total
+from deop.training_hours import STAGES, Machine, estimate_group, groups, total
 
 PYTHON = (3, 11)
 STEP_SECONDS = 10.0
@@ -258,14 +258,14 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
         )
     else:
         machine = Machine(_cores())
-    estimates = []
-    tried = set()
+    estimates, left_out = [], []
     for subject, jobs in groups(plan).items():
         stage = jobs[0].stage
         if not machine.gpus and getattr(plan.resources, stage).gpu:
             yield Finding(
                 subject, "warn", "no step was tried: there is no GPU", "look again where there is one"
             )
+            left_out.append(subject)
             continue
         try:
             estimate = estimate_group(plan, config, jobs, machine, STEP_SECONDS)
@@ -275,12 +275,13 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
                 remedy += "; if one is too many, set gradient_checkpointing beside it"
             found = f"a step does not fit the GPU's {machine.memory / GIB:.0f} GiB"
             yield Finding(subject, "fail", found, remedy)
+            left_out.append(subject)
             continue
         except (DeopError, ValueError) as error:  # parts that do not fit each other
             yield Finding(subject, "fail", f"no such network can be built: {error}", "change its settings")
+            left_out.append(subject)
             continue
         estimates.append(estimate)
-        tried.add(stage)
         tight = machine.memory and estimate.trial.peak > 0.9 * machine.memory
         remedies = [f"lower resources.{stage}.micro_batch"] if tight else []
         if estimate.busy:
@@ -289,8 +290,9 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             subject, "warn" if remedies else "pass", estimate.describe(machine), "; ".join(remedies)
         )
     if estimates:
-        others = sorted({job.stage for job in plan.jobs.values()} - tried - set(NAMED))
-        yield Finding("training", "pass", f"{total(estimates)}; not counted: {', '.join(others)}")
+        others = {job.stage for job in plan.jobs.values()} - {*STAGES, *NAMED}
+        not_counted = ", ".join([*sorted(others), *left_out])
+        yield Finding("training", "pass", f"{total(estimates)}; not counted: {not_counted}")
 
 
 def _cores() -> int:
