@@ -3,9 +3,11 @@
 
 import re
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
+from deop.config_state import configuration_state, tell_stages
 from deop.errors import DeopError
 from deop.plan import Plan
 
@@ -20,6 +22,7 @@ report: "workflow/report/workflow.rst"
 
 try:
     plan = Plan(config)
+    tell_stages(configuration_state(config, plan.config_files, workflow.overwrite_configfiles, Path()))
 except DeopError as error:
     sys.exit(f"deop: {error}")
 plan.write()

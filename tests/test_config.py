@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
+from deop.clip_layers import layers_of
 from deop.errors import ConfigError
 from deop.plan import Plan
 
@@ -12,7 +16,9 @@ from deop.plan import Plan
     ("keys", "value", "message"),
     [
         (("promts",), {}, "config: unknown key 'promts'; valid: accelerate, benchmark, clip, data"),
-        (("profile",), "huge", "config: profile: unknown profile 'huge'; valid: mini, paper, release, tiny"),
+        (("profile",), " ", r"config: profile: valid: any name of .* \(got ' '\)"),
+        (("profile",), "two\nlines", "config: profile: valid: any name of .* letters, digits"),
+        (("profile",), "5 $ each", "config: profile: valid: any name of .* letters, digits"),
         (("seeds",), [], "config: seeds: .* at least 1 item"),
         (("clip", "retrian"), True, "config: clip: unknown key 'retrian'; valid: .*retrain"),
         (("prompts", "lrr"), 1, "config: prompts: unknown key 'lrr'; valid: .*batch_size.*lr"),
@@ -117,3 +123,80 @@ def test_files_that_cannot_be_read(root, config):
     (root / "config/experiments.yaml").unlink()
     with pytest.raises(ConfigError, match=r"config/experiments\.yaml is not there"):
         Plan(config, root)
+
+
+@pytest.mark.parametrize(
+    ("model", "alpha", "message"),
+    [
+        # deop-mini has 6 layers, deop-mini-large 9, open_clip's ViT-B-16 and its -quickgelu 12.
+        ("deop-mini", {-7: 1}, "layer -7, but CLIP model 'deop-mini' has 6 layers; valid: -6 to 5"),
+        ("deop-mini", {6: 0}, "layer 6, but CLIP model 'deop-mini' has 6 layers; valid: -6 to 5"),
+        ("deop-mini", {5: 1, -1: 1}, "layers 5 and -1, which are the same of the 6 layers"),
+        (
+            "ViT-B-16-quickgelu",
+            {-13: 1},
+            "layer -13, but .* 'ViT-B-16-quickgelu' has 12 layers; valid: -12 to 11",
+        ),
+    ],
+)
+def test_severed_layers_that_the_clip_does_not_have_are_refused(root, config, edit, model, alpha, message):
+    config["clip"] |= {"model": model}
+    edit(root / "config/experiments.yaml", "experiments", "gps_0_1", "severance", "alpha", to=alpha)
+    with pytest.raises(ConfigError, match=f"^config error: config: experiment 'gps_0_1': .*{message}"):
+        Plan(config, root)
+
+
+def test_each_variants_severance_is_checked_with_its_own_clip(root, config):
+    network = config["variants"]["large"]["network"]
+    network["severance"]["alpha"] = {-9: 1}
+    Plan(config, root)  # deop-mini, without the variant, has 6 layers
+    network["severance"]["alpha"] = {-10: 1}
+    message = (
+        "experiment 'deop_large': .* layer -10, but CLIP model 'deop-mini-large' has 9 layers; valid: -9 to 8"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Plan(config, root)
+
+
+def test_the_severance_of_benchmarks_is_checked_too(root, config):
+    config["benchmark"]["clips"]["ViT-B-16"]["network"] = {"severance": {"alpha": {12: 1}}}
+    with pytest.raises(
+        ConfigError, match=r"benchmark.clips.ViT-B-16.network: .* layer 12, .* 12 layers; valid: -12"
+    ):
+        Plan(config, root)
+
+
+def test_models_whose_layers_are_not_written_down_are_left_to_run_time(root, config):
+    """A tower of timm, and a name that is looked up elsewhere."""
+    for model in ("ViT-B-16-SigLIP", "hf-hub:someone/model"):
+        config["clip"] |= {"model": model}
+        config["network"]["severance"] = {"alpha": {-40: 1}}
+        config["variants"]["large"] = {}
+        assert Plan(config, root).jobs
+
+
+def test_an_unknown_clip_is_refused_with_the_closest_names(root, config):
+    config["clip"] |= {"model": "ViT-B/16"}
+    with pytest.raises(
+        ConfigError, match=r"config: clip.model: unknown CLIP model 'ViT-B/16'; closest: .*ViT-B-16"
+    ):
+        Plan(config, root)
+
+
+def test_planning_imports_nothing_heavy(root):
+    """The plan is made each time the Snakefile is read."""
+    code = (
+        "import sys, yaml; from pathlib import Path; from deop.plan import Plan; "
+        "Plan(yaml.safe_load(open('config/config.yaml')), Path()); "
+        "print({'torch', 'open_clip', 'timm', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_layer_counts_are_those_that_open_clip_builds():
+    import open_clip
+
+    for model in ("deop-mini", "deop-mini-large", "ViT-S-32", "ViT-B-16-quickgelu"):
+        built = open_clip.create_model(model)
+        assert layers_of(model) == len(built.visual.transformer.resblocks), model

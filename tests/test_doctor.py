@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import real_layouts
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -16,7 +17,9 @@ from deop import doctor, trial_step
 from deop.cli import app
 from deop.data.sources import find_entry
 from deop.doctor import Finding, examine
-from deop.trial_step import Trial
+from deop.settings import Job
+from deop.stages.train_proposals import ProposalStep
+from deop.trial_step import Trial, try_step
 
 SOURCES = ("coco_train2017", "coco_val2017", "coco_stuffthingmaps")
 
@@ -24,7 +27,8 @@ SOURCES = ("coco_train2017", "coco_val2017", "coco_stuffthingmaps")
 @pytest.fixture
 def profile(root: Path, config: dict, monkeypatch) -> Path:
     """A profile of COCO-Stuff in miniature, on the CPU; training steps take 2 seconds."""
-    monkeypatch.setattr(trial_step, "try_step", lambda *arguments: Trial(2.0, 4, 0))
+    trial = Trial(seconds=2.0, idle_seconds=2.0, share=32, images=32, peak=0)
+    monkeypatch.setattr(trial_step, "try_step", lambda *arguments, **more: trial)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # or the doctor sets it for this whole process
     real_layouts.write_coco_stuff(root / "raw")
     holds = {
@@ -58,7 +62,138 @@ def test_a_fit_machine_passes(root, profile):
     assert {finding.status for finding in found.values()} == {"pass"}, found
     assert set(SOURCES) < set(found) and "CLIP deop-mini" in found and "backbone resnet101s" in found
     # 900 steps of 2 seconds
-    assert "the longest job takes 0.5 h" in found["train_proposals"].found
+    assert "2 s a step of 32 images: the one job takes 30 min" in found["train_proposals"].found
+
+
+def test_a_busy_machine_is_told_and_the_hours_are_corrected_for_it(root, profile, monkeypatch):
+    trial = Trial(seconds=2.0, idle_seconds=0.5, share=32, images=32, peak=0)
+    monkeypatch.setattr(trial_step, "try_step", lambda *arguments, **more: trial)
+    found = findings(root, profile)
+    steps = found["train_proposals"]
+    assert steps.status == "warn" and steps.remedy == "look again when nothing else runs"
+    assert "the one job takes 7.5 min" in steps.found
+    assert (
+        "Other processes were running: steps took 2 s, of which this one had the CPU for 25%" in steps.found
+    )
+    assert "at this load they are 4.0 times as long" in steps.found
+    assert "on a machine that does nothing else" in found["training"].found
+
+
+def test_hours_grow_with_what_a_job_trains_on_and_jobs_run_side_by_side(root, config, monkeypatch):
+    """Iterations x batch x pixels, of each CLIP apart; as many jobs at once as their threads leave room for."""
+    monkeypatch.setattr(doctor, "_cores", lambda: 4)
+    config["proposals"] |= {"iterations": 900, "per_dataset": {"es20": {"iterations": 450, "batch_size": 4}}}
+    config["resources"]["train_proposals"]["threads"] = 2
+    tried = []
+
+    def try_one(job, classes, **more):
+        tried.append((job.stage, job.settings.get("clip", {}).get("model"), classes, more["threads"]))
+        return Trial(seconds=2.0, idle_seconds=2.0, share=8, images=8, peak=0)
+
+    monkeypatch.setattr(trial_step, "try_step", try_one)
+    mine = root / "mine.yaml"
+    mine.write_text(yaml.safe_dump(config))
+    found = findings(root, mine)
+    proposals = found["train_proposals"].found
+    assert "the longest of 2 jobs takes 30 min, all one after another 37.5 min" in proposals
+    assert "2 side by side at least 30 min" in proposals
+    assert set(tried) == {
+        ("train_proposals", None, 1, 2),  # one seen class in this test's vocabularies
+        *(("train_segmentation", model, 1, 1) for model in ("deop-mini", "deop-mini-large")),
+        *(("train_multipass", model, 1, 1) for model in ("deop-mini", "deop-mini-large")),
+    }
+    assert "not counted: evaluate, learn_prompts, measure_speed, prepare_data" in found["training"].found
+
+
+def test_weights_that_the_model_does_not_have_fail_with_a_remedy(root, profile):
+    """A variant's model inherits the tag of the profile, which it does not have."""
+    values = yaml.safe_load(profile.read_text())
+    values["clip"] = {"model": "deop-mini", "pretrained": "openai"}
+    values["proposals"] |= {"backbone": "resnet999", "pretrained_backbone": True, "backbone_args": None}
+    profile.write_text(yaml.safe_dump(values))
+    found = findings(root, profile)
+    assert found["CLIP deop-mini"].status == "fail"
+    message = (
+        "unknown weights 'openai' of CLIP model 'deop-mini'; valid: a path to .safetensors or .pt, bundled"
+    )
+    assert message in found["CLIP deop-mini"].found
+    assert "clip.pretrained" in found["CLIP deop-mini"].remedy
+    assert found["backbone resnet999"].status == "fail"
+    assert "timm has no weights of backbone 'resnet999'; closest: " in found["backbone resnet999"].found
+
+
+def test_a_network_that_cannot_be_built_fails_and_the_others_are_still_tried(root, profile, monkeypatch):
+    """Such as severance of a layer that a tower of timm does not have, which no configuration file tells."""
+    works = trial_step.try_step
+
+    def try_one(job, *arguments, **more):
+        if job.stage == "train_proposals":
+            raise ValueError("the tower has 12 layers")
+        return works(job, *arguments, **more)
+
+    monkeypatch.setattr(trial_step, "try_step", try_one)
+    found = findings(root, profile)
+    assert found["train_proposals"].status == "fail"
+    assert found["train_proposals"].found == "no such network can be built: the tower has 12 layers"
+    assert found["train_segmentation"].status == "pass"
+    assert (
+        "not counted: download, evaluate, learn_prompts, prepare_data, train_proposals"
+        in found["training"].found
+    )
+
+
+def test_folders_that_cannot_be_written_to_are_not_said_to_be_fit(root, profile):
+    (root / "logs").write_text("a file in the place of a folder")
+    found = findings(root, profile)
+    assert found["logs/"].status == "fail" and "folders" not in found
+
+
+@pytest.fixture
+def small_job() -> Job:
+    """A training of proposals whose dataset is not there."""
+    proposals = {
+        "backbone": "resnet10t",
+        "backbone_args": {"channels": [8, 8, 16, 16]},
+        "pretrained_backbone": "bundled",
+        "queries": 4,
+        "decoder_layers": 1,
+        "width": 32,
+        "ffn_width": 32,
+        "heads": 2,
+        "iterations": 1000,
+        "batch_size": 16,
+        "augmentation": {"crop": 64},
+    }
+    settings = {"proposals": proposals, "machine": {"micro_batch": 4}}
+    return Job(stage="train_proposals", key="k", output="x", inputs={"data": "none"}, settings=settings)
+
+
+def test_a_trial_is_the_stages_own_step(monkeypatch, small_job):
+    """The whole batch in parts as configured, few segments an image, as many threads as the job has."""
+    seen = []
+    forward = ProposalStep.forward
+
+    def watched(self, batch):
+        classes = [len(label.unique()) for label in batch["label"]]
+        seen.append((tuple(batch["image"].shape), max(classes), torch.get_num_threads()))
+        return forward(self, batch)
+
+    monkeypatch.setattr(ProposalStep, "forward", watched)
+    before = torch.get_num_threads()
+    trial = try_step(small_job, 150, processes=2, threads=before + 1, launch={}, seconds=0.0)
+    assert (trial.share, trial.images, trial.peak) == (8, 4, 0)
+    assert trial.seconds >= trial.idle_seconds > 0
+    assert [shape for shape, _, _ in seen] == [(4, 3, 64, 64)] * 4  # two steps, each of two parts
+    assert max(classes for _, classes, _ in seen) <= 8
+    assert {threads for _, _, threads in seen} == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+def test_a_step_that_would_try_ones_patience_is_extrapolated_from_one_image(monkeypatch, small_job):
+    monkeypatch.setattr(trial_step, "QUICK_PIXELS", 1)
+    monkeypatch.setattr(trial_step, "PATIENCE_S", 0.0)
+    trial = try_step(small_job, 150, processes=1, threads=1, launch={}, seconds=0.0)
+    assert (trial.share, trial.images) == (16, 1)
 
 
 def test_what_is_missing_is_named_with_a_remedy(root, profile, monkeypatch, file_server):
@@ -111,5 +246,5 @@ def test_steps_are_really_taken(root):
     command = [sys.executable, "-m", "deop", "doctor", "config/tiny.yaml", "changes.yaml"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for stage in ("train_proposals", "train_segmentation"):
-        assert re.search(rf"^pass {stage}: .* s a step \(1 images at once\)", done.stdout, re.M)
+    for stage in ("train_proposals", "train_segmentation", "train_multipass"):
+        assert re.search(rf"^(pass|warn) {stage}.*: .* s a step of 2 images: the ", done.stdout, re.M)

@@ -138,6 +138,7 @@ def doctor(
     """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""
     from deop.doctor import examine
 
+    keep_freed_memory()  # as every stage does, or training steps would take longer here
     failed = 0
     for finding in examine(Path(), *(profiles or [])):
         failed += finding.status == "fail"

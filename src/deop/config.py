@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
+from deop.clip_layers import check_model
 from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
@@ -56,6 +57,7 @@ class Setup:
         stages: by section and dataset, the settings of a stage.
         experiments: by name and dataset, the system of each experiment that is to be run with this variant.
         variant_of: by name, the variant of every experiment that has one.
+        files: the configuration files that results depend on, relative to ``root``, profiles put over them aside.
 
     Raises:
         ConfigError: the first thing that cannot be run.
@@ -65,10 +67,12 @@ class Setup:
         self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
     ) -> None:
         self._root, self._source = root, source
+        self.files = {f"{SOURCE}/config.yaml", f"{SOURCE}/experiments.yaml"}
         # Datasets that a profile takes out; the defaults' exceptions for them go with them.
         self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
         values = without_nulls(values)
         self.main = validated(MainFile, values, source)
+        check_model(self.main.clip.model, f"{source}: clip.model")
         self.stands_for: dict[str, str] = {}
         self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
         self.pretrain_clip = self._read_pretrain_clip()
@@ -147,6 +151,7 @@ class Setup:
 
     def _vocabulary(self, key: str, name: str) -> Vocabulary:
         path = self._named_file(key, name, "vocabularies")
+        self.files.add(path)
         return validated(Vocabulary, load_yaml(self._root / path, path), path)
 
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
@@ -229,7 +234,8 @@ class Configuration(Setup):
         }
         for setup in self.variants.values():
             self.experiments |= setup.experiments
-        self._check_profile()
+            self.files |= setup.files
+        self.files |= {f"{SOURCE}/tables.yaml", f"{SOURCE}/reported.csv"}
         self.layouts = read_file(TablesFile, root, "tables.yaml")
         self.stand_ins = self._read_stand_ins()
         with_anchors = [
@@ -282,13 +288,6 @@ class Configuration(Setup):
                         f"{SOURCE}: {section}.batch_size: {settings.batch_size} (for {name}) does not divide among the "
                         f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
                     )
-
-    def _check_profile(self) -> None:
-        profiles = set()
-        for path in sorted((self._root / SOURCE).glob("*.yaml")):
-            profiles.add(load_yaml(path, f"{SOURCE}/{path.name}").get("profile"))
-        if self.main.profile not in profiles:
-            raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
 
     def _read_stand_ins(self) -> dict[str, str]:
         """The profile's dataset for each of the paper's that it has one for."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from deop.errors import ConfigError, validated
 from deop.settings import Clip, Positive, Settings
 
 SOURCE = "config"
+
+
+def _printable(name: str) -> str:
+    """The name itself, if Markdown, LaTeX and matplotlib all print it as it is."""
+    if not name.strip() or not re.fullmatch(r"[\w .,:+=()/-]{1,60}", name):
+        raise ValueError("valid: any name of 1 to 60 letters, digits, spaces and . , : + - _ = ( ) /")
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(_printable)]
+"""What the notes under tables and figures call a configuration."""
 
 
 class DataSection(Settings):
@@ -98,7 +110,7 @@ class MainFile(Settings):
     changes of those in ``config/experiments.yaml``, by name.
     """
 
-    profile: str
+    profile: ProfileName
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     datasets: dict[str, dict]
     data: Annotated[DataSection, Field(default_factory=DataSection)]

@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -18,17 +19,17 @@ from deop.config_files import read_profile
 from deop.data.manifests import ARCHIVES, verify
 from deop.data.sources import count
 from deop.dataset_settings import Source
-from deop.errors import DeopError
+from deop.errors import DeopError, WeightsError
+from deop.jobs import NAMED
 from deop.plan import Plan
 from deop.settings import Job
+from deop.training_hours import STAGES, Machine, estimate_group, groups, total
 
 PYTHON = (3, 11)
 STEP_SECONDS = 10.0
-"""How long training steps are tried for; a first one is always finished."""
+"""How long training steps are tried for; the first two are always finished."""
 HOST_SECONDS = 10.0
 """How long a host may take to answer."""
-CLASSES = 150
-"""Seen classes in trial steps, about as many as COCO-Stuff has."""
 GIB = 2**30
 
 
@@ -105,6 +106,7 @@ def _gpus(config: Configuration, plan: Plan, stages: set[str]) -> Iterator[Findi
 
 def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
     """Whether the folders that a run writes to can be written to."""
+    writable = True
     for folder in ("data", "checkpoints", "results", "logs", ".deop"):
         place = root / folder
         existing = next(parent for parent in (place, *place.parents) if parent.exists())
@@ -118,8 +120,9 @@ def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
                 f"{existing.resolve()} cannot be written to ({error.strerror})",
                 "mend its permissions",
             )
-            continue
-    yield Finding("folders", "pass", "data, checkpoints, results and logs can be written to")
+            writable = False
+    if writable:
+        yield Finding("folders", "pass", "data, checkpoints, results and logs can be written to")
 
 
 def _data(root: Path, config: Configuration, plan: Plan) -> Iterator[Finding]:
@@ -189,17 +192,18 @@ def _weights(plan: Plan) -> Iterator[Finding]:
     for model, pretrained in sorted(clips, key=str):
         if pretrained in (None, "bundled"):
             yield Finding(f"CLIP {model}", "pass", "needs no download")
-        elif Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth"):
+        elif Path(pretrained).is_file() or Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth"):
             yield _file(f"CLIP {model}", Path(pretrained), "clip.pretrained")
         else:
-            yield _download(f"CLIP {model}", *cached_clip(model, pretrained), "clip.pretrained")
+            yield _download(f"CLIP {model}", partial(cached_clip, model, pretrained), "clip.pretrained")
     backbones = {
         (job.settings["proposals"]["backbone"], job.settings["proposals"]["pretrained_backbone"])
         for job in _with(plan, "proposals")
     }
     for name, pretrained in sorted(backbones, key=str):
         if pretrained is True:
-            yield _download(f"backbone {name}", *cached_backbone(name), "proposals.pretrained_backbone")
+            key = "proposals.pretrained_backbone"
+            yield _download(f"backbone {name}", partial(cached_backbone, name), key)
         elif pretrained in (False, "bundled"):
             yield Finding(f"backbone {name}", "pass", "needs no download")
         else:
@@ -207,11 +211,7 @@ def _weights(plan: Plan) -> Iterator[Finding]:
 
 
 def _with(plan: Plan, section: str) -> list[Job]:
-    return [
-        job
-        for job in plan.jobs.values()
-        if section in job.settings and job.stage.startswith(("train", "learn"))
-    ]
+    return [job for job in plan.jobs.values() if section in job.settings]
 
 
 def _file(subject: str, path: Path, key: str) -> Finding:
@@ -220,7 +220,14 @@ def _file(subject: str, path: Path, key: str) -> Finding:
     return Finding(subject, "fail", f"{path} is not there", f"set {key} to a file of weights that is")
 
 
-def _download(subject: str, path: Path | None, address: str, key: str) -> Finding:
+def _download(subject: str, find: Callable[[], tuple[Path | None, str]], key: str) -> Finding:
+    """About weights of which ``find`` says where they lie, if they are there, and their address."""
+    try:
+        path, address = find()
+    except WeightsError as error:
+        return Finding(
+            subject, "fail", str(error), f"set {key}, also where a variant has it, to what is valid"
+        )
     if path is not None:
         return Finding(subject, "pass", f"{path} is there")
     problem = _problem(address)
@@ -245,43 +252,49 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
     """How long the stages that train will take here, from a few steps of the largest job of each; whether they fit."""
     import torch
 
-    from deop.trial_step import try_step
-
-    os.environ.setdefault("ACCELERATE_MIXED_PRECISION", config.launch_settings.get("mixed_precision", "no"))
-    total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
-    processes = config.launch_settings.get("num_processes", 1)
-    for stage, section in (("train_proposals", "proposals"), ("train_segmentation", "segmentation")):
-        jobs = [job for job in plan.jobs.values() if job.stage == stage]
-        if not jobs:
-            continue
-        if not total and getattr(plan.resources, stage).gpu:
+    if torch.cuda.is_available():
+        machine = Machine(
+            _cores(), torch.cuda.device_count(), torch.cuda.get_device_properties(0).total_memory
+        )
+    else:
+        machine = Machine(_cores())
+    estimates, left_out = [], []
+    for subject, jobs in groups(plan).items():
+        stage = jobs[0].stage
+        if not machine.gpus and getattr(plan.resources, stage).gpu:
             yield Finding(
-                stage, "warn", "no step was tried: there is no GPU", "look again where there is one"
+                subject, "warn", "no step was tried: there is no GPU", "look again where there is one"
             )
+            left_out.append(subject)
             continue
-        costs = {job.key: _pixels(job.settings[section]) for job in jobs}
-        largest = max(jobs, key=lambda job: costs[job.key])
         try:
-            trial = try_step(largest, CLASSES, processes, STEP_SECONDS)
+            estimate = estimate_group(plan, config, jobs, machine, STEP_SECONDS)
         except torch.cuda.OutOfMemoryError:
             remedy = f"set resources.{stage}.micro_batch to fewer images; the batch stays the same"
             if stage == "train_segmentation":
                 remedy += "; if one is too many, set gradient_checkpointing beside it"
-            yield Finding(stage, "fail", f"a step does not fit the GPU's {total / GIB:.0f} GiB", remedy)
+            found = f"a step does not fit the GPU's {machine.memory / GIB:.0f} GiB"
+            yield Finding(subject, "fail", found, remedy)
+            left_out.append(subject)
             continue
-        hours = trial.seconds * largest.settings[section]["iterations"] / 3600
-        all_hours = hours * sum(costs.values()) / costs[largest.key]
-        memory = f", at most {trial.peak / GIB:.1f} of {total / GIB:.0f} GiB" if total else ""
-        found = (
-            f"{trial.seconds:.3g} s a step ({trial.images} images at once{memory}): the longest job takes "
-            f"{hours:.3g} h of {processes} process(es), all {len(jobs)} about {all_hours:.3g} h, without loading images"
-        )
-        tight = total and trial.peak > 0.9 * total
+        except (DeopError, ValueError) as error:  # parts that do not fit each other
+            yield Finding(subject, "fail", f"no such network can be built: {error}", "change its settings")
+            left_out.append(subject)
+            continue
+        estimates.append(estimate)
+        tight = machine.memory and estimate.trial.peak > 0.9 * machine.memory
+        remedies = [f"lower resources.{stage}.micro_batch"] if tight else []
+        if estimate.busy:
+            remedies.append("look again when nothing else runs")
         yield Finding(
-            stage, "warn" if tight else "pass", found, f"lower resources.{stage}.micro_batch" if tight else ""
+            subject, "warn" if remedies else "pass", estimate.describe(machine), "; ".join(remedies)
         )
+    if estimates:
+        others = {job.stage for job in plan.jobs.values()} - {*STAGES, *NAMED}
+        not_counted = ", ".join([*sorted(others), *left_out])
+        yield Finding("training", "pass", f"{total(estimates)}; not counted: {not_counted}")
 
 
-def _pixels(training: dict) -> int:
-    """What a training's time grows with."""
-    return training["iterations"] * training["batch_size"] * training["augmentation"]["crop"] ** 2
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

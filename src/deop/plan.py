@@ -56,6 +56,7 @@ class Plan:
         processes: on a machine, those of a job that trains; they share its threads.
         launch: the command that runs ``deop`` as the configured Accelerate launch file says.
         launch_alone: the same, but as a single process.
+        config_files: the files of the configuration that results depend on, relative to ``root``.
 
     Raises:
         ConfigError: the first thing in the configuration that cannot be run.
@@ -76,6 +77,7 @@ class Plan:
             "picture": {name: self._picture(name) for name in layouts.pictures},
         }
         self.jobs = self._jobs.by_key
+        self.config_files = self._config.files
         launch = self._config.launch_settings
         self.processes = max(1, launch.get("num_processes", 1) // launch.get("num_machines", 1))
         self.resources = _of_jobs(self._config.main.resources, self.processes)

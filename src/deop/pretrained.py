@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
@@ -65,11 +66,13 @@ def find_clip_weights(model: str, pretrained: str, cache_dir: str | Path | None)
         return path
     if path.suffix in (".safetensors", ".pt", ".bin", ".pth"):
         raise WeightsError(f"weights {path} of CLIP model {model!r} are not there")
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    raise WeightsError(
-        f"unknown weights {pretrained!r} of CLIP model {model!r}; valid: a path to .safetensors "
-        f"or .pt, {', '.join(['bundled', *tags])}"
-    )
+    raise _unknown_weights(model, pretrained)
+
+
+def _unknown_weights(model: str, pretrained: str) -> WeightsError:
+    bundled = ["bundled"] if (BUNDLED / f"{model}.safetensors").is_file() else []
+    valid = ["a path to .safetensors or .pt", *bundled, *open_clip.list_pretrained_tags_by_model(model)]
+    return WeightsError(f"unknown weights {pretrained!r} of CLIP model {model!r}; valid: {', '.join(valid)}")
 
 
 def download_failed(what: str, url: str, cache: str | Path, remedy: str, error: Exception) -> str:
@@ -125,8 +128,14 @@ def _how_to_get(model: str, tag: str, about: dict, cache_dir: str | Path | None,
 
 
 def cached_clip(model: str, tag: str) -> tuple[Path | None, str]:
-    """Where weights that open_clip downloads lie if they are there already, and their address."""
+    """Where weights that open_clip downloads lie if they are there already, and their address.
+
+    Raises:
+        WeightsError: a tag that the model does not have, or one without an address.
+    """
     about = open_clip.get_pretrained_cfg(model, tag)
+    if not (about.get("hf_hub") or about.get("url")):
+        raise _unknown_weights(model, tag)
     if about.get("hf_hub"):
         repository, name = os.path.split(about["hf_hub"])
         return _in_hub_cache(repository, name or open_clip.constants.HF_SAFE_WEIGHTS_NAME)
@@ -135,8 +144,15 @@ def cached_clip(model: str, tag: str) -> tuple[Path | None, str]:
 
 
 def cached_backbone(name: str) -> tuple[Path | None, str]:
-    """The same for a backbone's weights that timm downloads."""
+    """The same for a backbone's weights that timm downloads.
+
+    Raises:
+        WeightsError: a backbone that timm does not have, or has no weights of.
+    """
     about = timm.get_pretrained_cfg(name)
+    if about is None or not (about.hf_hub_id or about.url):
+        near = difflib.get_close_matches(name, timm.list_models(pretrained=True), n=5, cutoff=0.4)
+        raise WeightsError(f"timm has no weights of backbone {name!r}; closest: {', '.join(near) or 'none'}")
     if about.hf_hub_id:
         return _in_hub_cache(about.hf_hub_id, about.hf_hub_filename or "model.safetensors")
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(about.url).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from deop.clip_layers import check_severed_layers
 from deop.config import Setup
 from deop.config_files import SOURCE
 from deop.data.sources import find_entry
@@ -31,11 +32,15 @@ class Recipes:
         """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
 
         Raises:
-            ConfigError: weights that the setup asks for are not bundled.
+            ConfigError: weights that the setup asks for are not bundled, or the experiment severs a layer that its CLIP
+                does not have.
         """
         trained_on = trained_on or dataset
         system = self._setup.experiments[experiment][trained_on]
         if isinstance(system, Network):
+            check_severed_layers(
+                system.severance.alpha, self._setup.main.clip.model, f"{SOURCE}: experiment {experiment!r}"
+            )
             settings, inputs = self._deop(system, trained_on, seed)
         else:
             tested = self._setup.experiments[experiment][dataset]

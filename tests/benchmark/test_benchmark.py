@@ -257,4 +257,5 @@ def test_the_rows_and_columns_that_are_written(config, root, section, tmp_path, 
         assert set(table["by"]) == {"classes", "image", "proposals", "batch"}
     assert json.loads(Path(job.output).read_text())["key"] == job.key
     page = Path(job.output).with_suffix(".md").read_text()
+    assert "Configuration: not recorded." in page and set(table["configuration"]) == {"not recorded"}
     assert "Measured on" in page and page.count("\n|") == len(table) + 2

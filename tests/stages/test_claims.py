@@ -24,7 +24,7 @@ NAMES, UNSEEN, LAST = ["dog", "cow", "tea_pot", "sky", "grass"], [1, 3], 4
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COLUMNS = [
     *("claim", "dataset", "metric", "better", "worse", "difference", "low", "high"),
-    *("seeds_in_favour", "holds", "paper", "profile", "seeds", "commit", "version"),
+    *("seeds_in_favour", "holds", "paper", "profile", "seeds", "commit", "version", "configuration"),
 ]
 Maps = np.ndarray  # label maps (images, height, width)
 
@@ -238,6 +238,7 @@ def test_csv_markdown_and_latex_say_what_is_compared_and_what_the_interval_cover
         },
         **{bound: f"{first[bound]:.2f}" for bound in ("difference", "low", "high")},
         **{"profile": "mini", "seeds": "0 1 2", "commit": COMMIT[:12], "version": "1.2.3"},
+        "configuration": "not recorded",
     }
     assert (lines[1]["paper"], lines[1]["holds"], lines[1]["seeds_in_favour"]) == (
         "",

@@ -14,7 +14,7 @@ import yaml
 from deop.errors import DeopError
 from deop.plan import Plan
 from deop.settings import Job
-from deop.stages import table
+from deop.stages import origin, table
 
 ROOT = Path(__file__).parents[2]
 METRICS = ("pAcc", "hIoU", "seen", "unseen")
@@ -92,7 +92,7 @@ def test_csv_has_the_rows_and_columns_of_the_papers_table(tmp_path, monkeypatch)
     table.run(made_table(tmp_path, monkeypatch, [0]))
     lines = list(csv.DictReader(io.StringIO(Path("results/table3.csv").read_text())))
     columns = [f"{dataset}.{metric}" for dataset in ("es171", "es20") for metric in METRICS]
-    assert list(lines[0]) == ["method", *columns, "profile", "seeds", "commit", "version"]
+    assert list(lines[0]) == ["method", *columns, "profile", "seeds", "commit", "version", "configuration"]
     paper = dict.fromkeys(row for row, _ in reported())
     assert [line["method"] for line in lines] == list(paper)
     for line, experiment in zip(lines, EXPERIMENTS):
@@ -141,13 +141,42 @@ def test_notes_sum_the_wall_time_and_mark_uncommitted_code(tmp_path, monkeypatch
     text = Path("results/table3.md").read_text()
     # 2 datasets, 2 prompts, 2 proposals, 8 trainings, 10 evaluations of half a minute each
     assert "wall time 0:12:00 (h:mm:ss), the sum over 24 jobs" in text
-    assert f"{COMMIT[:12]}-dirty" in text
+    assert f"Made by deop 1.2.3, commit {COMMIT[:12]} with uncommitted changes; " in text
+    assert f",{COMMIT[:12]}-dirty," in Path("results/table3.csv").read_text()
+    assert f"commit {COMMIT[:12]} with uncommitted changes" in Path("results/table3.tex").read_text()
     (
         Path(next(path for path in job.settings["table"]["artifacts"] if "proposals" in path))
         / "provenance.json"
     ).unlink()
     table.run(job)
     assert "wall time 0:11:30 (h:mm:ss), the sum over 23 of 24 jobs" in Path("results/table3.md").read_text()
+
+
+def test_notes_say_what_the_numbers_rest_on_and_who_wrote_them_down(tmp_path, monkeypatch):
+    job = made_table(tmp_path, monkeypatch, [0], dirty_inputs=["checkpoints/proposals/es20-0"])
+    here = {"commit": "f" * 40, "dirty": True}
+    monkeypatch.setattr(origin, "code_version", lambda: here)
+    state = {"files": {"config/config.yaml": "modified", "a_b.yaml": "untracked"}, "overrides": {"x.y": 3}}
+    monkeypatch.setenv("DEOP_CONFIGURATION", json.dumps(state))
+    table.run(job)
+    text = Path("results/table3.md").read_text()
+    assert "1 of their inputs were made with uncommitted changes" in text
+    assert f"; written by commit {'f' * 12} with uncommitted changes; wall time" in text
+    differs = "not as committed: config/config.yaml modified, a_b.yaml untracked, x.y=3 given by --config"
+    assert f"\n\nConfiguration: {differs}.\n" in text
+    assert differs.replace("_", r"\_") in Path("results/table3.tex").read_text()
+    lines = list(csv.DictReader(Path("results/table3.csv").open()))
+    assert {line["configuration"] for line in lines} == {differs}
+    assert json.loads(Path("results/table3.json").read_text())["configuration"] == differs
+
+
+def test_outside_a_checkout_no_commit_is_known(tmp_path, monkeypatch):
+    job = made_table(tmp_path, monkeypatch, [0], commit=None, dirty=None)
+    monkeypatch.setattr(origin, "code_version", lambda: {"commit": None, "dirty": None})
+    table.run(job)
+    text = Path("results/table3.md").read_text()
+    assert "Made by deop 1.2.3, no commit known; wall time" in text
+    assert "Configuration: not recorded." in text
 
 
 def test_json_names_the_key_and_metrics_are_one_file_a_row(tmp_path, monkeypatch):

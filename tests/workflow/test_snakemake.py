@@ -132,6 +132,23 @@ def test_configuration_errors_are_one_line_before_any_job(workflow):
     assert "Traceback" not in output and workflow.ran() == []
 
 
+def test_a_profile_of_ones_own_may_lie_anywhere_and_tables_say_what_is_not_committed(workflow):
+    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "start"]):
+        workflow.run("git", *command)
+    note = workflow.path / "results/table3.md"
+    workflow.snakemake(TABLE3, "--config", "seeds=[3]", "accelerate=gpus4")
+    assert "Configuration: as committed." in note.read_text()
+    (workflow.path / "mine").mkdir()
+    overlay = workflow.path / "mine/longer.yaml"
+    overlay.write_text("profile: half as many steps (2)\nsegmentation: {iterations: 250}\n")
+    workflow.snakemake(TABLE3, "--configfile", str(overlay), "--config", "segmentation={lr: 0.5}")
+    lines = (workflow.path / TABLE3).read_text().splitlines()
+    assert all(",half as many steps (2)," in line for line in lines[1:])
+    assert "profile half as many steps (2)" in (workflow.path / "results/table3.tex").read_text()
+    differs = "not as committed: mine/longer.yaml untracked, segmentation.lr=0.5 given by --config"
+    assert f"Configuration: {differs}." in note.read_text()
+
+
 def test_a_plot_or_table_needs_its_own_jobs_and_what_is_there_is_not_made_again(workflow):
     shared = {"prepare_data": 1, "pretrain_clip": 2, "learn_prompts": 1, "train_proposals": 1}
     # Tables 4 and S3 train nothing end to end, and share the baseline and the profile's own severance.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from deop.clip_layers import check_model, check_severed_layers
 from deop.config_files import merged
 from deop.errors import unknown, validated
 from deop.settings import Network, Positive, Proposals, Settings
@@ -113,7 +115,19 @@ def read_benchmarks(section: dict[str, Any], source: str) -> dict[str, Rounds]:
         else:
             values |= {"clips": clips}
         found[name] = validated(model, values, source, at)
+    for name, clip in _clips(found.values()):
+        check_model(name, f"{source}: benchmark.clips")
+        check_severed_layers(clip.network.severance.alpha, name, f"{source}: benchmark.clips.{name}.network")
     return found
+
+
+def _clips(benchmarks: Iterable[Rounds]) -> Iterator[tuple[str, BenchmarkClip]]:
+    """What is measured with each CLIP, by model name."""
+    for benchmark in benchmarks:
+        if isinstance(benchmark, SpeedBenchmark):
+            yield from benchmark.clips.items()
+        elif isinstance(benchmark, ScalingBenchmark):
+            yield benchmark.model, benchmark.clip
 
 
 def _all_parts(entry: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from deop import __version__
+from deop.config_state import told_state
 from deop.errors import DeopError
 from deop.settings import Job
 
@@ -58,21 +59,55 @@ def require_inputs(job: Job) -> None:
 
 def _git(*arguments: str) -> str | None:
     """What a git command prints about the code that runs, or None outside a checkout."""
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, check=False
-    )
+    folder = str(Path(__file__).parents[1])
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 @functools.cache
 def code_version() -> dict[str, Any]:
-    """Commit of the code that runs, and whether files differ from it; as first asked, which is before a stage runs."""
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+    """Commit of the code that runs, and whether files differ from it; as first asked, which is before a stage runs.
+
+    Both are None if the code is not in a git checkout, also if it was installed into a folder of someone else's.
+    """
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "dirty": None}
+    changed = [
+        _git("status", "--porcelain", "--untracked-files=no"),
+        _git("ls-files", "--others", "--exclude-standard"),  # new modules of the package
+    ]
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": any(changed)}
+
+
+def provenance_of(path: str | Path) -> dict[str, Any] | None:
+    """The provenance of an artifact, a folder or one JSON; None if it is not there or has none."""
+    path = Path(path)
+    file = path if path.suffix == ".json" else path / PROVENANCE
+    if not file.is_file():
+        return None
+    values = json.loads(file.read_text())
+    return values.get("provenance") if path.suffix == ".json" else values
+
+
+def _dirty_inputs(job: Job) -> list[str]:
+    """What a job rests on that was made by code with uncommitted changes: its inputs, and what those rest on."""
+    found: set[str] = set()
+    for path in job.inputs.values():
+        provenance = provenance_of(path) or {}
+        found |= {path} if provenance.get("dirty") else set()
+        found |= set(provenance.get("dirty_inputs", []))
+    return sorted(found)
 
 
 def describe(job: Job, **more: Any) -> dict[str, Any]:
-    """The provenance of a job's output: what ran, on what, from which commit."""
+    """The provenance of a job's output: what ran, on what, from which commit, by which configuration.
+
+    ``dirty`` says whether the code differed from the commit, ``dirty_inputs`` which artifacts under the output were
+    made by code that did.
+    """
     import torch
 
     return {
@@ -81,6 +116,8 @@ def describe(job: Job, **more: Any) -> dict[str, Any]:
         "seed": job.seed,
         "version": __version__,
         **code_version(),
+        "dirty_inputs": _dirty_inputs(job),
+        "configuration": told_state(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name()
         if torch.cuda.is_available()

@@ -16,10 +16,12 @@ from deop.benchmark.cases import BARE, Case, scaling_cases, speed_cases
 from deop.benchmark.measure import MATMUL, Measured, interleave, matmul_call, timed
 from deop.benchmark.networks import Call, Networks
 from deop.benchmark.settings import BENCHMARKS, BenchmarkClip, Rounds, ScalingBenchmark, SpeedBenchmark
+from deop.config_state import describe_state
 from deop.errors import validated
 from deop.settings import Job
 from deop.stages.artifacts import describe, write_json, write_text
 from deop.stages.loop import make_accelerator
+from deop.stages.origin import described_code, short_commit
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("proposals", "clip_visual", "text", "anchors", "scoring", "upsampling", "crops")
@@ -52,11 +54,12 @@ def run(job: Job) -> None:
     frame = frame.assign(
         machine=machine(device, settings.threads),
         torch=provenance["torch"],
-        commit=(provenance["commit"] or "unknown")[:12] + ("-dirty" if provenance["dirty"] else ""),
+        commit=short_commit(provenance),
+        configuration=describe_state(provenance["configuration"]),
     )
     output = Path(job.output)
     write_text(output.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
-    write_text(output.with_suffix(".md"), _markdown(name, settings, frame))
+    write_text(output.with_suffix(".md"), _markdown(name, settings, frame, described_code([provenance])))
     # The workflow takes a benchmark for up to date when this file holds its key.
     write_json(output, {"key": job.key, "rows": _rows(frame), "provenance": provenance})
 
@@ -195,8 +198,8 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _markdown(name: str, settings: Rounds, frame: pd.DataFrame) -> str:
-    origin = frame[["machine", "torch", "commit"]].drop_duplicates()
+def _markdown(name: str, settings: Rounds, frame: pd.DataFrame, code: str) -> str:
+    origin = frame[["machine", "torch", "commit", "configuration"]].drop_duplicates()
     shown = frame.drop(
         columns=[*origin.columns, *(column for column in frame if frame[column].nunique(dropna=False) < 2)]
     )
@@ -214,6 +217,7 @@ def _markdown(name: str, settings: Rounds, frame: pd.DataFrame) -> str:
         notes.insert(
             0, "In all rows: " + ", ".join(f"{key} {value}" for key, value in constant.items()) + "."
         )
-    made = "; ".join(f"{row.machine}; torch {row.torch}; commit {row.commit}" for row in origin.itertuples())
+    [of_run] = origin.itertuples()
+    made = f"{of_run.machine}; torch {of_run.torch}; {code}. Configuration: {of_run.configuration}"
     title = "Systems side by side" if name == "speed" else "DeOP by what varies"
     return f"# {name}: {title}\n\n{body}\n\n" + "\n\n".join([*notes, f"Measured on {made}."]) + "\n"

@@ -15,7 +15,8 @@ from deop.errors import DeopError, validated
 from deop.metrics import MiouConvention
 from deop.settings import Job, Positive, Settings
 from deop.stages.artifacts import write_json, write_text
-from deop.stages.table import MIOU, distinct, made_by
+from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, made_by
+from deop.stages.table import MIOU, distinct
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
 CAPTION = "Differences that the paper claims, measured here"
@@ -270,7 +271,8 @@ def _score(
 
 def to_csv(results: list[Result], origin: dict[str, str]) -> str:
     """One line a claim; differences in percentage points, nothing where there is none."""
-    return _texts(results).assign(**origin).to_csv(index=False, lineterminator="\n")
+    of_run = {column: origin[column] for column in ORIGIN_COLUMNS}
+    return _texts(results).assign(**of_run).to_csv(index=False, lineterminator="\n")
 
 
 def to_markdown(name: str, settings: ClaimsSettings, results: list[Result], origin: dict[str, str]) -> str:
@@ -282,12 +284,12 @@ def to_markdown(name: str, settings: ClaimsSettings, results: list[Result], orig
 def to_latex(name: str, settings: ClaimsSettings, results: list[Result], origin: dict[str, str]) -> str:
     """The same table for LaTeX with booktabs."""
     notes = _notes(settings, results, origin)
-    caption = " ".join((f"{CAPTION}.", *notes)).replace("*", "")
+    caption = " ".join((f"{CAPTION}.", *notes))
     return _cells(results).to_latex(
         index=False,
         escape=True,
         column_format=r"p{0.25\linewidth}llp{0.2\linewidth}rrllr",  # sentences break
-        caption=caption.replace("_", r"\_").replace("%", r"\%"),
+        caption=escaped_for_latex(caption),
         label=f"tab:{name}",
     )
 
@@ -350,7 +352,7 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
         "The interval covers the choice of validation images, with the networks as they were trained. "
         + not_covered,
         "Holds: *yes* if the whole interval is above 0, *no: reversed* if it is below, *not shown* if 0 is in it.",
-        f"Made by deop {origin['version']}, commit {origin['commit']}.",
+        f"Made by deop {origin['version']}, {origin['code']}. Configuration: {origin['configuration']}.",
     ]
     if any(claim.reported is not None for claim in claims):
         note = f"Column *paper*: the difference as the paper reports it, on {places}: other images, not measured here."

@@ -15,8 +15,9 @@ from deop.errors import DeopError, validated
 from deop.settings import Job, Settings
 from deop.stages import canvas, plots
 from deop.stages.artifacts import write_json
+from deop.stages.origin import made_by
 from deop.stages.parts_plot import parts
-from deop.stages.table import NOT_RUN, TableDataset, TableSettings, by_seed, described, listed, made_by
+from deop.stages.table import NOT_RUN, TableDataset, TableSettings, by_seed, described, listed
 
 TOP = 8
 """How many wrong classes have a column of their own in a confusion."""

@@ -13,7 +13,8 @@ import pandas as pd
 
 from deop.errors import DeopError, validated
 from deop.settings import SYSTEMS, Job, Network, Settings
-from deop.stages.artifacts import PROVENANCE, write_json, write_text
+from deop.stages.artifacts import provenance_of, write_json, write_text
+from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, made_by
 from deop.templates import describe_templates
 
 MIOU = {
@@ -26,7 +27,6 @@ COUNTS = {
 }
 """Columns that are no fractions, and what they count."""
 NOT_RUN = "not run"
-COMMIT_LENGTH = 12
 _LEARNED = {"offline": "learned offline", "online": "learned offline and then end to end"}
 
 
@@ -164,9 +164,7 @@ def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -
             NOT_RUN if not of_system else "" if math.isnan(value) else f"{value:.1f}"
             for value, of_system in zip(frame[column], run, strict=True)
         ]
-    return frame.assign(
-        **{column: origin[column] for column in ("profile", "seeds", "commit", "version")}
-    ).to_csv(lineterminator="\n")
+    return frame.assign(**{column: origin[column] for column in ORIGIN_COLUMNS}).to_csv(lineterminator="\n")
 
 
 def to_markdown(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
@@ -180,13 +178,13 @@ def to_markdown(name: str, table: TableSettings, scores: pd.DataFrame, origin: d
 def to_latex(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
     """The same table for LaTeX with booktabs."""
     frame = _with_reported(table, scores)
-    caption = " ".join((f"{table.caption}.", *_notes(table, origin))).replace("*", "").replace("`", "")
+    caption = " ".join((f"{table.caption}.", *_notes(table, origin)))
     return frame.to_latex(
         index=False,
         escape=True,
         multicolumn_format="c",
         column_format="".join("r" if dataset else "l" for dataset, _ in frame.columns),
-        caption="".join(f"\\{sign}" if sign in "_%{}" else sign for sign in caption),
+        caption=escaped_for_latex(caption),
         label=f"tab:{name}",
     )
 
@@ -244,7 +242,8 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
         f"Text prompts: {origin['text_prompts']}.",
-        f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
+        f"Made by deop {origin['version']}, {origin['code']}; wall time {origin['wall_time']}.",
+        f"Configuration: {origin['configuration']}.",
     ]
     if table.trained_on is not None:
         notes.insert(
@@ -300,37 +299,12 @@ def _prompts_of(values: dict[str, Any]) -> str:
     return of_proposals if of_proposals == of_crops else f"{of_proposals} for proposals, {of_crops} for crops"
 
 
-def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:
-    """Which code measured what is shown and, if speed is among it, on which machine."""
-    provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
-    commits = {
-        (provenance["commit"] or "unknown")[:COMMIT_LENGTH] + ("-dirty" if provenance["dirty"] else "")
-        for provenance in provenances
-    }
-    speeds = [evaluation["provenance"] for evaluation in evaluations.values() if "systems" in evaluation]
-    machines = {f"{speed['device']}, threads: {speed['threads']}" for speed in speeds}
-    return {
-        "profile": profile,
-        "seeds": " ".join(map(str, seeds)),
-        "commit": " ".join(sorted(commits)),
-        "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
-        **({"speed_measured_on": "; ".join(sorted(machines))} if machines else {}),
-    }
-
-
 def _wall_time_of(artifacts: tuple[str, ...]) -> str:
-    times = [_wall_time(Path(path)) for path in artifacts]
-    known = [seconds for seconds in times if seconds is not None]
-    jobs = f"{len(times)} jobs" if len(known) == len(times) else f"{len(known)} of {len(times)} jobs"
+    """What the artifacts took that are still there."""
+    found = [provenance_of(path) for path in artifacts]
+    known = [provenance["wall_time_s"] for provenance in found if provenance is not None]
+    jobs = f"{len(found)} jobs" if len(known) == len(found) else f"{len(known)} of {len(found)} jobs"
     return f"{timedelta(seconds=round(sum(known)))} (h:mm:ss), the sum over {jobs}"
-
-
-def _wall_time(path: Path) -> float | None:
-    """Seconds that an artifact took; None if only what was made from it is still there."""
-    if path.suffix == ".json":
-        return json.loads(path.read_text())["provenance"]["wall_time_s"] if path.exists() else None
-    provenance = path / PROVENANCE
-    return json.loads(provenance.read_text())["wall_time_s"] if provenance.exists() else None
 
 
 def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
