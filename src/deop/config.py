@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
-from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
+from deop.config_files import SOURCE, MainFile, load_yaml, merged, read_experiments, without_nulls
+from deop.dataset_names import DatasetNames
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
-from deop.layouts import TablesFile
+from deop.layouts import OF_PROFILE, read_tables
 from deop.settings import (
     SYSTEMS,
     Clip,
@@ -54,6 +55,7 @@ class Setup:
     Attributes:
         datasets: by name, the settings of every dataset.
         stands_for: by name, the dataset of the paper whose place a dataset takes in tables.
+        trained_on: by name, the dataset that systems are trained on before they are tested on this one as they are.
         stages: by section and dataset, the settings of a stage.
         experiments: by name and dataset, the system of each experiment that is to be run with this variant.
         variant_of: by name, the variant of every experiment that has one.
@@ -68,9 +70,9 @@ class Setup:
         self._root, self._source = root, source
         # Datasets that a profile takes out; the defaults' exceptions for them go with them.
         self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
-        values = without_nulls(values)
-        self.main = validated(MainFile, values, source)
+        self.main = validated(MainFile, without_nulls(values), source)
         self.stands_for: dict[str, str] = {}
+        self.trained_on: dict[str, str] = {}
         self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
@@ -79,7 +81,7 @@ class Setup:
                 valid = [name for name in SYSTEMS if name != "deop"]
                 raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
-        experiments = read_file(ExperimentsFile, root, "experiments.yaml").experiments
+        experiments = read_experiments(root, values.get("experiments") or {})
         self.variant_of = {
             name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
         }
@@ -109,9 +111,14 @@ class Setup:
 
     def _dataset(self, name: str, entry: dict[str, Any]) -> Settings:
         at = ("datasets", name)
-        values = {key: value for key, value in entry.items() if key != "stands_for"}
-        if "stands_for" in entry:
-            self.stands_for[name] = entry["stands_for"]
+        values = dict(entry)
+        for key, others in (("stands_for", self.stands_for), ("trained_on", self.trained_on)):
+            if key in values:
+                others[name] = values.pop(key)
+                if not isinstance(others[name], str):
+                    raise ConfigError(
+                        f"{self._source}: {'.'.join(at)}.{key}: the name of a dataset is needed (got {others[name]!r})"
+                    )
         kind = values.get("kind")
         if kind not in DATASETS:
             raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
@@ -148,13 +155,14 @@ class Setup:
 
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
         """An experiment's system for each dataset."""
-        place = f"{SOURCE}/experiments.yaml: experiments.{name}"
+        source = self._file_of(name)
+        place = f"{source}: experiments.{name}"
         method = values.get("method", "deop")
         if method not in SYSTEMS:
             raise unknown(f"{place}.method", "method", method, SYSTEMS)
         if method == "deop":
             return dict.fromkeys(self.datasets, self._network(name, values))
-        validated(SYSTEMS[method], values, f"{SOURCE}/experiments.yaml", ("experiments", name))
+        validated(SYSTEMS[method], values, source, ("experiments", name))
         at = ("multipass", method)
         return {
             dataset: validated(SYSTEMS[method], merged(profile, values), self._source, at)
@@ -167,7 +175,7 @@ class Setup:
         The profile says how a part is built where an experiment has it, not whether: of a part that is off nothing is
         kept. An experiment's alphas replace the profile's as a whole.
         """
-        own = validated(Network, values, f"{SOURCE}/experiments.yaml", ("experiments", name))
+        own = validated(Network, values, self._file_of(name), ("experiments", name))
         combined = merged(self.main.network, values)
         for part, settings in (("severance", own.severance), ("anchors", own.anchors)):
             if settings.kind == "none":
@@ -175,6 +183,10 @@ class Setup:
         if own.severance.alpha:
             combined["severance"]["alpha"] = values["severance"]["alpha"]
         return validated(Network, combined, self._source, ("network",))
+
+    def _file_of(self, experiment: str) -> str:
+        """Where an experiment is described, as errors call it: a profile may change and add experiments."""
+        return SOURCE if experiment in self.main.experiments else f"{SOURCE}/experiments.yaml"
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
         """The settings of one stage for each dataset."""
@@ -208,7 +220,7 @@ class Configuration(Setup):
         experiments: by name and dataset, every experiment's system.
         variants: by name, the setup with a variant's changes.
         layouts: the tables, figures, pictures and claims asked for.
-        stand_ins: the profile's dataset for each of the paper's that it has one for.
+        names: how tables and figures may call the datasets.
         benchmarks: by name, what each benchmark of speed measures.
         launch_file, launch_settings: Accelerate's launch file, and what it says.
     """
@@ -217,7 +229,7 @@ class Configuration(Setup):
         super().__init__(values, root)
         for name, variant in self.variant_of.items():
             if variant not in self.main.variants:
-                place = f"{SOURCE}/experiments.yaml: experiments.{name}.variant"
+                place = f"{self._file_of(name)}: experiments.{name}.variant"
                 raise unknown(place, "variant", variant, self.main.variants)
         self.variants = {
             name: self._variant(name, values, changes) for name, changes in self.main.variants.items()
@@ -225,8 +237,8 @@ class Configuration(Setup):
         for setup in self.variants.values():
             self.experiments |= setup.experiments
         self._check_profile()
-        self.layouts = read_file(TablesFile, root, "tables.yaml")
-        self.stand_ins = self._read_stand_ins()
+        layouts = read_tables(root, values)
+        self.names = DatasetNames(self.datasets, self.stands_for, self.trained_on, layouts.paper_datasets)
         with_anchors = [
             name
             for name, systems in self.experiments.items()
@@ -235,8 +247,10 @@ class Configuration(Setup):
             )
         ]
         self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)
-        of_systems = [name for name, what in self.benchmarks.items() if isinstance(what, SpeedBenchmark)]
-        self.layouts.check(self.stand_ins, self.experiments, with_anchors, of_systems)
+        self.layouts = layouts.with_tables_of(self.names, self.benchmarks)
+        of_systems = {name: isinstance(what, SpeedBenchmark) for name, what in self.benchmarks.items()}
+        in_profile = {kind: getattr(self.main, kind) for kind in OF_PROFILE}
+        self.layouts.check(self.names, self.experiments, with_anchors, of_systems, in_profile)
         for table in self.layouts.tables:
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
@@ -284,15 +298,3 @@ class Configuration(Setup):
             profiles.add(load_yaml(path, f"{SOURCE}/{path.name}").get("profile"))
         if self.main.profile not in profiles:
             raise unknown(f"{SOURCE}: profile", "profile", self.main.profile, sorted(profiles - {None}))
-
-    def _read_stand_ins(self) -> dict[str, str]:
-        """The profile's dataset for each of the paper's that it has one for."""
-        stand_ins: dict[str, str] = {}
-        for name, paper in self.stands_for.items():
-            place = f"{SOURCE}: datasets.{name}.stands_for"
-            if paper not in self.layouts.paper_datasets:
-                raise unknown(place, "dataset of the paper", paper, self.layouts.paper_datasets)
-            if paper in stand_ins:
-                raise ConfigError(f"{place}: {paper!r} already has a stand-in, {stand_ins[paper]!r}")
-            stand_ins[paper] = name
-        return stand_ins

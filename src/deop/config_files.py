@@ -94,7 +94,9 @@ class MainFile(Settings):
     that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
     of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
     ``SECTIONS``).
-    ``variants`` are changes of other sections, by name, with which an experiment may be run.
+    ``variants`` are changes of other sections, by name, with which an experiment may be run. ``experiments``,
+    ``tables``, ``figures`` and ``pictures`` are changes of what ``config/experiments.yaml`` and ``config/tables.yaml``
+    have under these keys.
     """
 
     profile: str
@@ -113,6 +115,10 @@ class MainFile(Settings):
     network: Annotated[dict, Field(default_factory=dict)]
     multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
     variants: Annotated[dict[str, dict], Field(default_factory=dict)]
+    experiments: Annotated[dict[str, dict], Field(default_factory=dict)]
+    tables: Annotated[dict[str, dict], Field(default_factory=dict)]
+    figures: Annotated[dict[str, dict], Field(default_factory=dict)]
+    pictures: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
     resources: Resources = Resources()
 
@@ -123,9 +129,11 @@ class ExperimentsFile(Settings):
     experiments: dict[str, dict]
 
 
-def read_file(model: type[Settings], root: Path, name: str) -> Any:
-    source = f"{SOURCE}/{name}"
-    return validated(model, load_yaml(root / source, source), source)
+def read_experiments(root: Path, profile: dict[str, dict]) -> dict[str, dict]:
+    """The experiments of ``config/experiments.yaml`` with those of a profile put over them."""
+    source = f"{SOURCE}/experiments.yaml"
+    experiments = validated(ExperimentsFile, load_yaml(root / source, source), source).experiments
+    return without_nulls(merged(experiments, profile)) if profile else experiments
 
 
 def load_yaml(path: Path, source: str) -> dict:
