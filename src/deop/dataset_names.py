@@ -25,7 +25,7 @@ class DatasetNames:
         own: the datasets that stand for none of the paper's, in order.
 
     Raises:
-        ConfigError: a name that cannot be one, or that could mean two datasets; a ``trained_on`` without training images.
+        ConfigError: a name that cannot be one, or could mean two datasets; a ``trained_on`` without training images.
     """
 
     def __init__(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from deop.data.folder_files import find_pairs, read_classes
+from deop.data.folder_files import find_pairs, read_classes, top_folder
 from deop.data.raw import Source, read_index_image
 from deop.data.segmentation import LabelledClass
 from deop.dataset_settings import Folder
@@ -17,7 +16,7 @@ def source(settings: Folder, root: Path) -> Source:
     Raises:
         DeopError: files that are missing, by key and path.
     """
-    top = root if settings.root is None else Path(os.path.abspath(settings.root))
+    top = top_folder(settings, root)
     splits = find_pairs(settings, top)
     classes = tuple(
         LabelledClass(name=entry.name, kind=entry.kind, unseen=entry.unseen, raw_id=entry.id)

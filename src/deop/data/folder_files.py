@@ -16,6 +16,11 @@ from deop.dataset_settings import Folder, FolderClass, FolderSplit, check_classe
 from deop.errors import DeopError, validated
 
 
+def top_folder(settings: Folder, data_root: Path) -> Path:
+    """The folder that the dataset lies in: its own ``root``, or that of all data."""
+    return data_root if settings.root is None else Path(os.path.abspath(settings.root))
+
+
 def read_classes(settings: Folder, top: Path) -> tuple[FolderClass, ...]:
     """The classes of the settings, or of the CSV file below ``top`` that they name.
 

@@ -341,10 +341,7 @@ def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
     return {
         row.label: {
             dataset.name: {
-                metric: round(
-                    float(scores[dataset.name, metric, "mean"][row.label]) / (1 if metric in COUNTS else 100),
-                    4,
-                )
+                metric: _fraction(scores[dataset.name, metric, "mean"][row.label], metric)
                 for metric in table.metrics
                 if metric != "FPS"  # another measurement is no other result
             }
@@ -353,3 +350,8 @@ def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
         for row in table.rows
         if row.experiment is not None
     }
+
+
+def _fraction(value: float, metric: str) -> float | None:
+    """A score in [0, 1], or a count as it is; None where it is undefined, as JSON has no NaN."""
+    return None if math.isnan(value) else round(float(value) / (1 if metric in COUNTS else 100), 4)
