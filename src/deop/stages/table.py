@@ -237,7 +237,6 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     seeds = listed([str(seed) for seed in table.seeds])
     spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
-    places = listed([dataset.place for dataset in table.datasets if dataset.paper is not None])
     notes = [
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
@@ -259,6 +258,7 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     if any(row.experiment is None for row in table.rows):
         notes.insert(1, f"*{NOT_RUN}*: not implemented here.")
     if any(row.reported for row in table.rows):
+        places = listed([dataset.place for dataset in table.datasets if dataset.paper is not None])
         others = "other images, " if any(dataset.stand_in for dataset in table.datasets) else ""
         note = f"Rows *paper*: as the paper reports them, on {places}: {others}not measured here."
         notes.insert(1, note)
