@@ -41,8 +41,7 @@ def run(job: Job) -> None:
         verify(Source.model_validate(source), full=True, workers=workers)
     root = Path(data.get("root", "data/raw"))
     if isinstance(settings, Folder):
-        found = content(settings, top_folder(settings, root))
-        if found != job.settings.get("content", found):
+        if content(settings, top_folder(settings, root)) != job.settings["content"]:
             raise DeopError(
                 f"dataset {name}: its files changed after this run was planned; run the same command again"
             )
