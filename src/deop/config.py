@@ -12,10 +12,11 @@ from typing import Any
 
 from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
 from deop.clip_layers import check_model
-from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
+from deop.config_files import SOURCE, MainFile, load_yaml, merged, read_experiments, without_nulls
+from deop.dataset_names import DatasetNames
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
-from deop.layouts import TablesFile
+from deop.layouts import OF_PROFILE, read_tables
 from deop.pretraining_settings import PretrainBackbone, PretrainClip
 from deop.settings import (
     SYSTEMS,
@@ -54,6 +55,7 @@ class Setup:
     Attributes:
         datasets: by name, the settings of every dataset.
         stands_for: by name, the dataset of the paper whose place a dataset takes in tables.
+        trained_on: by name, the dataset that systems are trained on before they are tested on this one as they are.
         stages: by section and dataset, the settings of a stage.
         experiments: by name and dataset, the system of each experiment that is to be run with this variant.
         variant_of: by name, the variant of every experiment that has one.
@@ -70,10 +72,10 @@ class Setup:
         self.files = {f"{SOURCE}/config.yaml", f"{SOURCE}/experiments.yaml"}
         # Datasets that a profile takes out; the defaults' exceptions for them go with them.
         self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
-        values = without_nulls(values)
-        self.main = validated(MainFile, values, source)
+        self.main = validated(MainFile, without_nulls(values), source)
         check_model(self.main.clip.model, f"{source}: clip.model")
         self.stands_for: dict[str, str] = {}
+        self.trained_on: dict[str, str] = {}
         self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
@@ -82,11 +84,7 @@ class Setup:
                 valid = [name for name in SYSTEMS if name != "deop"]
                 raise unknown(f"{source}: multipass", "method", method, valid)
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
-        experiments = read_file(ExperimentsFile, root, "experiments.yaml").experiments
-        for name in self.main.experiments:
-            if name not in experiments:
-                raise unknown(f"{source}: experiments", "experiment", name, experiments)
-        experiments = merged(experiments, self.main.experiments)
+        experiments = read_experiments(root, values.get("experiments") or {})
         self.variant_of = {
             name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
         }
@@ -116,9 +114,14 @@ class Setup:
 
     def _dataset(self, name: str, entry: dict[str, Any]) -> Settings:
         at = ("datasets", name)
-        values = {key: value for key, value in entry.items() if key != "stands_for"}
-        if "stands_for" in entry:
-            self.stands_for[name] = entry["stands_for"]
+        values = dict(entry)
+        for key, others in (("stands_for", self.stands_for), ("trained_on", self.trained_on)):
+            if key in values:
+                others[name] = values.pop(key)
+                if not isinstance(others[name], str):
+                    raise ConfigError(
+                        f"{self._source}: {'.'.join(at)}.{key}: the name of a dataset is needed (got {others[name]!r})"
+                    )
         kind = values.get("kind")
         if kind not in DATASETS:
             raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
@@ -156,13 +159,14 @@ class Setup:
 
     def _system(self, name: str, values: dict) -> dict[str, Settings]:
         """An experiment's system for each dataset."""
-        place = f"{SOURCE}/experiments.yaml: experiments.{name}"
+        source = self._file_of(name)
+        place = f"{source}: experiments.{name}"
         method = values.get("method", "deop")
         if method not in SYSTEMS:
             raise unknown(f"{place}.method", "method", method, SYSTEMS)
         if method == "deop":
             return dict.fromkeys(self.datasets, self._network(name, values))
-        validated(SYSTEMS[method], values, f"{SOURCE}/experiments.yaml", ("experiments", name))
+        validated(SYSTEMS[method], values, source, ("experiments", name))
         at = ("multipass", method)
         return {
             dataset: validated(SYSTEMS[method], merged(profile, values), self._source, at)
@@ -175,7 +179,7 @@ class Setup:
         The profile says how a part is built where an experiment has it, not whether: of a part that is off nothing is
         kept. An experiment's alphas replace the profile's as a whole.
         """
-        own = validated(Network, values, f"{SOURCE}/experiments.yaml", ("experiments", name))
+        own = validated(Network, values, self._file_of(name), ("experiments", name))
         combined = merged(self.main.network, values)
         for part, settings in (("severance", own.severance), ("anchors", own.anchors)):
             if settings.kind == "none":
@@ -185,6 +189,10 @@ class Setup:
         if own.severance.kind != "mps":  # the rows of no other kind: they are not to make it another job
             combined.get("severance", {}).pop("rows", None)
         return validated(Network, combined, self._source, ("network",))
+
+    def _file_of(self, experiment: str) -> str:
+        """Where an experiment is described, as errors call it: a profile may change and add experiments."""
+        return SOURCE if experiment in self.main.experiments else f"{SOURCE}/experiments.yaml"
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
         """The settings of one stage for each dataset."""
@@ -218,7 +226,7 @@ class Configuration(Setup):
         experiments: by name and dataset, every experiment's system.
         variants: by name, the setup with a variant's changes.
         layouts: the tables, figures, pictures and claims asked for.
-        stand_ins: the profile's dataset for each of the paper's that it has one for.
+        names: how tables and figures may call the datasets.
         benchmarks: by name, what each benchmark of speed measures.
         launch_file, launch_settings: Accelerate's launch file, and what it says.
     """
@@ -227,7 +235,7 @@ class Configuration(Setup):
         super().__init__(values, root)
         for name, variant in self.variant_of.items():
             if variant not in self.main.variants:
-                place = f"{SOURCE}/experiments.yaml: experiments.{name}.variant"
+                place = f"{self._file_of(name)}: experiments.{name}.variant"
                 raise unknown(place, "variant", variant, self.main.variants)
         self.variants = {
             name: self._variant(name, values, changes) for name, changes in self.main.variants.items()
@@ -236,8 +244,8 @@ class Configuration(Setup):
             self.experiments |= setup.experiments
             self.files |= setup.files
         self.files |= {f"{SOURCE}/tables.yaml", f"{SOURCE}/reported.csv"}
-        self.layouts = read_file(TablesFile, root, "tables.yaml")
-        self.stand_ins = self._read_stand_ins()
+        layouts = read_tables(root, values)
+        self.names = DatasetNames(self.datasets, self.stands_for, self.trained_on, layouts.paper_datasets)
         with_anchors = [
             name
             for name, systems in self.experiments.items()
@@ -246,8 +254,11 @@ class Configuration(Setup):
             )
         ]
         self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)
-        of_systems = [name for name, what in self.benchmarks.items() if isinstance(what, SpeedBenchmark)]
-        self.layouts.check(self.stand_ins, self.experiments, with_anchors, of_systems)
+        self.layouts = layouts.with_tables_of(self.names, self.benchmarks)
+        of_systems = {name: isinstance(what, SpeedBenchmark) for name, what in self.benchmarks.items()}
+        in_profile = {kind: getattr(self.main, kind) for kind in OF_PROFILE}
+        self.layouts.check(self.names, self.experiments, with_anchors, of_systems, in_profile)
+        self._check_new_experiments()
         for table in self.layouts.tables:
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
@@ -278,6 +289,15 @@ class Configuration(Setup):
                 raise unknown(f"{SOURCE}: variants.{name}", "section", section, VARIED)
         return Setup(merged(values, changes), self._root, f"{SOURCE} with variant {name!r}", name)
 
+    def _check_new_experiments(self) -> None:
+        """An experiment that a profile adds is shown somewhere; one that is not is a name misspelt."""
+        known = read_experiments(self._root, {})
+        shown = {name for table in self.layouts.tables.values() for name in table.experiments}
+        shown |= {name for figure in self.layouts.figures.values() for name in figure.experiments}
+        for name in self.main.experiments:
+            if name not in known and name not in shown:
+                raise unknown(f"{SOURCE}: experiments", "experiment", name, known)
+
     def _check_batches(self) -> None:
         """Processes share a batch evenly."""
         processes = self.launch_settings.get("num_processes", 1)
@@ -289,14 +309,3 @@ class Configuration(Setup):
                         f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
                     )
 
-    def _read_stand_ins(self) -> dict[str, str]:
-        """The profile's dataset for each of the paper's that it has one for."""
-        stand_ins: dict[str, str] = {}
-        for name, paper in self.stands_for.items():
-            place = f"{SOURCE}: datasets.{name}.stands_for"
-            if paper not in self.layouts.paper_datasets:
-                raise unknown(place, "dataset of the paper", paper, self.layouts.paper_datasets)
-            if paper in stand_ins:
-                raise ConfigError(f"{place}: {paper!r} already has a stand-in, {stand_ins[paper]!r}")
-            stand_ins[paper] = name
-        return stand_ins

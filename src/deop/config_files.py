@@ -106,8 +106,9 @@ class MainFile(Settings):
     that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
     of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
     ``SECTIONS``).
-    ``variants`` are changes of other sections, by name, with which an experiment may be run. ``experiments`` are
-    changes of those in ``config/experiments.yaml``, by name.
+    ``variants`` are changes of other sections, by name, with which an experiment may be run. ``experiments``,
+    ``tables``, ``figures`` and ``pictures`` are changes of what ``config/experiments.yaml`` and ``config/tables.yaml``
+    have under these keys.
     """
 
     profile: ProfileName
@@ -127,6 +128,9 @@ class MainFile(Settings):
     multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
     variants: Annotated[dict[str, dict], Field(default_factory=dict)]
     experiments: Annotated[dict[str, dict], Field(default_factory=dict)]
+    tables: Annotated[dict[str, dict], Field(default_factory=dict)]
+    figures: Annotated[dict[str, dict], Field(default_factory=dict)]
+    pictures: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
     resources: Resources = Resources()
 
@@ -137,9 +141,11 @@ class ExperimentsFile(Settings):
     experiments: dict[str, dict]
 
 
-def read_file(model: type[Settings], root: Path, name: str) -> Any:
-    source = f"{SOURCE}/{name}"
-    return validated(model, load_yaml(root / source, source), source)
+def read_experiments(root: Path, profile: dict[str, dict]) -> dict[str, dict]:
+    """The experiments of ``config/experiments.yaml`` with those of a profile put over them."""
+    source = f"{SOURCE}/experiments.yaml"
+    experiments = validated(ExperimentsFile, load_yaml(root / source, source), source).experiments
+    return without_nulls(merged(experiments, profile)) if profile else experiments
 
 
 def load_yaml(path: Path, source: str) -> dict:

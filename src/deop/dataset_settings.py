@@ -69,6 +69,11 @@ class EmojiScenes(Settings):
     seed: int = 0
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that have images."""
+        return ("train", "val") if self.train else ("val",)
+
+    @property
     def images(self) -> str:
         """What the images are, as notes under tables say it."""
         artwork = {"twemoji": "Twemoji", "openmoji": "OpenMoji"}[self.style]

@@ -1,20 +1,24 @@
 """What readers get: the tables, figures, pictures and claims of ``config/tables.yaml``.
 
-All of them name experiments (``config/experiments.yaml``) and datasets by their names in the paper.
+All of them name experiments (``config/experiments.yaml``), and datasets by their own names or by those of the paper's
+datasets that they stand for. A profile may change and add entries of all but the claims.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deop.errors import ConfigError, unknown
+from deop.config_files import SOURCE, load_yaml, merged, without_nulls
+from deop.dataset_names import DatasetNames
+from deop.errors import ConfigError, unknown, validated
 from deop.settings import Settings
 
 Metric = Literal["pAcc", "mIoU", "hIoU", "seen", "unseen", "passes", "FPS"]
-PLACE = "config/tables.yaml"
+PLACE = f"{SOURCE}/tables.yaml"
 
 
 class TableRow(Settings):
@@ -29,19 +33,25 @@ class TableRow(Settings):
     decoupled: bool | None = None
 
 
-class TableLayout(Settings):
-    """One table: its rows, and its columns (datasets, by their names in the paper, times metrics).
-
-    ``reported`` is the number of the paper's table whose values are shown beside the measured ones. With
-    ``trained_on``, all systems are trained on that dataset and tested on the others as they are; otherwise on each.
-    """
+class DatasetTable(Settings):
+    """The table of each dataset that stands for none of the paper's; ``{dataset}`` in the caption is its name."""
 
     caption: str
+    rows: Annotated[tuple[TableRow, ...], Field(min_length=1)]
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+
+
+class TableLayout(DatasetTable):
+    """One table: its rows, and its columns (datasets times metrics).
+
+    ``reported`` is the number of the paper's table whose values are shown beside the measured ones. With
+    ``trained_on``, all systems are trained on that dataset and tested on the others as they are; otherwise on each, or
+    on the one that its entry names.
+    """
+
     reported: int | None = None
     trained_on: str | None = None
-    rows: Annotated[tuple[TableRow, ...], Field(min_length=1)]
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
 
     @property
     def experiments(self) -> list[str]:
@@ -96,46 +106,79 @@ class Claim(Settings):
 
 
 class TablesFile(Settings):
-    """``config/tables.yaml``. ``paper_datasets`` maps the paper's datasets to the titles that tables show."""
+    """``config/tables.yaml``, with the profile's changes.
+
+    ``paper_datasets`` maps the paper's datasets to the titles that tables show.
+    """
 
     paper_datasets: dict[str, str]
+    dataset_table: DatasetTable
     tables: dict[str, TableLayout]
     figures: Annotated[dict[str, Figure], Field(default_factory=dict)]
     pictures: Annotated[dict[str, Picture], Field(default_factory=dict)]
     claims: tuple[Claim, ...] = ()
 
+    def with_tables_of(self, datasets: DatasetNames, benchmarks: Collection[str]) -> Self:
+        """The same with a table of every dataset that stands for none of the paper's, and has none of its name.
+
+        Raises:
+            ConfigError: a dataset that nothing can be trained for, or whose name another result has.
+        """
+        tables = dict(self.tables)
+        for name in datasets.own:
+            if name in tables or not datasets.has_split(name, "val"):
+                continue
+            _check_name(f"{SOURCE}: datasets.{name}", name, benchmarks)
+            datasets.check_trained(f"{SOURCE}: datasets", name)
+            tables[name] = TableLayout(
+                caption=self.dataset_table.caption.replace("{dataset}", name),
+                rows=self.dataset_table.rows,
+                metrics=self.dataset_table.metrics,
+                datasets=(name,),
+            )
+        return self.model_copy(update={"tables": tables})
+
     def check(
         self,
-        stand_ins: Collection[str],
+        datasets: DatasetNames,
         experiments: Collection[str],
         with_anchors: Collection[str],
-        benchmarks: Collection[str],
+        benchmarks: Mapping[str, bool],
+        profile: Mapping[str, Collection[str]],
     ) -> None:
         """Whether everything named is there.
 
         Args:
-            stand_ins: the paper's datasets that the profile has one for.
+            datasets: those of the profile.
             experiments: all experiments; ``with_anchors`` those that have an anchor heatmap.
-            benchmarks: those that have systems side by side, which a plot can show.
+            benchmarks: by name, whether a benchmark has systems side by side, which a plot can show.
+            profile: by kind, the tables, figures and pictures that the profile has changed, for errors to name it.
 
         Raises:
             ConfigError: the first thing that is not.
         """
+
+        def place_of(kind: str, name: str) -> str:
+            return f"{SOURCE if name in profile[kind] else PLACE}: {kind}.{name}"
+
+        in_dataset_table = [row.experiment for row in self.dataset_table.rows if row.experiment is not None]
+        _known(f"{PLACE}: dataset_table.rows", "experiment", in_dataset_table, experiments)
         for name, table in self.tables.items():
-            place = f"{PLACE}: tables.{name}"
-            trained_on = () if table.trained_on is None else (table.trained_on,)
-            _known(f"{place}.datasets", "dataset", (*table.datasets, *trained_on), stand_ins)
+            place = place_of("tables", name)
+            _check_name(place, name, benchmarks)
+            datasets.check(place, "datasets", table.datasets, table.trained_on)
             _known(f"{place}.rows", "experiment", table.experiments, experiments)
         for name, figure in self.figures.items():
-            place = f"{PLACE}: figures.{name}"
+            place = place_of("figures", name)
             self._check_metrics(place, figure)
             _known(f"{place}.experiments", "experiment", figure.experiments, experiments)
-            _known(f"{place}.dataset", "dataset", (figure.dataset,) if figure.dataset else (), stand_ins)
+            datasets.check(place, "dataset", (figure.dataset,) if figure.dataset else ())
             named = (figure.benchmark,) if figure.benchmark else ()
-            _known(f"{place}.benchmark", "benchmark of systems", named, benchmarks)
+            of_systems = [name for name, systems in benchmarks.items() if systems]
+            _known(f"{place}.benchmark", "benchmark of systems", named, of_systems)
         for name, picture in self.pictures.items():
-            place = f"{PLACE}: pictures.{name}"
-            _known(f"{place}.dataset", "dataset", (picture.dataset,), stand_ins)
+            place = place_of("pictures", name)
+            datasets.check(place, "dataset", (picture.dataset,))
             _known(f"{place}.experiment", "experiment", (picture.experiment,), experiments)
             if picture.experiment not in with_anchors:
                 raise ConfigError(f"{place}.experiment: {picture.experiment!r} has no anchor heatmap to show")
@@ -154,6 +197,32 @@ class TablesFile(Settings):
             _known(f"{place}.metrics", f"metric of {table}", figure.metrics, self.tables[table].metrics)
         if figure.kind == "scatter" and len(figure.metrics) != 2:
             raise ConfigError(f"{place}.metrics: a scatter shows two metrics (got {len(figure.metrics)})")
+
+
+OF_PROFILE: dict[str, type[Settings]] = {"tables": TableLayout, "figures": Figure, "pictures": Picture}
+"""What a profile may change and add, by the key that it has there and in ``config/tables.yaml``."""
+
+
+def read_tables(root: Path, profile: Mapping[str, dict[str, Any]]) -> TablesFile:
+    """``config/tables.yaml`` with the changes of a profile, by key, put over it.
+
+    Raises:
+        ConfigError: a file that cannot be read, or an entry that is not as it has to be.
+    """
+    values = load_yaml(root / PLACE, PLACE)
+    for kind, model in OF_PROFILE.items():
+        changes = profile.get(kind) or {}
+        if not changes:
+            continue
+        values[kind] = without_nulls(merged(values.get(kind) or {}, changes))
+        for name in changes.keys() & values[kind].keys():
+            validated(model, values[kind][name], SOURCE, (kind, name))
+    return validated(TablesFile, values, PLACE)
+
+
+def _check_name(place: str, name: str, benchmarks: Collection[str]) -> None:
+    if name == "claims" or name in benchmarks:
+        raise ConfigError(f"{place}: results/{name}.csv is another result; choose another name")
 
 
 def _known(

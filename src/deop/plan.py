@@ -27,7 +27,7 @@ from deop.errors import ConfigError, unknown
 from deop.jobs import NAMED, Inputs, Jobs, dump, marker
 from deop.launch import launch_command
 from deop.layouts import PLACE, Claim, TableLayout
-from deop.recipes import Recipes
+from deop.recipes import FolderContents, Recipes
 from deop.settings import Job
 
 JOBS = Path(".deop/jobs")
@@ -64,8 +64,11 @@ class Plan:
 
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
         self._root, self._config, self._jobs = root, Configuration(config, root), Jobs()
-        self._recipes = Recipes(self._config, self._jobs)
-        self._variants = {name: Recipes(setup, self._jobs) for name, setup in self._config.variants.items()}
+        contents = FolderContents(self._config, root)
+        self._recipes = Recipes(self._config, self._jobs, contents)
+        self._variants = {
+            name: Recipes(setup, self._jobs, contents) for name, setup in self._config.variants.items()
+        }
         layouts = self._config.layouts
         self._tables = {name: self._read_table(name, layout) for name, layout in layouts.tables.items()}
         benchmarks = {name: self._benchmark(name) for name in self._config.benchmarks}
@@ -159,16 +162,17 @@ class Plan:
     # What readers ask for.
 
     def _evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
+        trained_on = trained_on or self._config.names.trained_on(dataset)
         return self._of(experiment).evaluation(experiment, dataset, seed, trained_on)
 
     def _of(self, experiment: str) -> Recipes:
         variant = self._config.variant_of.get(experiment)
         return self._recipes if variant is None else self._variants[variant]
 
-    def _speed(self, experiments: list[str], dataset: str) -> Job:
+    def _speed(self, experiments: list[str], dataset: str, trained_on: str | None) -> Job:
         """How fast the systems of a table are, in one run: the checkpoints that its scores of the first seed are of."""
         seed = self._config.main.seeds[0]
-        measured = {name: self._evaluation(name, dataset, seed) for name in experiments}
+        measured = {name: self._evaluation(name, dataset, seed, trained_on) for name in experiments}
         settings = self._recipes.settings(dataset, "speed") | {
             "evaluations": {name: job.key for name, job in measured.items()},
             "systems": {name: job.settings for name, job in measured.items()},
@@ -183,19 +187,18 @@ class Plan:
     def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
         """What a table shows, and the jobs it is filled from, by role."""
         config = self._config
-        datasets = {paper: config.stand_ins[paper] for paper in layout.datasets}
-        trained_on = None if layout.trained_on is None else config.stand_ins[layout.trained_on]
-        inputs = self._evaluations(layout.experiments, list(datasets.values()), trained_on)
+        datasets = [self._dataset(dataset) for dataset in layout.datasets]
+        trained_on = None if layout.trained_on is None else self._dataset(layout.trained_on)
+        inputs = self._evaluations(layout.experiments, datasets, trained_on)
         if "FPS" in layout.metrics:
-            speeds = {dataset: self._speed(layout.experiments, dataset) for dataset in datasets.values()}
+            speeds = {dataset: self._speed(layout.experiments, dataset, trained_on) for dataset in datasets}
             inputs |= {f"speed/{dataset}": job for dataset, job in speeds.items()}
         reported = config.reported(name)
         table = {
             "caption": layout.caption,
             "profile": config.main.profile,
             "seeds": list(config.main.seeds),
-            "trained_on": trained_on,
-            "datasets": [self._describe(paper) for paper in layout.datasets],
+            "datasets": [self._describe(dataset, trained_on) for dataset in datasets],
             "metrics": list(layout.metrics),
             "rows": [{**dump(row), "reported": reported.get(row.label, {})} for row in layout.rows],
         }
@@ -212,19 +215,30 @@ class Plan:
             for seed in self._config.main.seeds
         }
 
-    def _describe(self, paper: str) -> dict[str, Any]:
-        """The dataset in the place of one of the paper's, as tables speak of it."""
-        name, title = self._config.stand_ins[paper], self._config.layouts.paper_datasets[paper]
-        dataset = self._config.datasets[name]
-        itself = isinstance(dataset, RealDataset)
-        return {
+    def _dataset(self, name: str) -> str:
+        """The dataset that a layout names, either way."""
+        return self._config.names.resolve(PLACE, name)
+
+    def _describe(self, name: str, trained_on: str | None = None) -> dict[str, Any]:
+        """A dataset as tables speak of it; of the paper's in whose place it stands, if there is one."""
+        dataset, of_paper = self._config.datasets[name], self._config.names.paper(name)
+        trained_on = trained_on or self._config.names.trained_on(name)
+        described = {
             "name": name,
             "images": dataset.images,
+            "place": name,
+            "miou": self._config.stages["evaluation"][name].miou,
+            "trained_on": None if trained_on == name else trained_on,
+        }
+        if of_paper is None:
+            return described
+        paper, title = of_paper
+        itself = isinstance(dataset, RealDataset)
+        return described | {
             "paper": paper,
             "paper_title": title,
             "place": f"{title} (here {name})" if itself else f"{title} ({name} stands in for it)",
             "stand_in": not itself,
-            "miou": self._config.stages["evaluation"][name].miou,
         }
 
     def _table(self, name: str) -> Job:
@@ -239,8 +253,8 @@ class Plan:
             table, of_table = self._tables[claim.table]
             rows = {row["experiment"]: row for row in table["rows"]}
             better, worse = rows[claim.better], rows[claim.worse]
-            for dataset in (self._describe(paper) for paper in claim.datasets):
-                column = f"{dataset['paper']}.{claim.metric}"
+            for dataset in (self._describe(self._dataset(name)) for name in claim.datasets):
+                column = f"{dataset.get('paper')}.{claim.metric}"
                 both = (better["reported"].get(column), worse["reported"].get(column))
                 for experiment in (claim.better, claim.worse):
                     for seed in self._config.main.seeds:
@@ -292,7 +306,7 @@ class Plan:
         elif layout.benchmark is not None:
             inputs = {"benchmark": benchmarks[layout.benchmark]}
         else:
-            dataset = self._describe(layout.dataset)
+            dataset = self._describe(self._dataset(layout.dataset))
             figure["dataset"] = dataset
             figure["rows"] = [{"label": self._label(of), "experiment": of} for of in layout.experiments]
             inputs = self._evaluations(list(layout.experiments), [dataset["name"]])
@@ -310,7 +324,7 @@ class Plan:
     def _picture(self, name: str) -> Job:
         """A picture of a system at work: the job that evaluates it, but for what is done with the answer."""
         layout = self._config.layouts.pictures[name]
-        dataset = self._config.stand_ins[layout.dataset]
+        dataset = self._dataset(layout.dataset)
         measured = self._evaluation(layout.experiment, dataset, self._config.main.seeds[0])
         inputs: Inputs = {**self._jobs.inputs_of(measured), **self._of(layout.experiment).bundled_clip()}
         settings = measured.settings | {"picture": {"kind": layout.kind}}

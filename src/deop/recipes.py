@@ -4,17 +4,48 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from deop.clip_layers import check_severed_layers
 from deop.config import Setup
 from deop.config_files import SOURCE
+from deop.data.folder_files import content
 from deop.data.sources import find_entry
-from deop.dataset_settings import EmojiScenes, Source
-from deop.errors import ConfigError, validated
+from deop.dataset_settings import EmojiScenes, Folder, Source
+from deop.errors import ConfigError, DeopError, validated
 from deop.jobs import Inputs, Jobs, dump
 from deop.settings import Job, MultiPassSettings, Network
 
 WEIGHTS = Path(__file__).parent / "weights"
+
+
+class FolderContents:
+    """What datasets in folders hold, each looked at once, when a job first needs it.
+
+    Args:
+        setup: the settings of the datasets.
+        root: the folder that relative paths start from.
+    """
+
+    def __init__(self, setup: Setup, root: Path) -> None:
+        self._setup, self._root = setup, root
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def of(self, dataset: str) -> dict[str, Any]:
+        """See :func:`deop.data.folder_files.content`.
+
+        Raises:
+            ConfigError: files that are missing, by key and path.
+        """
+        if dataset not in self._known:
+            settings = self._setup.datasets[dataset]
+            top = self._root / (settings.root or self._setup.main.data.root)
+            try:
+                self._known[dataset] = content(settings, top)
+            except DeopError as error:
+                problem = str(error).removeprefix("config error: ")
+                raise ConfigError(f"{SOURCE}: datasets.{dataset}.{problem}") from None
+        return self._known[dataset]
 
 
 class Recipes:
@@ -23,10 +54,11 @@ class Recipes:
     Args:
         setup: the settings of all stages, experiments and datasets.
         jobs: where the jobs are added.
+        contents: what datasets in folders hold.
     """
 
-    def __init__(self, setup: Setup, jobs: Jobs) -> None:
-        self._setup, self._jobs = setup, jobs
+    def __init__(self, setup: Setup, jobs: Jobs, contents: FolderContents) -> None:
+        self._setup, self._jobs, self._contents = setup, jobs, contents
 
     def evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
         """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
@@ -72,6 +104,8 @@ class Recipes:
         sources = {name: self._source(name) for name in values.sources()}
         files = [job.settings["source"] for job in sources.values()]
         local = {"data": {"root": self._setup.main.data.root, "sources": files}}
+        if isinstance(values, Folder):  # named by what is there, not by where it is
+            local, settings = local | settings, {"content": self._contents.of(dataset)}
         return self._jobs.add("prepare_data", output, settings, dict(sources), local=local)
 
     def _source(self, name: str) -> Job:

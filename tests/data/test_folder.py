@@ -51,7 +51,7 @@ def labels(settings: Folder, root: Path, output: Path, split: str = "val") -> li
 def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
     text = (ROOT / "docs/own-dataset.md").read_text(encoding="utf-8")
     block = text.split("```yaml\n")[1].split("```")[0]
-    ((name, values),) = yaml.safe_load(block).items()
+    values = yaml.safe_load(block)["datasets"]["park"]
     monkeypatch.chdir(tmp_path)
     root, rng = Path("data/raw/park"), np.random.default_rng(0)
     stems = [f"{year}/img_{index:04d}" for year in (2023, 2024) for index in range(3)]
@@ -65,7 +65,7 @@ def test_the_example_of_the_documentation_works(tmp_path, monkeypatch):
             picture.save(path)
     (root / "training.txt").write_text("\n".join(stems[:4]))
     (root / "validation.txt").write_text("\n".join(stems[4:]) + "\n")
-    card = prepare(tmp_path / "out", name, Folder.model_validate(values), Path("data/raw"))
+    card = prepare(tmp_path / "out", "park", Folder.model_validate(values), Path("data/raw"))
     assert card.images == {"train": 4, "val": 2}
     assert card.names == ["bench", "lawn", "gravel path", "fountain"] and card.unseen == [3]
     monkeypatch.chdir("/")  # images are found from anywhere

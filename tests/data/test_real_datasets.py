@@ -318,7 +318,7 @@ def test_images_that_were_moved_are_named(coco, tmp_path):
     dataset = SegmentationDataset(tmp_path / "out", "val")
     shutil.move(root, tmp_path / "elsewhere")
     for read in (lambda: dataset[1], lambda: SegmentationDataset(tmp_path / "out", "val")):
-        with pytest.raises(DeopError, match=r"val2017/\d+\.jpg: no such image.*prepare the dataset again"):
+        with pytest.raises(DeopError, match=r"val2017/\d+\.jpg: no such image.*to have it prepared again"):
             read()
 
 

@@ -222,6 +222,16 @@ def test_many_datasets_make_groups_of_bars(tmp_path):
     assert "Baseline DeOP" in text and "PASCAL Context" not in text.partition("reported")[2]
 
 
+def test_a_dataset_that_stands_for_none_of_the_papers_goes_by_its_name(tmp_path, monkeypatch):
+    park = {"name": "park", "images": "photographs", "place": "park", "miou": "occurring"}
+    rows = [{"label": "DeOP", "experiment": "deop", "reported": {}}]
+    monkeypatch.setitem(TABLES, "park", TABLES["ablation"] | {"datasets": [park], "rows": rows})
+    made, text = drawn(made_job(tmp_path, "bars", ["park"], ["hIoU"]))
+    [axis] = made.axes
+    assert axis.get_title(loc="left") == "park" and "on park (photographs)" in text
+    assert not marks(axis, "D") and "paper" not in text
+
+
 def test_undefined_scores_have_no_bar_and_say_so(tmp_path):
     job = made_job(tmp_path, "bars", ["across"], ["hIoU"], seeds=[0])
     path = Path(job.inputs["across/deop/es20/0"])

@@ -99,6 +99,18 @@ def draw(dataset, segmenter, tmp_path, monkeypatch):
     return draw
 
 
+def test_images_that_lie_elsewhere_are_named_by_their_place_there(draw, dataset, tmp_path):
+    """As those of all datasets do that are not generated."""
+    elsewhere = tmp_path / "owners"
+    elsewhere.mkdir()
+    (dataset / "images").rename(elsewhere / "images")
+    write_card(dataset, DatasetCard(name="boxes", classes=CLASSES, image_root=str(elsewhere)))
+    assert json.loads((draw("scene") / "scene.json").read_text())["image"] == "images/1.png"
+    rows = json.loads((draw("anchors") / "anchors.json").read_text())["rows"]
+    assert rows and all((elsewhere / row["image"]).is_file() for row in rows)
+    assert all(not Path(row["image"]).is_absolute() for row in rows)
+
+
 @pytest.mark.parametrize("kind", ["scene", "anchors"])
 def test_files_are_whole_and_the_same_again_and_json_is_written_last(draw, monkeypatch, kind):
     written = []

@@ -245,6 +245,36 @@ def test_undefined_metrics_stay_empty(tmp_path, monkeypatch):
     table.run(job)
     assert list(csv.DictReader(Path("results/table3.csv").open()))[-1]["es20.unseen"] == ""
     assert markdown_rows(Path("results/table3.md").read_text())[-2]["es20 unseen"] == "–"
+    # JSON has no NaN.
+    values = json.loads(Path("results/table3.json").read_text(), parse_constant=pytest.fail)
+    assert values["methods"]["DeOP"]["es20"]["unseen"] is None
+    json.loads(Path("results/metrics/table3/deop.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_dataset_that_stands_for_none_of_the_papers_has_no_values_of_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    system = {"network": {"method": "deop"}}
+    made = {"commit": COMMIT, "dirty": False, "version": "1.2.3", "wall_time_s": 30.0, "settings": system}
+    Path("deop.json").write_text(json.dumps({"metrics": {"mIoU": 0.25, "hIoU": None}, "provenance": made}))
+    datasets = [
+        {"name": "park", "images": "photographs", "place": "park", "miou": "occurring", "trained_on": "es171"}
+    ]
+    settings = {
+        "caption": "Mine",
+        "profile": "mini",
+        "seeds": [0],
+        "datasets": datasets,
+        "metrics": ["mIoU", "hIoU"],
+        "rows": [{"label": "DeOP", "experiment": "deop", "reported": {}}],
+    }
+    inputs = {"deop/park/0": "deop.json"}
+    job = Job(stage="table", key="k", output="results/park.json", inputs=inputs, settings={"table": settings})
+    table.run(job)
+    (line,) = csv.DictReader(Path("results/park.csv").open())
+    assert (line["park.mIoU"], line["park.hIoU"]) == ("25.0", "")
+    text = Path("results/park.md").read_text()
+    assert [row["values"] for row in markdown_rows(text)] == ["measured"] and "paper" not in text
+    assert "The systems tested on park were trained on es171" in text
 
 
 def test_an_evaluation_without_a_metric_is_named(tmp_path, monkeypatch):

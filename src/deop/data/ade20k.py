@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from deop.data.class_table import labelled_classes
-from deop.data.raw import Source, files, need_folder, pair_up, read_index_image
+from deop.data.pairs import need_folder, pair_up
+from deop.data.raw import Source, files, read_index_image
 from deop.dataset_settings import Ade20k, Ade20kFull
 from deop.errors import DeopError
 

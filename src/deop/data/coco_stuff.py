@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deop.data.class_table import labelled_classes
-from deop.data.raw import Source, files, pair_up, read_index_image
+from deop.data.pairs import pair_up
+from deop.data.raw import Source, files, read_index_image
 from deop.dataset_settings import CocoStuff
 
 _PUBLISHED = {"train": 118_287, "val": 5_000}

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from deop.data.class_table import labelled_classes, read_table
-from deop.data.raw import Source, files, pair_up, read_list, read_mat
+from deop.data.pairs import pair_up
+from deop.data.raw import Source, files, read_list, read_mat
 from deop.dataset_settings import PascalContext
 from deop.errors import DeopError
 

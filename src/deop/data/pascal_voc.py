@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from deop.data.class_table import labelled_classes
-from deop.data.raw import Source, files, pair_up, read_index_image, read_list, read_mat
+from deop.data.pairs import pair_up
+from deop.data.raw import Source, files, read_index_image, read_list, read_mat
 from deop.dataset_settings import PascalVoc
 
 _PUBLISHED = {"train": 10_582, "val": 1_449}

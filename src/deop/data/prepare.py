@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deop.data.raw import Pair, Source
+from deop.data.pairs import Pair
+from deop.data.raw import Source
 from deop.data.registry import open_source
 from deop.data.segmentation import DatasetCard, Entry, ignore_value, write_card, write_split
 from deop.errors import DeopError

@@ -1,30 +1,23 @@
-"""What readers of real datasets have in common: which images and label maps there are, and what a label map holds."""
+"""What readers of real datasets have in common: a dataset in its original form, and what a label map holds."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from deop.data.pairs import Pair, need_folder
 from deop.data.segmentation import LabelledClass
 from deop.errors import DeopError
 
 # Grey PNGs of fewer than 8 bits come out of Pillow stretched to 0..255, by these factors.
 _STRETCHED = {"L;2": 85, "L;4": 17}
 _ONE_ID_A_PIXEL = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
-
-
-class Pair(NamedTuple):
-    """An image and its label map; ``key`` is their common name, unique in the split."""
-
-    key: str
-    image: Path
-    label: Path
 
 
 @dataclass(frozen=True)
@@ -47,20 +40,6 @@ class Source:
     read: Callable[[Path], np.ndarray]
 
 
-def few(names: Collection[str], most: int = 3) -> str:
-    """The first of many names, and how many more there are."""
-    shown = ", ".join(sorted(names)[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
-
-
-def need_folder(folder: Path) -> None:
-    """Raises ``DeopError`` if there is no such folder."""
-    if not folder.is_dir():
-        raise DeopError(
-            f"{folder}: no such folder (is data.root right, and has everything been downloaded and unpacked there?)"
-        )
-
-
 def files(folder: Path, suffix: str) -> dict[str, Path]:
     """The files of a folder with this suffix, by name without it."""
     need_folder(folder)
@@ -78,46 +57,6 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise DeopError(f"{path}: no such file (the list of a split's images)")
     return [words[0] for line in path.read_text(encoding="utf-8").splitlines() if (words := line.split())]
-
-
-def pair_up(
-    images: dict[str, Path],
-    labels: dict[str, Path],
-    folders: tuple[Path, Path],
-    *,
-    wanted: Iterable[str] | None = None,
-    published: int | None = None,
-    complete: bool = True,
-) -> list[Pair]:
-    """The pairs of a split, in order of their keys.
-
-    Args:
-        images, labels: path by key.
-        folders: where the two lie, to name in errors.
-        wanted: keys of the split; None is every key there is.
-        published: how many pairs the dataset's owners count.
-        complete: false leaves out what has no image or no label map, and any number will do.
-
-    Raises:
-        DeopError: an image or label map that is missing, another number than the published one, or none at all.
-    """
-    keys = set(images) | set(labels) if wanted is None else set(wanted)
-    if complete:
-        for what, there, folder in (("image", images, folders[0]), ("label map", labels, folders[1])):
-            if missing := keys - there.keys():
-                raise DeopError(
-                    f"{folder}: holds {len(keys) - len(missing):,} of {len(keys):,} {what}s; "
-                    f"none for {few(missing)} (download or unpack again)"
-                )
-        if published not in (None, len(keys)):
-            raise DeopError(
-                f"{folders[0]}: holds {len(keys):,} images of this split, which has {published:,} (download or "
-                "unpack again; `complete: false` in the dataset's settings takes those that are there)"
-            )
-    keys &= images.keys() & labels.keys()
-    if not keys:
-        raise DeopError(f"{folders[0]}: holds no image that has a label map in {folders[1]}")
-    return [Pair(key, images[key], labels[key]) for key in sorted(keys)]
 
 
 def read_index_image(path: Path) -> np.ndarray:

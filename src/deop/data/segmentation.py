@@ -145,6 +145,16 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def image_name(self, index: int) -> str:
+        """The path of an image below the folder of the images: of the dataset, or of its owners (``image_root``)."""
+        root = self.root if self.card.image_root is None else Path(self.card.image_root)
+        return self.entries[index].image.relative_to(root).as_posix()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of an image, from the header of its label map."""
+        with Image.open(self.entries[index].label) as label:
+            return label.height, label.width
+
     def check_labels(self) -> SegmentationDataset:
         """Itself, if every label map is the one that was written.
 
@@ -207,7 +217,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
     def _missing(self, image: Path) -> DeopError:
         return DeopError(
             f"{image}: no such image; {self.root / f'{self.split}.csv'} lists it "
-            "(prepare the dataset again if its images were moved)"
+            f"(remove {self.root} to have it prepared again if its images were moved)"
         )
 
 

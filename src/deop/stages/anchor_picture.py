@@ -202,7 +202,7 @@ def _values(row: Row, dataset: SegmentationDataset) -> dict[str, Any]:
     return {
         "class": dataset.names[row.segment],
         "unseen": row.segment in dataset.card.unseen,
-        "image": str(dataset.entries[row.image].image.relative_to(dataset.root)),
+        "image": dataset.image_name(row.image),
         "covers": round(row.truth.double().mean().item(), 4),
         "proposal": row.query,
         "proposal_iou": round(row.overlap, 4),

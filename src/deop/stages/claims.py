@@ -334,7 +334,7 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
     several = len(settings.seeds) > 1
     seeds = distinct(map(str, settings.seeds))
     sizes = distinct(f"{result.images} of {result.claim.dataset}" for result in results)
-    places = distinct(claim.place for claim in claims)
+    places = distinct(claim.place for claim in claims if claim.reported is not None)
     spread = f"averaged over seeds {seeds}" if several else f"seed {seeds}"
     not_covered = (
         "It does not cover the choice of seeds; *seeds in favour* says with how many the difference is above 0."

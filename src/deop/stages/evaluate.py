@@ -86,14 +86,21 @@ def run(job: Job) -> None:
 
 
 def batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
-    """The images of a dataset in order, ``batch_size`` of them at a time."""
-    return [
-        range(first, min(first + batch_size, len(dataset))) for first in range(0, len(dataset), batch_size)
-    ]
+    """The images of a dataset in order: those of one size that follow each other, at most ``batch_size`` at a time."""
+    if batch_size == 1:
+        return [range(index, index + 1) for index in range(len(dataset))]
+    found: list[range] = []
+    sizes = [dataset.size(index) for index in range(len(dataset))]
+    for index, size in enumerate(sizes):
+        if found and len(found[-1]) < batch_size and size == sizes[found[-1].start]:
+            found[-1] = range(found[-1].start, index + 1)
+        else:
+            found.append(range(index, index + 1))
+    return found
 
 
 def load_batch(dataset: SegmentationDataset, batch: range, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) in [0, 1] and labels (B, H, W); more than one image only if they are of one size."""
+    """Images (B, 3, H, W) in [0, 1] and labels (B, H, W) of images of one size."""
     samples = [dataset[index] for index in batch]
     images = torch.stack([sample.image for sample in samples]).to(device).float() / 255
     return images, torch.stack([sample.label for sample in samples]).to(device)

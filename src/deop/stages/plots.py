@@ -305,7 +305,9 @@ def _axis_title(metric: str) -> str:
 
 def _place(dataset: TableDataset, between: str = " ") -> str:
     """The dataset as axes call it; the paper's own go by their titles."""
-    return f"{dataset.name}{between}(for {dataset.paper_title})" if dataset.stand_in else dataset.paper_title
+    if dataset.stand_in:
+        return f"{dataset.name}{between}(for {dataset.paper_title})"
+    return dataset.paper_title or dataset.name
 
 
 def _reported_on(places: list[str]) -> str:

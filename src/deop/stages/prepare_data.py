@@ -10,11 +10,12 @@ from tqdm import tqdm
 
 from deop.data import emoji_scenes
 from deop.data.contact_sheet import contact_sheet
+from deop.data.folder_files import content, top_folder
 from deop.data.manifests import verify
 from deop.data.prepare import prepare
 from deop.data.segmentation import SegmentationDataset
-from deop.dataset_settings import DATASETS, EmojiScenes, Source
-from deop.errors import unknown, validated
+from deop.dataset_settings import DATASETS, EmojiScenes, Folder, Source
+from deop.errors import DeopError, unknown, validated
 from deop.settings import Job
 from deop.stages.artifacts import artifact
 
@@ -23,6 +24,9 @@ def run(job: Job) -> None:
     """Writes the dataset of ``job.settings["dataset"]``; a real one is read below ``job.settings["data"]["root"]``.
 
     Every file that it is made of is first compared with what it was when it was unpacked, or found.
+
+    Raises:
+        DeopError: files that are missing, damaged or changed, by name.
     """
     values = job.settings["dataset"]
     kind = values.get("kind", "emoji_scenes")
@@ -35,6 +39,12 @@ def run(job: Job) -> None:
     data = job.settings.get("data", {})
     for source in data.get("sources", []):
         verify(Source.model_validate(source), full=True, workers=workers)
+    root = Path(data.get("root", "data/raw"))
+    if isinstance(settings, Folder):
+        if content(settings, top_folder(settings, root)) != job.settings["content"]:
+            raise DeopError(
+                f"dataset {name}: its files changed after this run was planned; run the same command again"
+            )
     with artifact(job) as workspace:
         with tqdm(
             total=settings.train + settings.val if generated else None,
@@ -49,7 +59,6 @@ def run(job: Job) -> None:
                     bar.total = total
                     bar.update(done)
 
-                root = Path(data.get("root", "data/raw"))
                 prepare(workspace.path, name, settings, root, workers=workers, progress=show)
         split = "val" if (workspace.path / "val.csv").exists() else "train"
         sheet = contact_sheet(SegmentationDataset(workspace.path, split), images=24)

@@ -65,7 +65,7 @@ def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) ->
     )
     shows = {
         "rule": RULE,
-        "image": str(dataset.entries[index].image.relative_to(dataset.root)),
+        "image": dataset.image_name(index),
         "class": dataset.names[label],
         "proposal": query,
         "proposal_iou": round(overlaps[query].item(), 4),

@@ -33,16 +33,18 @@ _LEARNED = {"offline": "learned offline", "online": "learned offline and then en
 class TableDataset(Settings):
     """A group of columns: the dataset measured on, and the paper's, in whose place it stands if it is another.
 
-    ``images`` says what its images are, ``place`` which of the paper's datasets it is or stands for.
+    ``images`` says what its images are, ``place`` which of the paper's datasets it is or stands for, if any.
+    ``trained_on`` is the dataset that systems were trained on, if that is another.
     """
 
     name: str
     images: str
-    paper: str
-    paper_title: str
+    paper: str | None = None
+    paper_title: str | None = None
     place: str
-    stand_in: bool
+    stand_in: bool = False
     miou: str
+    trained_on: str | None = None
 
 
 class TableRow(Settings):
@@ -58,15 +60,11 @@ class TableRow(Settings):
 
 
 class TableSettings(Settings):
-    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time.
-
-    ``trained_on`` is the dataset that all systems were trained on, if that is not the one they are tested on.
-    """
+    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time."""
 
     caption: str
     profile: str
     seeds: tuple[int, ...]
-    trained_on: str | None = None
     datasets: tuple[TableDataset, ...]
     metrics: tuple[str, ...]
     rows: tuple[TableRow, ...]
@@ -237,7 +235,6 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     seeds = listed([str(seed) for seed in table.seeds])
     spread = f"mean ± standard deviation of seeds {seeds}" if len(table.seeds) > 1 else f"seed {seeds}"
     conventions = list(dict.fromkeys(MIOU.get(dataset.miou, dataset.miou) for dataset in table.datasets))
-    places = listed([dataset.place for dataset in table.datasets])
     notes = [
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
@@ -245,9 +242,14 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"Made by deop {origin['version']}, {origin['code']}; wall time {origin['wall_time']}.",
         f"Configuration: {origin['configuration']}.",
     ]
-    if table.trained_on is not None:
+    transfers: dict[str, list[str]] = {}
+    for dataset in table.datasets:
+        if dataset.trained_on is not None:
+            transfers.setdefault(dataset.trained_on, []).append(dataset.name)
+    for trained_on, tested in transfers.items():
         notes.insert(
-            1, f"All systems were trained on {table.trained_on} and tested on the others as they were."
+            1,
+            f"The systems tested on {listed(tested)} were trained on {trained_on}, and not trained further.",
         )
     notes[1:1] = [f"{metric}: {COUNTS[metric]}." for metric in table.metrics if metric in COUNTS]
     if "FPS" in table.metrics:
@@ -255,6 +257,7 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     if any(row.experiment is None for row in table.rows):
         notes.insert(1, f"*{NOT_RUN}*: not implemented here.")
     if any(row.reported for row in table.rows):
+        places = listed([dataset.place for dataset in table.datasets if dataset.paper is not None])
         others = "other images, " if any(dataset.stand_in for dataset in table.datasets) else ""
         note = f"Rows *paper*: as the paper reports them, on {places}: {others}not measured here."
         notes.insert(1, note)
@@ -312,10 +315,7 @@ def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
     return {
         row.label: {
             dataset.name: {
-                metric: round(
-                    float(scores[dataset.name, metric, "mean"][row.label]) / (1 if metric in COUNTS else 100),
-                    4,
-                )
+                metric: _fraction(scores[dataset.name, metric, "mean"][row.label], metric)
                 for metric in table.metrics
                 if metric != "FPS"  # another measurement is no other result
             }
@@ -324,3 +324,8 @@ def _fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
         for row in table.rows
         if row.experiment is not None
     }
+
+
+def _fraction(value: float, metric: str) -> float | None:
+    """A score in [0, 1], or a count as it is; None where it is undefined, as JSON has no NaN."""
+    return None if math.isnan(value) else round(float(value) / (1 if metric in COUNTS else 100), 4)
