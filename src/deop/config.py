@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
-from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merged, read_file, without_nulls
+from deop.config_files import (
+    SOURCE,
+    ExperimentsFile,
+    MainFile,
+    load_yaml,
+    merged,
+    read_file,
+    with_text_keys,
+    without_nulls,
+)
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import TablesFile
@@ -214,6 +223,7 @@ class Configuration(Setup):
     """
 
     def __init__(self, values: dict[str, Any], root: Path) -> None:
+        values = with_text_keys(values)
         super().__init__(values, root)
         for name, variant in self.variant_of.items():
             if variant not in self.main.variants:
