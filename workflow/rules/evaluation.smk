@@ -4,6 +4,10 @@
 rule evaluations:
     input:
         plan.outputs("evaluate"),
+
+
+rule timings:
+    input:
         plan.outputs("measure_speed"),
 
 
