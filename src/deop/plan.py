@@ -110,6 +110,15 @@ class Plan:
         """A Snakemake params function: where the job of ``stage`` with these wildcards is written down."""
         return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
 
+    def threads_alone(self, stage: str, cores: int | None) -> Callable[[Any], int]:
+        """A Snakemake threads function of jobs that measure speed.
+
+        On one machine they claim all ``cores``, so that nothing runs beside them. On a cluster, where Snakemake has no
+        cores of its own (None), they claim what they compute with.
+        """
+        section = {"measure_speed": "speed", "benchmark": "benchmark"}[stage]
+        return lambda wildcards: cores or self._job(stage, wildcards).settings[section]["threads"]
+
     def superseded(self, stage: str) -> Callable[[Any], list[str]]:
         """A Snakemake input function: a file newer than the table or figure on disk, if that is not this plan's.
 

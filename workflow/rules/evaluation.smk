@@ -46,7 +46,7 @@ rule measure_speed:
         "benchmarks/measure_speed/{name}-{key}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores  # all, so that nothing runs beside it; how many it computes with is speed.threads
+    threads: plan.threads_alone("measure_speed", workflow.resource_settings.cores)
     resources:
         mem_mb=plan.resources.measure_speed.mem_mb,
         gpu=plan.resources.measure_speed.gpu,
