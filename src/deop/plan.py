@@ -24,7 +24,7 @@ from deop.config import Configuration
 from deop.config_files import Resources
 from deop.dataset_settings import RealDataset
 from deop.errors import ConfigError, unknown
-from deop.jobs import NAMED, Inputs, Jobs, dump, marker
+from deop.jobs import NAMED, Inputs, Jobs, dump, marker, name_of
 from deop.launch import launch_command
 from deop.layouts import PLACE, Claim, TableLayout
 from deop.recipes import Recipes
@@ -62,7 +62,7 @@ class Plan:
     """
 
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
-        self._root, self._config, self._jobs = root, Configuration(config, root), Jobs()
+        self._root, self._config, self._jobs = root, Configuration(config, root), Jobs(root)
         self._recipes = Recipes(self._config, self._jobs)
         self._variants = {name: Recipes(setup, self._jobs) for name, setup in self._config.variants.items()}
         layouts = self._config.layouts
@@ -185,7 +185,8 @@ class Plan:
             for name, job in measured.items()
             for role, upstream in self._jobs.inputs_of(job).items()
         }
-        return self._jobs.add("measure_speed", f"results/speed/{dataset}", settings, inputs)
+        output = f"results/speed/{name_of(dataset, '+'.join(experiments), f'seed{seed}')}"
+        return self._jobs.add("measure_speed", output, settings, inputs)
 
     def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
         """What a table shows, and the jobs it is filled from, by role."""
@@ -236,8 +237,9 @@ class Plan:
 
     def _table(self, name: str) -> Job:
         table, inputs = self._tables[name]
-        settings = {"table": table | {"artifacts": self._jobs.upstream(inputs.values())}}
-        return self._jobs.add("table", f"results/{name}.json", settings, inputs)
+        # Where these lie changes nothing about what a table shows.
+        local = {"table": table | {"artifacts": self._jobs.upstream(inputs.values())}}
+        return self._jobs.add("table", f"results/{name}.json", {"table": table}, inputs, local=local)
 
     def _claims(self, claims: tuple[Claim, ...]) -> Job:
         inputs: Inputs = {}
