@@ -213,9 +213,11 @@ class Executor(dryrun.Executor):
     def run_job(self, job):
         with open("submitted.txt", "a") as file:
             print(job.name, job.threads, job.resources["gpu"], file=file)
-        for path in job.output:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).touch()
+        for path in (*job.output, job.benchmark):
+            folder = Path(path).parent if Path(path).suffix else Path(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            if folder != Path(path):
+                Path(path).touch()
         super().run_job(job)
 """
 
