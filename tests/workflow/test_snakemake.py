@@ -193,12 +193,11 @@ def test_snakemakes_own_commands_work_as_typed(shipped):
     summary = shipped.run("snakemake", "--summary")
     assert re.search(r"^results/evaluations/es171-deop-seed0-\w{12}\.json\t.*missing", summary, re.M)
     assert "Congratulations" in shipped.run("snakemake", "--lint")
-    # The jobs run on all cores, or on as many as are asked for; nothing runs beside a measurement.
+    # Nothing runs beside a measurement.
     measured = shipped.run(
         "snakemake", "--cores", "7", "results/speed.csv", "results/table1.csv", "--dry-run"
     )
     assert measured.count("threads: 7") == 3
-    assert "threads: " not in shipped.run("snakemake", "--cores", "7", TABLE3, "--dry-run")
 
 
 CLUSTER = """
@@ -214,10 +213,8 @@ class Executor(dryrun.Executor):
         with open("submitted.txt", "a") as file:
             print(job.name, job.threads, job.resources["gpu"], file=file)
         for path in (*job.output, job.benchmark):
-            folder = Path(path).parent if Path(path).suffix else Path(path)
-            folder.mkdir(parents=True, exist_ok=True)
-            if folder != Path(path):
-                Path(path).touch()
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
         super().run_job(job)
 """
 
@@ -229,8 +226,7 @@ def test_the_slurm_command_of_the_docs_asks_for_the_resources_of_the_configurati
     (plugin / "__init__.py").write_text(CLUSTER)
     shipped.environment["PYTHONPATH"] += f":{plugin.parent}"
     command = re.search(r"^snakemake .+/slurm .+$", (ROOT / "docs/paper-profile.md").read_text(), re.M)[0]
-    shipped.run(*command.replace(TABLE3, "results/table6.csv results/speed.csv").split())
-    asked = set((shipped.path / "submitted.txt").read_text().splitlines())
-    assert {"benchmark 8 1", "measure_speed 8 1", "prepare_data 16 0", "train_segmentation 64 8"} <= asked
+    shipped.run(*command.replace(TABLE3, "results/speed.csv").split())
+    assert (shipped.path / "submitted.txt").read_text() == "benchmark 8 1\n"
     for view in ("--dag", "--summary"):
         shipped.run(*command.split(), view)
