@@ -58,7 +58,7 @@ $(VENV): $(READY)
 
 # Always ask Snakemake: it alone knows whether a result is up to date.
 results/%: $(READY) FORCE
-	$(SNAKEMAKE) --cores all $@
+	$(SNAKEMAKE) $@
 
 test: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m pytest
@@ -75,10 +75,10 @@ format: $(READY)
 report: results/report.html
 
 # Not a rule's output: Snakemake writes it from what is there and from its records of how that was made. It needs no
-# network, and nor does who reads it. --cores because the threads of a rule are all of them, though none is used.
+# network, and nor does who reads it.
 results/report.html: $(READY) FORCE
-	$(SNAKEMAKE) --cores all
-	$(SNAKEMAKE) --cores all --report $@ --report-stylesheet workflow/report/style.css
+	$(SNAKEMAKE)
+	$(SNAKEMAKE) --report $@ --report-stylesheet workflow/report/style.css
 
 publish: $(READY)
 	@changes="$$(git status --porcelain)" || exit; \
@@ -88,7 +88,7 @@ publish: $(READY)
 	    echo "Commit or remove them first." >&2; \
 	    exit 1; \
 	fi
-	$(SNAKEMAKE) --cores all $(PUBLISHED) --config 'seeds=$(SEEDS)'
+	$(SNAKEMAKE) $(PUBLISHED) --config 'seeds=$(SEEDS)'
 	mkdir -p $(PUBLISHED_DIR)
 	cp $(PUBLISHED) $(PUBLISHED_DIR)/
 

@@ -33,6 +33,9 @@ wildcard_constraints:
     **{kind: "|".join(map(re.escape, names)) or "-" for kind, names in plan.named.items()},
     key="[0-9a-f]{12}",
     name="[^/]+",
+    # Called otherwise than the names of what they measure, because --dag leaves out what a job has in common with those.
+    evaluation="[^/]+",
+    measurement="[^/]+",
 
 
 rule all:

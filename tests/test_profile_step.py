@@ -106,4 +106,4 @@ def test_jobs_that_do_not_train_and_inputs_that_are_not_there_are_named(job, tmp
     file.write_text(gone.model_dump_json())
     done = CliRunner().invoke(app, ["profile-step", str(file)])
     assert done.exit_code == 1 and "no/data is not there, the data of train_proposals k" in done.stderr
-    assert "snakemake --cores all no/data/dataset.json" in " ".join(done.stderr.split())
+    assert "snakemake no/data/dataset.json" in " ".join(done.stderr.split())

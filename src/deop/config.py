@@ -12,7 +12,15 @@ from typing import Any
 
 from deop.benchmark.settings import SpeedBenchmark, read_benchmarks
 from deop.clip_layers import check_model
-from deop.config_files import SOURCE, MainFile, load_yaml, merged, read_experiments, without_nulls
+from deop.config_files import (
+    SOURCE,
+    MainFile,
+    load_yaml,
+    merged,
+    read_experiments,
+    with_text_keys,
+    without_nulls,
+)
 from deop.dataset_names import DatasetNames
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
@@ -232,6 +240,7 @@ class Configuration(Setup):
     """
 
     def __init__(self, values: dict[str, Any], root: Path) -> None:
+        values = with_text_keys(values)
         super().__init__(values, root)
         for name, variant in self.variant_of.items():
             if variant not in self.main.variants:

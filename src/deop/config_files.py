@@ -157,7 +157,19 @@ def load_yaml(path: Path, source: str) -> dict:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: a mapping is needed (got {values!r})")
-    return values
+    return with_text_keys(values)
+
+
+def with_text_keys(values: dict) -> dict:
+    """``values`` with numbers as keys (``alpha: {-1: 1}``) turned into text (``"-1"``).
+
+    The shipped files quote such keys because DVC reads no others. A profile may spell them either way, and both have to
+    be the same key when it is put over the defaults. Of two spellings in ``values``, the later one counts.
+    """
+    return {
+        str(key) if isinstance(key, int) else key: with_text_keys(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
 
 
 def without_nulls(values: dict) -> dict:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from deop.settings import Job, Settings
@@ -16,17 +18,26 @@ ONE_FILE = ("download", "evaluate", "measure_speed")
 Inputs = dict[str, "Job | str"]
 
 
+_KEYED = re.compile(r"(?P<name>.+)-(?P<key>[0-9a-f]{12})(?P<suffix>\.json|\.csv|\.partial)?")
+"""What outputs are called that carry a key: finished ones, the parts of one, and those that were interrupted."""
+
+
 class Jobs:
     """All jobs known so far, inputs before what needs them.
+
+    Args:
+        root: the folder that receives the outputs.
 
     Attributes:
         by_key: the jobs by (stage, key).
         by_output: the jobs by output.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path) -> None:
         self.by_key: dict[tuple[str, str], Job] = {}
         self.by_output: dict[str, Job] = {}
+        self._root = root
+        self._names: dict[str, dict[str, str]] = {}
 
     def add(
         self,
@@ -40,7 +51,10 @@ class Jobs:
     ) -> Job:
         """The job of this content, new or known. An input given as text enters the key and has no path.
 
-        ``local`` are further settings that do not change what comes out, such as where this machine keeps its data.
+        ``output`` is its path without the key. The name in it is for readers and no part of the key: of several that
+        ask for the same job, the first names it, and an artifact that is on disk under another name keeps that.
+        ``local`` are settings that do not change what comes out, such as where this machine keeps its data. They are
+        added to ``settings``, or replace sections of it that they name.
         """
         content = {
             "stage": stage,
@@ -51,12 +65,24 @@ class Jobs:
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (stage, key) not in self.by_key:
-            output += "" if stage in NAMED else f"-{key}.json" if stage in ONE_FILE else f"-{key}"
+            if stage not in NAMED:
+                output = f"{self._named_on_disk(output, key)}-{key}{'.json' if stage in ONE_FILE else ''}"
             paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
             everything = settings | (local or {})
             job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=everything)
             self.by_key[stage, key] = self.by_output[output] = job
         return self.by_key[stage, key]
+
+    def _named_on_disk(self, output: str, key: str) -> str:
+        """``output`` or, if an artifact with this key lies beside it under another name, that."""
+        folder, _, name = output.rpartition("/")
+        if folder not in self._names:
+            paths = (self._root / folder).glob("*-*")
+            matches = [match for path in paths if (match := _KEYED.fullmatch(path.name))]
+            # Of several the last one counts: finished ones come after interrupted ones.
+            matches.sort(key=lambda match: (match["suffix"] != ".partial", match["name"]))
+            self._names[folder] = {match["key"]: match["name"] for match in matches}
+        return f"{folder}/{self._names[folder].get(key, name)}"
 
     def inputs_of(self, job: Job) -> dict[str, Job]:
         """The jobs whose outputs ``job`` reads, by role."""
@@ -72,6 +98,11 @@ class Jobs:
                 found[output] = None
                 waiting.extend(self.by_output[output].inputs.values())
         return sorted(found)
+
+
+def name_of(*parts: object) -> str:
+    """A name for readers, of parts such as a dataset, an experiment and a seed, that can be part of a file's name."""
+    return re.sub(r"[^\w.+-]", "_", "-".join(map(str, parts)))[:120]
 
 
 def marker(job: Job) -> str:

@@ -24,7 +24,7 @@ from deop.config import Configuration
 from deop.config_files import Resources
 from deop.dataset_settings import RealDataset
 from deop.errors import ConfigError, unknown
-from deop.jobs import NAMED, Inputs, Jobs, dump, marker
+from deop.jobs import NAMED, Inputs, Jobs, dump, marker, name_of
 from deop.launch import launch_command
 from deop.layouts import PLACE, Claim, TableLayout
 from deop.recipes import FolderContents, Recipes
@@ -63,7 +63,7 @@ class Plan:
     """
 
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
-        self._root, self._config, self._jobs = root, Configuration(config, root), Jobs()
+        self._root, self._config, self._jobs = root, Configuration(config, root), Jobs(root)
         contents = FolderContents(self._config, root)
         self._recipes = Recipes(self._config, self._jobs, contents)
         self._variants = {
@@ -114,6 +114,15 @@ class Plan:
     def job_file(self, stage: str) -> Callable[[Any], str]:
         """A Snakemake params function: where the job of ``stage`` with these wildcards is written down."""
         return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
+
+    def threads_alone(self, stage: str, cores: int | None) -> Callable[[Any], int]:
+        """A Snakemake threads function of jobs that measure speed.
+
+        On one machine they claim all ``cores``, so that nothing runs beside them. On a cluster, where Snakemake has no
+        cores of its own (None), they claim what they compute with.
+        """
+        section = {"measure_speed": "speed", "benchmark": "benchmark"}[stage]
+        return lambda wildcards: cores or self._job(stage, wildcards).settings[section]["threads"]
 
     def superseded(self, stage: str) -> Callable[[Any], list[str]]:
         """A Snakemake input function: a file newer than the table or figure on disk, if that is not this plan's.
@@ -182,7 +191,8 @@ class Plan:
             for name, job in measured.items()
             for role, upstream in self._jobs.inputs_of(job).items()
         }
-        return self._jobs.add("measure_speed", f"results/speed/{dataset}", settings, inputs)
+        output = f"results/speed/{name_of(dataset, '+'.join(experiments), f'seed{seed}')}"
+        return self._jobs.add("measure_speed", output, settings, inputs)
 
     def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
         """What a table shows, and the jobs it is filled from, by role."""
@@ -243,8 +253,9 @@ class Plan:
 
     def _table(self, name: str) -> Job:
         table, inputs = self._tables[name]
-        settings = {"table": table | {"artifacts": self._jobs.upstream(inputs.values())}}
-        return self._jobs.add("table", f"results/{name}.json", settings, inputs)
+        # Where these lie changes nothing about what a table shows.
+        local = {"table": table | {"artifacts": self._jobs.upstream(inputs.values())}}
+        return self._jobs.add("table", f"results/{name}.json", {"table": table}, inputs, local=local)
 
     def _claims(self, claims: tuple[Claim, ...]) -> Job:
         inputs: Inputs = {}

@@ -13,7 +13,7 @@ from deop.data.folder_files import content
 from deop.data.sources import find_entry
 from deop.dataset_settings import EmojiScenes, Folder, Source
 from deop.errors import ConfigError, DeopError, validated
-from deop.jobs import Inputs, Jobs, dump
+from deop.jobs import Inputs, Jobs, dump, name_of
 from deop.settings import Job, MultiPassSettings, Network
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -73,15 +73,17 @@ class Recipes:
             check_severed_layers(
                 system.severance.alpha, self._setup.main.clip.model, f"{SOURCE}: experiment {experiment!r}"
             )
-            settings, inputs = self._deop(system, trained_on, seed)
+            settings, inputs = self._deop(experiment, system, trained_on, seed)
         else:
             tested = self._setup.experiments[experiment][dataset]
-            settings, inputs = self._multipass(system, tested, trained_on, seed)
+            settings, inputs = self._multipass(experiment, system, tested, trained_on, seed)
         settings |= self.settings(dataset, "evaluation")
         if trained_on != dataset:
             settings["transfer"] = {"trained_on": trained_on}
         inputs = {**inputs, "data": self._data(dataset)}
-        return self._jobs.add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+        trained = () if trained_on == dataset else ("trained_on", trained_on)
+        output = f"results/evaluations/{name_of(dataset, experiment, *trained, f'seed{seed}')}"
+        return self._jobs.add("evaluate", output, settings, inputs, seed=seed)
 
     def settings(self, dataset: str, *sections: str) -> dict[str, dict]:
         """The settings of these stages for a dataset."""
@@ -139,7 +141,8 @@ class Recipes:
             if index == 0 and values.text_from is not None:
                 keys = ("pretrain_clip.text_from", "no text_from")
                 inputs = {"text": _bundled_sha256(values.text_from, *keys)}
-            settings, output = {"pretrain_clip": dump(values)}, f"checkpoints/clip/{clip.model}"
+            settings = {"pretrain_clip": dump(values)}
+            output = f"checkpoints/clip/{name_of(clip.model, f'round{index + 1}')}"
             inputs = {"clip": self._jobs.add("pretrain_clip", output, settings, inputs, seed=index)}
         return inputs
 
@@ -157,7 +160,8 @@ class Recipes:
     def _prompts(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "clip", "prompts")
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        return self._jobs.add("learn_prompts", f"checkpoints/prompts/{dataset}", settings, inputs, seed=seed)
+        output = f"checkpoints/prompts/{name_of(dataset, f'seed{seed}')}"
+        return self._jobs.add("learn_prompts", output, settings, inputs, seed=seed)
 
     def _proposals(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "proposals")
@@ -165,7 +169,7 @@ class Recipes:
         if self._setup.stages["proposals"][dataset].class_term is not None:
             settings |= self.settings(dataset, "clip", "prompts")
             inputs |= {**self._clip(), "prompts": self._prompts(dataset, seed)}
-        output = f"checkpoints/proposals/{dataset}"
+        output = f"checkpoints/proposals/{name_of(dataset, f'seed{seed}')}"
         local = self._machine("train_proposals")
         return self._jobs.add("train_proposals", output, settings, inputs, seed=seed, local=local)
 
@@ -174,8 +178,10 @@ class Recipes:
         machine = getattr(self._setup.main.resources, stage).machine()
         return {"machine": machine} if machine else {}
 
-    def _deop(self, network: Network, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
-        """Settings and inputs of whoever runs this network as it was trained on ``dataset``."""
+    def _deop(
+        self, experiment: str, network: Network, dataset: str, seed: int
+    ) -> tuple[dict[str, dict], Inputs]:
+        """Settings and inputs of whoever runs an experiment's network as it was trained on ``dataset``."""
         learned = network.text_prompts != "templates"
         sections = ("clip", *(("prompts",) if learned else ()), "proposals")
         settings = {"network": dump(network), **self.settings(dataset, *sections)}
@@ -187,14 +193,19 @@ class Recipes:
         }
         if network.trained:
             training = settings | self.settings(dataset, "segmentation")
-            output = f"checkpoints/segmentation/{dataset}"
+            output = f"checkpoints/segmentation/{name_of(dataset, experiment, f'seed{seed}')}"
             local = self._machine("train_segmentation")
             trained = self._jobs.add("train_segmentation", output, training, inputs, seed=seed, local=local)
             inputs = {**inputs, "segmentation": trained}
         return settings, inputs
 
     def _multipass(
-        self, system: MultiPassSettings, tested: MultiPassSettings, dataset: str, seed: int
+        self,
+        experiment: str,
+        system: MultiPassSettings,
+        tested: MultiPassSettings,
+        dataset: str,
+        seed: int,
     ) -> tuple[dict[str, dict], Inputs]:
         """The same for a system that is trained as ``system`` says and tested as ``tested`` says."""
         # Neither training nor a test depends on a learned prompt that it does not use.
@@ -204,7 +215,7 @@ class Recipes:
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
         trained = self._jobs.add(
             "train_multipass",
-            f"checkpoints/multipass/{dataset}",
+            f"checkpoints/multipass/{name_of(dataset, experiment, f'seed{seed}')}",
             {"network": system.for_training(), **self.settings(dataset, *training)},
             {**inputs, **self._backbone(dataset), **(learned if "prompts" in training else {})},
             seed=seed,

@@ -1,4 +1,4 @@
-"""A copy of the workflow in a folder of its own, with stages that take no time."""
+"""Copies of the workflow in folders of their own, with stages that take no time."""
 
 from __future__ import annotations
 
@@ -85,20 +85,23 @@ class Workflow:
 
 
 @pytest.fixture
-def workflow(tmp_path: Path) -> Workflow:
-    """The repository's workflow and configuration, with small vocabularies and a CLIP that is trained."""
+def shipped(tmp_path: Path) -> Workflow:
+    """The repository's workflow and configuration as they are."""
     for name in ("workflow", "profiles", "config", ".dvc"):
         machine_only = shutil.ignore_patterns("tmp", "cache", "config.local")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=machine_only)
     for name in ("Snakefile", "environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
-    vocabularies = tmp_path / "config/vocabularies"
-    vocabularies.mkdir(exist_ok=True)
-    for name, vocabulary in VOCABULARIES.items():
-        (vocabularies / f"{name}.yaml").write_text(yaml.safe_dump(vocabulary))
     weights = tmp_path / "src/deop/weights"  # for DVC to watch; the plan knows where the package's own are
     weights.mkdir(parents=True)
     (weights / "deop-mini.json").write_text("{}")
-    copy = Workflow(tmp_path)
-    copy.edit("config.yaml", clip__retrain=True, seeds=[0])
-    return copy
+    return Workflow(tmp_path)
+
+
+@pytest.fixture
+def workflow(shipped: Workflow) -> Workflow:
+    """The same with small vocabularies, one seed and a CLIP that is trained."""
+    for name, vocabulary in VOCABULARIES.items():
+        (shipped.path / "config/vocabularies" / f"{name}.yaml").write_text(yaml.safe_dump(vocabulary))
+    shipped.edit("config.yaml", clip__retrain=True, seeds=[0])
+    return shipped

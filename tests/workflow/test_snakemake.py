@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 TABLE3 = "results/table3.csv"
 DATASETS, ROWS, TRAINED = 2, 5, 4
 
@@ -186,21 +189,61 @@ def test_a_plot_of_a_benchmark_is_drawn_anew_when_that_is_measured_anew(workflow
     assert workflow.planned(plot, *longer) == {"benchmark": 1, "figure": 1}
 
 
-def test_lint_is_clean(workflow):
-    assert "Congratulations" in workflow.snakemake("--lint")
+def labels(dag: str) -> list[list[str]]:
+    """The labels of the nodes that ``--dag`` prints, as lines, without keys."""
+    found = re.findall(r'label = "(.+?)"', dag)
+    return [[line for line in label.split("\\n") if not line.startswith("key: ")] for label in found]
 
 
-def test_targets_that_dvc_asks_for(workflow):
-    targets = {
-        "datasets",
-        "clip",
-        "prompts",
-        "proposals",
-        "segmentation",
-        "multipass",
-        "evaluations",
-        "tables",
-        "figures",
-        "pictures",
-    }
-    assert targets <= set(workflow.planned(*targets))
+def test_snakemakes_own_commands_work_as_typed(shipped):
+    """Without ``--cores``: the default profile has them."""
+    nodes = labels(shipped.run("snakemake", TABLE3, "results/table1.csv", "--dag"))
+    assert ["prepare_data", "name: es20"] in nodes
+    assert ["learn_prompts", "name: es20-seed0"] in nodes
+    assert ["train_segmentation", "name: es171-deop-seed0"] in nodes
+    assert ["evaluate", "evaluation: es171-deop-seed0"] in nodes
+    assert ["evaluate", "evaluation: es20-baseline_plus_ps-seed0"] in nodes
+    assert ["train_multipass", "name: es20-zegformer-seed0"] in nodes
+    assert ["measure_speed", "measurement: es171-zegformer+simbaseline+deop-seed0"] in nodes
+    rules = labels(shipped.run("snakemake", "--rulegraph"))
+    assert {("evaluate",), ("benchmark",), ("measure_speed",)} <= set(map(tuple, rules))
+    summary = shipped.run("snakemake", "--summary")
+    assert re.search(r"^results/evaluations/es171-deop-seed0-\w{12}\.json\t.*missing", summary, re.M)
+    assert "Congratulations" in shipped.run("snakemake", "--lint")
+    # Nothing runs beside a measurement.
+    measured = shipped.run(
+        "snakemake", "--cores", "7", "results/speed.csv", "results/table1.csv", "--dry-run"
+    )
+    assert measured.count("threads: 7") == 3
+
+
+CLUSTER = """
+from pathlib import Path
+from snakemake.executors import dryrun
+from snakemake_interface_executor_plugins.settings import CommonSettings
+
+common_settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False)
+
+
+class Executor(dryrun.Executor):
+    def run_job(self, job):
+        with open("submitted.txt", "a") as file:
+            print(job.name, job.threads, job.resources["gpu"], file=file)
+        for path in (*job.output, job.benchmark):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
+        super().run_job(job)
+"""
+
+
+def test_the_slurm_command_of_the_docs_asks_for_the_resources_of_the_configuration(shipped):
+    """With a plugin of Slurm's name that notes what it is asked for. Snakemake has no cores of its own then."""
+    plugin = shipped.path / ".bin/snakemake_executor_plugin_slurm"
+    plugin.mkdir()
+    (plugin / "__init__.py").write_text(CLUSTER)
+    shipped.environment["PYTHONPATH"] += f":{plugin.parent}"
+    command = re.search(r"^snakemake .+/slurm .+$", (ROOT / "docs/paper-profile.md").read_text(), re.M)[0]
+    shipped.run(*command.replace(TABLE3, "results/speed.csv").split())
+    assert (shipped.path / "submitted.txt").read_text() == "benchmark 8 1\n"
+    for view in ("--dag", "--summary"):
+        shipped.run(*command.split(), view)

@@ -29,7 +29,7 @@ rule benchmark:
         "benchmarks/benchmark/{benchmark}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores  # all, so that nothing runs beside it; how many it computes with is benchmark.threads
+    threads: plan.threads_alone("benchmark", workflow.resource_settings.cores)
     resources:
         mem_mb=plan.resources.benchmark.mem_mb,
         gpu=plan.resources.benchmark.gpu,

@@ -4,6 +4,10 @@
 rule evaluations:
     input:
         plan.outputs("evaluate"),
+
+
+rule timings:
+    input:
         plan.outputs("measure_speed"),
 
 
@@ -11,12 +15,12 @@ rule evaluate:
     input:
         ancient(plan.inputs("evaluate")),
     output:
-        scores="results/evaluations/{name}-{key}.json",
-        confusion="results/evaluations/{name}-{key}.csv",
+        scores="results/evaluations/{evaluation}-{key}.json",
+        confusion="results/evaluations/{evaluation}-{key}.csv",
     log:
-        "logs/evaluate/{name}-{key}.log",
+        "logs/evaluate/{evaluation}-{key}.log",
     benchmark:
-        "benchmarks/evaluate/{name}-{key}.tsv"
+        "benchmarks/evaluate/{evaluation}-{key}.tsv"
     conda:
         "../../environment.yml"
     threads: plan.resources.evaluate.threads
@@ -35,14 +39,14 @@ rule measure_speed:
     input:
         ancient(plan.inputs("measure_speed")),
     output:
-        "results/speed/{name}-{key}.json",
+        "results/speed/{measurement}-{key}.json",
     log:
-        "logs/measure_speed/{name}-{key}.log",
+        "logs/measure_speed/{measurement}-{key}.log",
     benchmark:
-        "benchmarks/measure_speed/{name}-{key}.tsv"
+        "benchmarks/measure_speed/{measurement}-{key}.tsv"
     conda:
         "../../environment.yml"
-    threads: workflow.cores  # all, so that nothing runs beside it; how many it computes with is speed.threads
+    threads: plan.threads_alone("measure_speed", workflow.resource_settings.cores)
     resources:
         mem_mb=plan.resources.measure_speed.mem_mb,
         gpu=plan.resources.measure_speed.gpu,

@@ -53,7 +53,7 @@ def require_inputs(job: Job) -> None:
             inside = "" if one_file else "/dataset.json" if role == "data" else "/model.safetensors"
             raise DeopError(
                 f"{path} is not there, the {role} of {job.stage} {job.key}; run this in the folder of the workflow, "
-                f"after `snakemake --cores all {path}{inside}` (and the --configfile of its profile, if it has one)"
+                f"after `snakemake {path}{inside}` (and the --configfile of its profile, if it has one)"
             )
 
 
