@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deop.errors import ConfigError, validated
 from deop.settings import Clip, Positive, Settings
@@ -30,6 +30,12 @@ class ClipSection(Clip):
     """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``, which ``random`` gives it no weights."""
 
     retrain: bool = False
+
+    @model_validator(mode="after")
+    def _activation_of_a_file(self) -> ClipSection:
+        if self.retrain and self.quick_gelu is not None:
+            raise ValueError("quick_gelu is about weights of a file, and with retrain there is none")
+        return self
 
 
 class StageResources(Settings):

@@ -22,7 +22,7 @@ from deop.errors import DeopError
 from deop.plan import Plan
 from deop.settings import Job
 
-PYTHON = (3, 11)
+PYTHON = (3, 11, 4)
 STEP_SECONDS = 10.0
 """How long training steps are tried for; a first one is always finished."""
 HOST_SECONDS = 10.0

@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deop.templates import Templates
 
@@ -30,10 +23,15 @@ class Settings(BaseModel):
 
 
 class Clip(Settings):
-    """Which CLIP, from where, and how its input is normalised."""
+    """Which CLIP, from where, and how its input is normalised.
+
+    ``quick_gelu`` says which activation the weights of a file were trained with, where that cannot be found out (see
+    :func:`deop.clip_build.uses_quick_gelu`).
+    """
 
     model: str
     pretrained: str | None = "bundled"
+    quick_gelu: bool | None = None
     normalisation: Literal["clip", "imagenet"] = "clip"
 
 
@@ -227,14 +225,6 @@ class Network(Settings):
         if bool(self.templates) != (self.text_prompts == "templates"):
             raise ValueError("text_prompts is 'templates' if, and only if, templates are given")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_absent_templates(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that a network without templates is the same job as before there were any."""
-        values = serialize(self)
-        if not self.templates:
-            del values["templates"]
-        return values
 
     @property
     def trained(self) -> bool:

@@ -29,6 +29,7 @@ from deop.errors import DeopError
 from deop.settings import Job, Proposals, Segmentation
 from deop.stages.artifacts import Workspace
 from deop.timing import part, parts_of
+from deop.weight_files import read_pickled
 
 CHECKPOINT = "checkpoint.pt"
 KEPT_BYTES = 256 * 2**20
@@ -135,6 +136,7 @@ def fit(
     Raises:
         FloatingPointError: a loss is not finite; the checkpoint before it is kept.
         DeopError: what reading a batch raised.
+        WeightsError: a checkpoint that cannot be read.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     plain = module
@@ -142,7 +144,7 @@ def fit(
     checkpoint = workspace.state / CHECKPOINT
     first = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_pickled(checkpoint)
         plain.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
