@@ -25,7 +25,6 @@ SOURCES = ("coco_train2017", "coco_val2017", "coco_stuffthingmaps")
 def profile(root: Path, config: dict, monkeypatch) -> Path:
     """A profile of COCO-Stuff in miniature, on the CPU; training steps take 2 seconds."""
     monkeypatch.setattr(trial_step, "try_step", lambda *arguments: Trial(2.0, 4, 0))
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # or the doctor sets it for this whole process
     real_layouts.write_coco_stuff(root / "raw")
     holds = {
         name: {pattern: len(list((root / "raw").glob(pattern))) for pattern in find_entry(name).holds}
@@ -37,7 +36,7 @@ def profile(root: Path, config: dict, monkeypatch) -> Path:
     values["datasets"] = dict.fromkeys([*config["datasets"], *values["datasets"]])
     values["datasets"]["coco"] = {"stands_for": "coco_stuff", "kind": "coco_stuff"}
     values["data"] = {"root": "raw", "sources": {name: {"holds": holds[name]} for name in SOURCES}}
-    values["accelerate"] = "single"
+    values["accelerate"], values["precision"] = "single", "fp32"
     values["resources"] = {}
     path = root / "config/paper.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -157,7 +157,7 @@ def export_coco(
 ) -> None:
     """Write the label maps that an evaluation measures as a COCO results file for stuff segmentation.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION, as the workflow sets it. What was killed is taken up.
+    In the precision of the job. An interrupted run is resumed by the same command.
     """
     _prepare(threads)
     order = read_job(job, "evaluate")
@@ -194,8 +194,8 @@ def segment(
 ) -> None:
     """Segment images of your own: a label map each (PNG), and classes.json, which says what the labels mean.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION. What was killed is taken up. Images that cannot be
-    read are listed at the end, with exit status 1.
+    In the precision of the job. An interrupted run is resumed by the same command. Images that cannot be read are
+    listed at the end, with exit status 1.
     """
     _prepare(threads)
     broken = importlib.import_module("deop.stages.segment").run(
@@ -221,7 +221,7 @@ def profile_step(
 ) -> None:
     """Take a few steps of a training and print where their time goes; nothing is kept.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION. The inputs of the job have to be there. The workflow
+    In the precision of the job. The inputs of the job have to be there. The workflow
     trains with as many threads as resources in the configuration say; a process beside them loads the images, on a GPU
     as many as there are threads but one.
     """

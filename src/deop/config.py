@@ -15,6 +15,7 @@ from deop.config_files import SOURCE, ExperimentsFile, MainFile, load_yaml, merg
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import TablesFile
+from deop.precision import Precision, resolve
 from deop.settings import (
     SYSTEMS,
     Clip,
@@ -211,6 +212,7 @@ class Configuration(Setup):
         stand_ins: the profile's dataset for each of the paper's that it has one for.
         benchmarks: by name, what each benchmark of speed measures.
         launch_file, launch_settings: Accelerate's launch file, and what it says.
+        precision: what networks are trained and evaluated in.
     """
 
     def __init__(self, values: dict[str, Any], root: Path) -> None:
@@ -242,6 +244,7 @@ class Configuration(Setup):
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
         self.launch_settings = load_yaml(root / self.launch_file, self.launch_file)
         self._check_batches()
+        self.precision = self._read_precision()
 
     def reported(self, table: str) -> dict[str, dict[str, float]]:
         """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
@@ -277,6 +280,16 @@ class Configuration(Setup):
                         f"{SOURCE}: {section}.batch_size: {settings.batch_size} (for {name}) does not divide among the "
                         f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
                     )
+
+    def _read_precision(self) -> Precision:
+        """The configured precision, which a launch file must not contradict."""
+        launched = self.launch_settings.get("mixed_precision", "no")
+        if launched != "no":
+            raise ConfigError(
+                f"{self.launch_file}: mixed_precision: {launched!r}, but the precision is set in the configuration "
+                f"(precision: {self.main.precision}); remove the key from the launch file"
+            )
+        return resolve(self.main.precision, use_cpu=bool(self.launch_settings.get("use_cpu", False)))
 
     def _check_profile(self) -> None:
         profiles = set()

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from deop.errors import ConfigError, validated
+from deop.precision import Asked
 from deop.settings import Clip, Positive, Settings
 
 SOURCE = "config"
@@ -100,7 +101,8 @@ class MainFile(Settings):
     that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
     of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
     ``SECTIONS``).
-    ``variants`` are changes of other sections, by name, with which an experiment may be run.
+    ``variants`` are changes of other sections, by name, with which an experiment may be run. ``precision`` is what
+    networks are trained and evaluated in (see :func:`deop.precision.resolve`).
     """
 
     profile: str
@@ -120,6 +122,7 @@ class MainFile(Settings):
     multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
     variants: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
+    precision: Asked = "auto"
     resources: Resources = Resources()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -93,14 +92,22 @@ def _gpus(config: Configuration, plan: Plan, stages: set[str]) -> Iterator[Findi
         )
     else:
         yield Finding("GPUs", "pass", f"{present} ({names})")
-    precision = config.launch_settings.get("mixed_precision", "no")
-    if present and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding(
-            "precision",
-            "warn",
-            "no bf16 arithmetic: fp16 is used",
-            "none is needed; scores may differ a little",
-        )
+    if present or not wanted:
+        yield _precision(config)
+
+
+def _precision(config: Configuration) -> Finding:
+    """Whether this machine computes in the precision that is asked for."""
+    from deop.stages.loop import make_accelerator
+
+    asked, precision = config.main.precision, config.precision
+    try:
+        make_accelerator(precision)
+    except DeopError as error:
+        return Finding("precision", "fail", str(error), "set precision, or run where there is such a device")
+    return Finding(
+        "precision", "pass", precision if asked == precision else f"{precision} (precision: {asked})"
+    )
 
 
 def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
@@ -247,7 +254,6 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
 
     from deop.trial_step import try_step
 
-    os.environ.setdefault("ACCELERATE_MIXED_PRECISION", config.launch_settings.get("mixed_precision", "no"))
     total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
     processes = config.launch_settings.get("num_processes", 1)
     for stage, section in (("train_proposals", "proposals"), ("train_segmentation", "segmentation")):
@@ -263,6 +269,9 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
         largest = max(jobs, key=lambda job: costs[job.key])
         try:
             trial = try_step(largest, CLASSES, processes, STEP_SECONDS)
+        except DeopError as error:
+            yield Finding(stage, "fail", str(error), "as it says")
+            continue
         except torch.cuda.OutOfMemoryError:
             remedy = f"set resources.{stage}.micro_batch to fewer images; the batch stays the same"
             if stage == "train_segmentation":

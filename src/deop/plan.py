@@ -63,8 +63,11 @@ class Plan:
 
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
         self._root, self._config, self._jobs = root, Configuration(config, root), Jobs()
-        self._recipes = Recipes(self._config, self._jobs)
-        self._variants = {name: Recipes(setup, self._jobs) for name, setup in self._config.variants.items()}
+        precision = self._config.precision
+        self._recipes = Recipes(self._config, self._jobs, precision)
+        self._variants = {
+            name: Recipes(setup, self._jobs, precision) for name, setup in self._config.variants.items()
+        }
         layouts = self._config.layouts
         self._tables = {name: self._read_table(name, layout) for name, layout in layouts.tables.items()}
         benchmarks = {name: self._benchmark(name) for name in self._config.benchmarks}
@@ -176,7 +179,8 @@ class Plan:
             for name, job in measured.items()
             for role, upstream in self._jobs.inputs_of(job).items()
         }
-        return self._jobs.add("measure_speed", f"results/speed/{dataset}", settings, inputs)
+        output, precision = f"results/speed/{dataset}", self._config.precision
+        return self._jobs.add("measure_speed", output, settings, inputs, precision=precision)
 
     def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
         """What a table shows, and the jobs it is filled from, by role."""

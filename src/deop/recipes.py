@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from deop.data.sources import find_entry
 from deop.dataset_settings import EmojiScenes, Source
 from deop.errors import ConfigError, validated
 from deop.jobs import Inputs, Jobs, dump
+from deop.precision import Precision
 from deop.settings import Job, MultiPassSettings, Network
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -22,10 +24,13 @@ class Recipes:
     Args:
         setup: the settings of all stages, experiments and datasets.
         jobs: where the jobs are added.
+        precision: what networks are trained and evaluated in.
     """
 
-    def __init__(self, setup: Setup, jobs: Jobs) -> None:
+    def __init__(self, setup: Setup, jobs: Jobs, precision: Precision) -> None:
         self._setup, self._jobs = setup, jobs
+        # Of stages whose results depend on it.
+        self._compute = functools.partial(jobs.add, precision=precision)
 
     def evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
         """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
@@ -44,7 +49,7 @@ class Recipes:
         if trained_on != dataset:
             settings["transfer"] = {"trained_on": trained_on}
         inputs = {**inputs, "data": self._data(dataset)}
-        return self._jobs.add("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
+        return self._compute("evaluate", f"results/evaluations/{dataset}", settings, inputs, seed=seed)
 
     def settings(self, dataset: str, *sections: str) -> dict[str, dict]:
         """The settings of these stages for a dataset."""
@@ -101,7 +106,7 @@ class Recipes:
                 keys = ("pretrain_clip.text_from", "no text_from")
                 inputs = {"text": _bundled_sha256(values.text_from, *keys)}
             settings, output = {"pretrain_clip": dump(values)}, f"checkpoints/clip/{clip.model}"
-            inputs = {"clip": self._jobs.add("pretrain_clip", output, settings, inputs, seed=index)}
+            inputs = {"clip": self._compute("pretrain_clip", output, settings, inputs, seed=index)}
         return inputs
 
     def _backbone(self, dataset: str) -> Inputs:
@@ -111,21 +116,21 @@ class Recipes:
         if self._setup.retrain_backbone:
             settings = {"pretrain_backbone": dump(self._setup.pretrain_backbone(dataset))}
             output = f"checkpoints/backbone/{network.backbone}"
-            return {"backbone": self._jobs.add("pretrain_backbone", output, settings, {})}
+            return {"backbone": self._compute("pretrain_backbone", output, settings, {})}
         keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain: true")
         return {"backbone": _bundled_sha256(network.backbone, *keys)}
 
     def _prompts(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "clip", "prompts")
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        return self._jobs.add("learn_prompts", f"checkpoints/prompts/{dataset}", settings, inputs, seed=seed)
+        return self._compute("learn_prompts", f"checkpoints/prompts/{dataset}", settings, inputs, seed=seed)
 
     def _proposals(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "proposals")
         inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
         output = f"checkpoints/proposals/{dataset}"
         local = self._machine("train_proposals")
-        return self._jobs.add("train_proposals", output, settings, inputs, seed=seed, local=local)
+        return self._compute("train_proposals", output, settings, inputs, seed=seed, local=local)
 
     def _machine(self, stage: str) -> dict[str, dict]:
         """What a stage is told of the machine it trains on; its results are the same on another, but for rounding."""
@@ -147,7 +152,7 @@ class Recipes:
             training = settings | self.settings(dataset, "segmentation")
             output = f"checkpoints/segmentation/{dataset}"
             local = self._machine("train_segmentation")
-            trained = self._jobs.add("train_segmentation", output, training, inputs, seed=seed, local=local)
+            trained = self._compute("train_segmentation", output, training, inputs, seed=seed, local=local)
             inputs = {**inputs, "segmentation": trained}
         return settings, inputs
 
@@ -160,7 +165,7 @@ class Recipes:
         testing = ("clip", "proposals", *(("prompts",) if tested.learned_prompts else ()))
         learned = {"prompts": self._prompts(dataset, seed)} if "prompts" in (*training, *testing) else {}
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        trained = self._jobs.add(
+        trained = self._compute(
             "train_multipass",
             f"checkpoints/multipass/{dataset}",
             {"network": system.for_training(), **self.settings(dataset, *training)},

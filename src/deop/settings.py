@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deop.precision import Precision
 from deop.templates import Templates
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -383,7 +384,8 @@ class Job(Settings):
 
     ``key`` is the hash of everything that determines the output; ``inputs`` maps a role (``data``, ``clip``,
     ``prompts``, ``proposals``, ``segmentation``) to the path of that artifact; ``settings`` maps a section name
-    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above.
+    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above; ``precision`` is
+    what a stage that runs networks through Accelerate computes in.
     """
 
     stage: str
@@ -392,3 +394,4 @@ class Job(Settings):
     output: str
     inputs: dict[str, str] = {}
     settings: dict[str, dict] = {}
+    precision: Precision = "fp32"

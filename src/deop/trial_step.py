@@ -44,7 +44,7 @@ def try_step(job: Job, classes: int, processes: int, seconds: float) -> Trial:
     section = "proposals" if job.stage == "train_proposals" else "segmentation"
     training = job.settings[section]
     share = training["batch_size"] // processes
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.precision)
     # A CPU is no faster with several at once, and runs out of memory and patience.
     at_once = job.settings.get("machine", {}).get("micro_batch") if accelerator.device.type == "cuda" else 1
     images = min(share, at_once or share)

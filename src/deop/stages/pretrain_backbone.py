@@ -72,7 +72,7 @@ def run(job: Job) -> None:
     steps = settings.images // settings.batch_size
     optimizer = torch.optim.AdamW(parameter_groups(classifier, settings.weight_decay), lr=settings.lr)
     with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit(
             ClassificationStep(classifier),
             NamedObjects(settings, steps=steps, seed=job.seed),

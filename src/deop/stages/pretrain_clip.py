@@ -96,7 +96,7 @@ def run(job: Job) -> None:
     )
     seen = steps * settings.batch_size
     with artifact(job, images_seen=seen, steps=steps, started_from=started_from) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit(
             ContrastiveStep(model, tokenizer),
             scenes,

@@ -309,9 +309,11 @@ def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) 
     }
     speeds = [evaluation["provenance"] for evaluation in evaluations.values() if "systems" in evaluation]
     machines = {f"{speed['device']}, threads: {speed['threads']}" for speed in speeds}
+    precisions = {provenance.get("precision", "fp32") for provenance in provenances}
     return {
         "profile": profile,
         "seeds": " ".join(map(str, seeds)),
+        **({"precision": ", ".join(sorted(precisions))} if precisions != {"fp32"} else {}),
         "commit": " ".join(sorted(commits)),
         "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
         **({"speed_measured_on": "; ".join(sorted(machines))} if machines else {}),
