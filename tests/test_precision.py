@@ -80,9 +80,8 @@ def test_a_launch_file_does_not_contradict_the_configuration(root, config, edit)
     ):
         Plan(config, root)
     config["precision"] = "half"
-    with pytest.raises(
-        ConfigError, match=r"config: precision: unknown value 'half'; valid: 'auto', 'fp32', 'bf16' or 'fp16'"
-    ):
+    valid = "'auto', 'fp32', 'bf16' or 'fp16'"
+    with pytest.raises(ConfigError, match=f"config: precision: unknown value 'half'; valid: {valid}"):
         Plan(config, root)
 
 

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from deop.errors import DeopError, explain
 from deop.jobs import marker
 from deop.launch import keep_freed_memory
+from deop.ranks import decided_by_first
 from deop.settings import Job
 from deop.stages.artifacts import code_version
 
@@ -87,10 +88,8 @@ def wait_for_others(job_file: TextIO) -> bool:
 
     Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would
     work in one folder. The system gives the lock back however a process ends. Of the processes of one launch
-    only the first takes it.
+    only the first may take it.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return False
     try:
         fcntl.flock(job_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
@@ -115,7 +114,7 @@ def _add_command(stage: str, description: str) -> None:
         _prepare(threads)
         order = read_job(job, stage)
         with job.open() as job_file:
-            if wait_for_others(job_file) and Path(marker(order)).exists():
+            if decided_by_first(lambda: wait_for_others(job_file) and Path(marker(order)).exists()):
                 return
             run = importlib.import_module(f"deop.stages.{stage}").run
             code_version()  # of what was just imported; files may change while it runs
