@@ -141,13 +141,25 @@ def test_notes_sum_the_wall_time_and_mark_uncommitted_code(tmp_path, monkeypatch
     text = Path("results/table3.md").read_text()
     # 2 datasets, 2 prompts, 2 proposals, 8 trainings, 10 evaluations of half a minute each
     assert "wall time 0:12:00 (h:mm:ss), the sum over 24 jobs" in text
-    assert f"{COMMIT[:12]}-dirty" in text
+    assert f"{COMMIT[:12]}-dirty; wall" in text  # in full precision, of which nothing is said
     (
         Path(next(path for path in job.settings["table"]["artifacts"] if "proposals" in path))
         / "provenance.json"
     ).unlink()
     table.run(job)
     assert "wall time 0:11:30 (h:mm:ss), the sum over 23 of 24 jobs" in Path("results/table3.md").read_text()
+
+
+def test_notes_say_the_precision_where_it_is_not_full(tmp_path, monkeypatch):
+    job = made_table(tmp_path, monkeypatch, [0], precision="bf16")
+    table.run(job)
+    assert "computed in bf16; wall time" in Path("results/table3.md").read_text()
+    path = Path(next(path for role, path in job.inputs.items() if not role.startswith("speed/")))
+    result = json.loads(path.read_text())
+    result["provenance"]["precision"] = "fp32"
+    path.write_text(json.dumps(result))
+    table.run(job)
+    assert "computed in bf16, fp32; wall time" in Path("results/table3.md").read_text()
 
 
 def test_json_names_the_key_and_metrics_are_one_file_a_row(tmp_path, monkeypatch):

@@ -244,7 +244,8 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
         f"Text prompts: {origin['text_prompts']}.",
-        f"Made by deop {origin['version']}, commit {origin['commit']}; wall time {origin['wall_time']}.",
+        f"Made by deop {origin['version']}, commit {origin['commit']}{in_precision(origin)}; "
+        f"wall time {origin['wall_time']}.",
     ]
     if table.trained_on is not None:
         notes.insert(
@@ -301,7 +302,7 @@ def _prompts_of(values: dict[str, Any]) -> str:
 
 
 def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:
-    """Which code measured what is shown and, if speed is among it, on which machine."""
+    """Which code measured what is shown, in which precision if not fp32, and on which machine if speed is among it."""
     provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
     commits = {
         (provenance["commit"] or "unknown")[:COMMIT_LENGTH] + ("-dirty" if provenance["dirty"] else "")
@@ -318,6 +319,11 @@ def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) 
         "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
         **({"speed_measured_on": "; ".join(sorted(machines))} if machines else {}),
     }
+
+
+def in_precision(origin: dict[str, Any]) -> str:
+    """What notes add about the precision of what is shown: nothing where all of it is fp32."""
+    return f", computed in {origin['precision']}" if "precision" in origin else ""
 
 
 def _wall_time_of(artifacts: tuple[str, ...]) -> str:
