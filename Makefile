@@ -34,11 +34,12 @@ help:
 	@echo "make publish              make all of it with three seeds, copy it to $(PUBLISHED_DIR) (refuses a dirty git tree)"
 	@echo "make .venv                set up .venv alone"
 
+# Python 3.11.4 brought the filters of tarfile, with which archives are unpacked safely (see pyproject.toml).
 # A stamp is written last: an installation that was killed has none, and starts again from an empty folder.
 $(LOCKED): requirements.lock
 	@rm -rf $(VENV); \
 	for python in $(PYTHON); do \
-	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; then \
 	        echo "Setting up $(VENV) with $$("$$python" --version) from $< (some minutes, some GB)"; \
 	        "$$python" -m venv $(VENV) \
 	            && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< \
@@ -46,7 +47,7 @@ $(LOCKED): requirements.lock
 	        exit; \
 	    fi; \
 	done; \
-	echo "error: deop needs Python 3.11 or newer with the venv module, and none of these is one: $(PYTHON)." >&2; \
+	echo "error: deop needs Python 3.11.4 or newer with the venv module, and none of these is one: $(PYTHON)." >&2; \
 	echo "Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; \
 	exit 1
 

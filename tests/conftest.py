@@ -20,6 +20,14 @@ def same_numbers() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process, which runs one job; tests run several."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A copy of ``config/`` to change."""

@@ -335,7 +335,7 @@ def test_checkpoints_that_cannot_be_imported(state, small_clip, tmp_path) -> Non
         return result.stderr
 
     assert "holds objects of kind test_authors.Anything" in told({"model": state, "hook": Anything()})
-    assert "is no PyTorch checkpoint" in told("<html>quota exceeded</html>")
+    assert "cannot be read as weights" in told("<html>quota exceeded</html>")
     assert "holds no state dict" in told({"iteration": 3})
     maskformer = {
         name: value for name, value in state.items() if not name.startswith(("decoder", "query_embedding"))

@@ -29,7 +29,6 @@ def profile(root: Path, config: dict, monkeypatch) -> Path:
     """A profile of COCO-Stuff in miniature, on the CPU; training steps take 2 seconds."""
     trial = Trial(seconds=2.0, idle_seconds=2.0, share=32, images=32, peak=0)
     monkeypatch.setattr(trial_step, "try_step", lambda *arguments, **more: trial)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # or the doctor sets it for this whole process
     real_layouts.write_coco_stuff(root / "raw")
     holds = {
         name: {pattern: len(list((root / "raw").glob(pattern))) for pattern in find_entry(name).holds}
@@ -41,7 +40,7 @@ def profile(root: Path, config: dict, monkeypatch) -> Path:
     values["datasets"] = dict.fromkeys([*config["datasets"], *values["datasets"]])
     values["datasets"]["coco"] = {"stands_for": "coco_stuff", "kind": "coco_stuff"}
     values["data"] = {"root": "raw", "sources": {name: {"holds": holds[name]} for name in SOURCES}}
-    values["accelerate"] = "single"
+    values["accelerate"], values["precision"] = "single", "fp32"
     values["resources"] = {}
     path = root / "config/paper.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -134,7 +133,7 @@ def test_a_network_that_cannot_be_built_fails_and_the_others_are_still_tried(roo
     monkeypatch.setattr(trial_step, "try_step", try_one)
     found = findings(root, profile)
     assert found["train_proposals"].status == "fail"
-    assert found["train_proposals"].found == "no such network can be built: the tower has 12 layers"
+    assert found["train_proposals"].found == "no step can be taken: the tower has 12 layers"
     assert found["train_segmentation"].status == "pass"
     assert (
         "not counted: download, evaluate, learn_prompts, prepare_data, train_proposals"

@@ -79,9 +79,9 @@ def test_conda_environment_is_python_the_lock_and_the_package() -> None:
     assert pip == "pip"
     assert through_pip == {"pip": ["-r requirements.lock", "-e ."]}
     offered, supported = SpecifierSet(python.removeprefix("python")), SpecifierSet(PROJECT["requires-python"])
-    minors = [f"3.{minor}" for minor in range(30) if f"3.{minor}" in offered]
-    assert minors[0] == "3.11"
-    assert all(minor in supported for minor in minors)
+    versions = [f"3.{minor}.{patch}" for minor in range(30) for patch in range(20)]
+    assert next(version for version in versions if version in offered) == "3.11.4"
+    assert all(version in supported for version in versions if version in offered)
 
 
 @pytest.mark.parametrize(("folder", "extras"), [("src", []), ("tests", ["workflow", "dev"])])
@@ -263,7 +263,23 @@ def test_broken_installation_is_redone(checkout: Checkout) -> None:
 def test_missing_python_is_a_clear_error(checkout: Checkout) -> None:
     run = checkout.make(".venv", python="no-such-python")
     assert run.returncode != 0
-    assert "needs Python 3.11 or newer" in run.stderr and "no-such-python" in run.stderr
+    assert "needs Python 3.11.4 or newer" in run.stderr and "no-such-python" in run.stderr
+
+
+@pytest.mark.parametrize(("version", "taken"), [((3, 11, 3), False), ((3, 11, 4), True), ((3, 12, 0), True)])
+def test_pythons_before_3_11_4_are_not_taken(checkout: Checkout, version: tuple, taken: bool) -> None:
+    """The interpreter of these tests, which says that it is another."""
+    python = checkout.folder / "old-python"
+    python.write_text(
+        FAKE_PYTHON.replace(
+            'case "$*" in',
+            f'[ "$1" = -c ] && exec {sys.executable} -c "import sys; sys.version_info = {version}; $2"\ncase "$*" in',
+        )
+    )
+    python.chmod(0o755)
+    run = checkout.make(".venv", python=str(python))
+    assert (run.returncode == 0) == taken
+    assert taken or "needs Python 3.11.4 or newer" in run.stderr
 
 
 def test_results_are_asked_of_snakemake_even_when_they_exist(checkout: Checkout) -> None:

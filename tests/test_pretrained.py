@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import huggingface_hub
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from deop.clip import DenseCLIP, load_clip
 from deop.errors import DeopError
@@ -132,6 +134,11 @@ class Archive(torch.nn.Module):
         return x
 
 
+def tags(monkeypatch, **of: dict) -> None:
+    """Gives the model "deop-mini" tags in open_clip's list."""
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "deop-mini", of)
+
+
 @torch.no_grad()
 def test_openais_torchscript_archives_by_path_with_their_activation(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -142,19 +149,65 @@ def test_openais_torchscript_archives_by_path_with_their_activation(tmp_path: Pa
     torch.testing.assert_close(
         load_clip("deop-mini", str(path)).visual(image).pooled, model.encode_image(image)
     )
-    # The same tensors in a plain file do not say so.
-    plain = tmp_path / "plain.pt"
-    torch.save(model.state_dict(), plain)
-    assert not torch.allclose(
-        load_clip("deop-mini", str(plain)).visual(image).pooled, model.encode_image(image)
-    )
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@torch.no_grad()
+def test_a_file_that_open_clip_knows_gets_its_activation(tmp_path: Path, monkeypatch, quick: bool) -> None:
+    torch.manual_seed(0)
+    model = open_clip.create_model("deop-mini", force_quick_gelu=quick).eval()
+    path = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    known = {
+        True: f"https://openaipublic.azureedge.net/clip/models/{sha256}/weights.pt",
+        False: f"https://github.com/mlfoundations/open_clip/releases/download/v0/weights-{sha256[:8]}.pt",
+    }
+    other = {"url": "https://example.org/other.pt", "quick_gelu": not quick}
+    tags(monkeypatch, known={"url": known[quick], "quick_gelu": quick}, other=other)
+    image = torch.randn(1, 3, 64, 64)
+    loaded = load_clip("deop-mini", str(path))
+    torch.testing.assert_close(loaded.visual(image).pooled, model.encode_image(image))
+    needed = "QuickGELU" if quick else "GELU"
+    with pytest.raises(
+        DeopError, match=f"trained with {needed}, but clip.quick_gelu: .*; leave clip.quick_gelu out"
+    ):
+        load_clip("deop-mini", str(path), quick_gelu=not quick)
+
+
+def test_a_file_that_may_need_either_activation_is_refused_until_the_user_says_which(tmp_path, monkeypatch):
+    model = open_clip.create_model("deop-mini").eval()
+    path = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), path)
+    for name in ("ViT-B-16", "ViT-L-14"):
+        with pytest.raises(
+            DeopError, match=f"{path} may have .* clip.model to {name}-quickgelu .* clip.quick_gelu to false"
+        ):
+            load_clip(name, str(path))
+    with pytest.raises(DeopError, match=r"clip\.model ViT-B-16-quickgelu has QuickGELU"):
+        load_clip("ViT-B-16-quickgelu", str(path), quick_gelu=False)
+    url = "https://example.org/weights.pt"
+    tags(monkeypatch, one={"url": url, "quick_gelu": True}, other={"url": url})
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        gelu, quick = (
+            load_clip("deop-mini", str(path), quick_gelu=said).visual(image).pooled for said in (False, True)
+        )
+        torch.testing.assert_close(gelu, model.encode_image(image))
+        assert not torch.allclose(quick, gelu)
+        # Of a model of which open_clip has weights with QuickGELU alone, there is nothing to ask.
+        tags(monkeypatch, one={"url": url, "quick_gelu": True})
+        torch.testing.assert_close(load_clip("deop-mini", str(path)).visual(image).pooled, quick)
 
 
 def test_weights_of_another_model_and_files_that_are_none(tmp_path: Path) -> None:
     torch.save(open_clip.create_model("deop-mini").state_dict(), tmp_path / "small.pt")
     (tmp_path / "page.pt").write_text("<html>sign in</html>")
-    for name in ("small.pt", "page.pt"):
-        with pytest.raises(DeopError, match=f"{name} do not fit CLIP model 'deop-mini-large'"):
+    for name, message in (
+        ("small.pt", "do not fit CLIP model 'deop-mini-large'"),
+        ("page.pt", "cannot be read as weights"),
+    ):
+        with pytest.raises(DeopError, match=f"{name} {message}"):
             load_clip("deop-mini-large", str(tmp_path / name))
 
 

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from deop.errors import DeopError, explain
 from deop.jobs import marker
 from deop.launch import keep_freed_memory
+from deop.ranks import decided_by_first
 from deop.settings import Job
 from deop.stages.artifacts import code_version
 
@@ -87,10 +88,8 @@ def wait_for_others(job_file: TextIO) -> bool:
 
     Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would
     work in one folder. The system gives the lock back however a process ends. Of the processes of one launch
-    only the first takes it.
+    only the first may take it.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return False
     try:
         fcntl.flock(job_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return False
@@ -115,7 +114,7 @@ def _add_command(stage: str, description: str) -> None:
         _prepare(threads)
         order = read_job(job, stage)
         with job.open() as job_file:
-            if wait_for_others(job_file) and Path(marker(order)).exists():
+            if decided_by_first(lambda: wait_for_others(job_file) and Path(marker(order)).exists()):
                 return
             run = importlib.import_module(f"deop.stages.{stage}").run
             code_version()  # of what was just imported; files may change while it runs
@@ -159,7 +158,7 @@ def export_coco(
 ) -> None:
     """Write the label maps that an evaluation measures as a COCO results file for stuff segmentation.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION, as the workflow sets it. What was killed is taken up.
+    In the precision of the job. An interrupted run is resumed by the same command.
     """
     _prepare(threads)
     order = read_job(job, "evaluate")
@@ -196,8 +195,8 @@ def segment(
 ) -> None:
     """Segment images of your own: a label map each (PNG), and classes.json, which says what the labels mean.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION. What was killed is taken up. Images that cannot be
-    read are listed at the end, with exit status 1.
+    In the precision of the job. An interrupted run is resumed by the same command. Images that cannot be read are
+    listed at the end, with exit status 1.
     """
     _prepare(threads)
     broken = importlib.import_module("deop.stages.segment").run(
@@ -223,7 +222,7 @@ def profile_step(
 ) -> None:
     """Take a few steps of a training and print where their time goes; nothing is kept.
 
-    In full precision, or in that of ACCELERATE_MIXED_PRECISION. The inputs of the job have to be there. The workflow
+    In the precision of the job. The inputs of the job have to be there. The workflow
     trains with as many threads as resources in the configuration say; a process beside them loads the images, on a GPU
     as many as there are threads but one.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import pickle
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from deop.attention import TorchAttention
+from deop.clip_build import build_clip_model, uses_quick_gelu
 from deop.clip_towers import DenseFeatures, check_image_config, make_tower
 from deop.errors import WeightsError
-from deop.pretrained import check_sha256, download_failed, find_clip_weights, hub_cache, is_torchscript
+from deop.pretrained import check_sha256, download_failed, find_clip_weights, hub_cache
 from deop.severance import self_attention
 
 if TYPE_CHECKING:
@@ -262,6 +262,7 @@ def load_clip(
     model: str,
     pretrained: str | None,
     *,
+    quick_gelu: bool | None = None,
     weights_sha256: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> DenseCLIP:
@@ -272,15 +273,17 @@ def load_clip(
         pretrained: an open_clip tag such as ``"openai"`` (downloaded once into ``cache_dir``; the activation
             is the one the tag was trained with); ``"bundled"`` for the weights this package ships; a path to
             ``.safetensors`` or ``.pt`` weights, OpenAI's TorchScript archives among them; or None for random weights.
-            A file does not say its activation (``-quickgelu`` models), unless it is OpenAI's; images are normalised
-            as for the model's tags.
+            With a file, images are normalised as for the model's tags. No code of a file is run.
+        quick_gelu: whether the weights were trained with QuickGELU; None finds out, where that can be known of a file
+            (:func:`deop.clip_build.uses_quick_gelu`). ``-quickgelu`` models have it in any case.
         weights_sha256: expected SHA-256 of the weights file. Bundled weights are checked in any case, against
             the sum in the JSON beside them.
         cache_dir: where downloads go, open_clip's default if None.
 
     Raises:
         WeightsError: unknown model or tag, towers that cannot be read densely, a weights file or tokenizer that is not
-            there and cannot be downloaded, a wrong checksum, or weights of another model.
+            there and cannot be downloaded, a wrong checksum, weights of another model, or a file of which it is not
+            known whether it needs QuickGELU.
     """
     config = open_clip.get_model_config(model)
     if config is None:
@@ -299,44 +302,12 @@ def load_clip(
             check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
         if path is not None and weights_sha256 is not None:
             check_sha256(path, weights_sha256)
-        return DenseCLIP(_build(model, pretrained, path), tokenizer)
+        quick_gelu = uses_quick_gelu(model, pretrained, path, quick_gelu)
+        return DenseCLIP(build_clip_model(model, pretrained, path, quick_gelu), tokenizer)
     except WeightsError as error:
         told = str(error)
         named = told if f"CLIP model {model!r}" in told else f"CLIP model {model!r}: {told}"
         raise WeightsError(named) from error
-
-
-def _build(model: str, pretrained: str | None, path: Path | None) -> nn.Module:
-    """The model with the weights of ``path``, as the tag ``pretrained`` says where that is one."""
-    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
-    archive = path is not None and is_torchscript(path)
-    # OpenAI's weights need QuickGELU, which open_clip puts into the tag and not into the model "ViT-B-16".
-    quick = {"quick_gelu": True} if archive else {"quick_gelu": tag.get("quick_gelu", False)} if tag else {}
-    try:
-        return open_clip.create_model(
-            model,
-            pretrained=None if path is None else str(path),
-            force_preprocess_cfg=_preprocessing(model, tag),
-            weights_only=not archive,  # which TorchScript archives are not read with; they hold no pickled code
-            **quick,
-        )
-    except (RuntimeError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
-        if path is None:
-            raise
-        raise WeightsError(
-            f"weights {path} do not fit CLIP model {model!r}: {' '.join(str(error).split())[:300]}"
-        ) from error
-
-
-def _preprocessing(model: str, tag: dict) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation of images that a tag asks for, or else that all tags of the model agree on."""
-    tags = [
-        open_clip.get_pretrained_cfg(model, name) for name in open_clip.list_pretrained_tags_by_model(model)
-    ]
-    asked = [
-        {key: about[key] for key in ("mean", "std") if key in about} for about in ([tag] if tag else tags)
-    ]
-    return asked[0] if asked and all(one == asked[0] for one in asked) else {}
 
 
 def _tokenizer(model: str, text: dict, cache_dir: str | Path | None) -> Callable[[list[str]], Tensor]:

@@ -25,6 +25,7 @@ from deop.dataset_names import DatasetNames
 from deop.dataset_settings import DATASETS, Vocabulary
 from deop.errors import ConfigError, unknown, validated
 from deop.layouts import OF_PROFILE, read_tables
+from deop.precision import Precision, resolve
 from deop.pretraining_settings import PretrainBackbone, PretrainClip
 from deop.settings import (
     SYSTEMS,
@@ -237,6 +238,7 @@ class Configuration(Setup):
         names: how tables and figures may call the datasets.
         benchmarks: by name, what each benchmark of speed measures.
         launch_file, launch_settings: Accelerate's launch file, and what it says.
+        precision: what networks are trained and evaluated in.
     """
 
     def __init__(self, values: dict[str, Any], root: Path) -> None:
@@ -273,6 +275,7 @@ class Configuration(Setup):
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
         self.launch_settings = load_yaml(root / self.launch_file, self.launch_file)
         self._check_batches()
+        self.precision = self._read_precision()
 
     def reported(self, table: str) -> dict[str, dict[str, float]]:
         """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
@@ -318,3 +321,12 @@ class Configuration(Setup):
                         f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
                     )
 
+    def _read_precision(self) -> Precision:
+        """The configured precision, which a launch file must not contradict."""
+        launched = self.launch_settings.get("mixed_precision", "no")
+        if launched != "no":
+            raise ConfigError(
+                f"{self.launch_file}: mixed_precision: {launched!r}, but the precision is set in the configuration "
+                f"(precision: {self.main.precision}); remove the key from the launch file"
+            )
+        return resolve(self.main.precision, use_cpu=bool(self.launch_settings.get("use_cpu", False)))

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from deop.errors import ConfigError, validated
+from deop.precision import Asked
 from deop.settings import Clip, Positive, Settings
 
 SOURCE = "config"
@@ -42,6 +43,12 @@ class ClipSection(Clip):
     """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``, which ``random`` gives it no weights."""
 
     retrain: bool = False
+
+    @model_validator(mode="after")
+    def _activation_of_a_file(self) -> ClipSection:
+        if self.retrain and self.quick_gelu is not None:
+            raise ValueError("quick_gelu is about weights of a file, and with retrain there is none")
+        return self
 
 
 class StageResources(Settings):
@@ -108,7 +115,8 @@ class MainFile(Settings):
     ``SECTIONS``).
     ``variants`` are changes of other sections, by name, with which an experiment may be run. ``experiments``,
     ``tables``, ``figures`` and ``pictures`` are changes of what ``config/experiments.yaml`` and ``config/tables.yaml``
-    have under these keys.
+    have under these keys. ``precision`` is what networks are trained and evaluated in (see
+    :func:`deop.precision.resolve`).
     """
 
     profile: ProfileName
@@ -132,6 +140,7 @@ class MainFile(Settings):
     figures: Annotated[dict[str, dict], Field(default_factory=dict)]
     pictures: Annotated[dict[str, dict], Field(default_factory=dict)]
     accelerate: str
+    precision: Asked = "auto"
     resources: Resources = Resources()
 
 

@@ -25,7 +25,7 @@ from deop.plan import Plan
 from deop.settings import Job
 from deop.training_hours import STAGES, Machine, estimate_group, groups, total
 
-PYTHON = (3, 11)
+PYTHON = (3, 11, 4)
 STEP_SECONDS = 10.0
 """How long training steps are tried for; the first two are always finished."""
 HOST_SECONDS = 10.0
@@ -94,14 +94,22 @@ def _gpus(config: Configuration, plan: Plan, stages: set[str]) -> Iterator[Findi
         )
     else:
         yield Finding("GPUs", "pass", f"{present} ({names})")
-    precision = config.launch_settings.get("mixed_precision", "no")
-    if present and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield Finding(
-            "precision",
-            "warn",
-            "no bf16 arithmetic: fp16 is used",
-            "none is needed; scores may differ a little",
-        )
+    if present or not wanted:
+        yield _precision(config)
+
+
+def _precision(config: Configuration) -> Finding:
+    """Whether this machine computes in the precision that is asked for."""
+    from deop.stages.loop import make_accelerator
+
+    asked, precision = config.main.precision, config.precision
+    try:
+        make_accelerator(precision)
+    except DeopError as error:
+        return Finding("precision", "fail", str(error), "set precision, or run where there is such a device")
+    return Finding(
+        "precision", "pass", precision if asked == precision else f"{precision} (precision: {asked})"
+    )
 
 
 def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
@@ -278,7 +286,7 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             left_out.append(subject)
             continue
         except (DeopError, ValueError) as error:  # parts that do not fit each other
-            yield Finding(subject, "fail", f"no such network can be built: {error}", "change its settings")
+            yield Finding(subject, "fail", f"no step can be taken: {error}", "change its settings")
             left_out.append(subject)
             continue
         estimates.append(estimate)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from deop.precision import Precision
 from deop.settings import Job, Settings
 
 NAMED = ("table", "claims", "figure", "picture", "benchmark")
@@ -48,13 +49,15 @@ class Jobs:
         *,
         seed: int = 0,
         local: dict[str, dict] | None = None,
+        precision: Precision | None = None,
     ) -> Job:
         """The job of this content, new or known. An input given as text enters the key and has no path.
 
         ``output`` is its path without the key. The name in it is for readers and no part of the key: of several that
         ask for the same job, the first names it, and an artifact that is on disk under another name keeps that.
-        ``local`` are settings that do not change what comes out, such as where this machine keeps its data. They are
-        added to ``settings``, or replace sections of it that they name.
+        ``precision`` is that of the stage's networks, None where no result depends on it. ``local`` are settings that
+        do not change what comes out, such as where this machine keeps its data. They are added to ``settings``, or
+        replace sections of it that they name.
         """
         content = {
             "stage": stage,
@@ -62,6 +65,7 @@ class Jobs:
             # An evaluation draws no random numbers; its seed says, as its inputs do, what it measures.
             "seed": 0 if stage == "evaluate" else seed,
             "inputs": {role: job.key if isinstance(job, Job) else job for role, job in inputs.items()},
+            "precision": precision,
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
         if (stage, key) not in self.by_key:
@@ -69,7 +73,15 @@ class Jobs:
                 output = f"{self._named_on_disk(output, key)}-{key}{'.json' if stage in ONE_FILE else ''}"
             paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
             everything = settings | (local or {})
-            job = Job(stage=stage, key=key, seed=seed, output=output, inputs=paths, settings=everything)
+            job = Job(
+                stage=stage,
+                key=key,
+                seed=seed,
+                output=output,
+                inputs=paths,
+                settings=everything,
+                precision=precision or "fp32",
+            )
             self.by_key[stage, key] = self.by_output[output] = job
         return self.by_key[stage, key]
 

@@ -22,7 +22,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) -> str:
     """The shell command that runs ``deop`` as an Accelerate launch file says.
 
-    A single process needs no launcher, which would import torch once more to set two variables: of an evaluation
+    A single process needs no launcher, which would import torch once more to set a variable: of an evaluation
     on the mini profile, a quarter of the time.
 
     Args:
@@ -30,8 +30,7 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
         values: what is in it.
         alone: one process, whatever the file says of their number, for a stage that has nothing to share out.
     """
-    precision = values.get("mixed_precision", "no")
-    direct = f"ACCELERATE_MIXED_PRECISION={precision} ACCELERATE_USE_CPU={values.get('use_cpu', False)} deop"
+    direct = f"ACCELERATE_USE_CPU={values.get('use_cpu', False)} deop"
     if alone:
         return direct
     if (

@@ -64,11 +64,9 @@ class Plan:
 
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
         self._root, self._config, self._jobs = root, Configuration(config, root), Jobs(root)
-        contents = FolderContents(self._config, root)
-        self._recipes = Recipes(self._config, self._jobs, contents)
-        self._variants = {
-            name: Recipes(setup, self._jobs, contents) for name, setup in self._config.variants.items()
-        }
+        of_all = (self._jobs, FolderContents(self._config, root), self._config.precision)
+        self._recipes = Recipes(self._config, *of_all)
+        self._variants = {name: Recipes(setup, *of_all) for name, setup in self._config.variants.items()}
         layouts = self._config.layouts
         self._tables = {name: self._read_table(name, layout) for name, layout in layouts.tables.items()}
         benchmarks = {name: self._benchmark(name) for name in self._config.benchmarks}
@@ -192,7 +190,7 @@ class Plan:
             for role, upstream in self._jobs.inputs_of(job).items()
         }
         output = f"results/speed/{name_of(dataset, '+'.join(experiments), f'seed{seed}')}"
-        return self._jobs.add("measure_speed", output, settings, inputs)
+        return self._jobs.add("measure_speed", output, settings, inputs, precision=self._config.precision)
 
     def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
         """What a table shows, and the jobs it is filled from, by role."""

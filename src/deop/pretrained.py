@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import os
 import re
-import zipfile
 from pathlib import Path
 
 import open_clip
@@ -98,14 +97,6 @@ def reason_of(error: BaseException) -> str:
 def hub_cache(cache_dir: str | Path | None = None) -> str:
     """Where the hub's client keeps downloads."""
     return str(cache_dir or constants.HF_HUB_CACHE)
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, the form of OpenAI's own ``ViT-B-16.pt``."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
 
 
 def _how_to_get(model: str, tag: str, about: dict, cache_dir: str | Path | None, error: Exception) -> str:

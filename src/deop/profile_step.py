@@ -132,7 +132,7 @@ def profile_step(job: Job, steps: int) -> StepProfile:
     iterations = WARM_UP + 2 * steps
     training.dataset.read_ahead()  # or a first epoch would be measured, the only one that reads these files
     training = training._replace(settings=training.settings.model_copy(update={"iterations": iterations}))
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.precision)
     device = accelerator.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from deop.data.sources import find_entry
 from deop.dataset_settings import EmojiScenes, Folder, Source
 from deop.errors import ConfigError, DeopError, validated
 from deop.jobs import Inputs, Jobs, dump, name_of
+from deop.precision import Precision
 from deop.settings import Job, MultiPassSettings, Network
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -55,10 +57,13 @@ class Recipes:
         setup: the settings of all stages, experiments and datasets.
         jobs: where the jobs are added.
         contents: what datasets in folders hold.
+        precision: what networks are trained and evaluated in.
     """
 
-    def __init__(self, setup: Setup, jobs: Jobs, contents: FolderContents) -> None:
+    def __init__(self, setup: Setup, jobs: Jobs, contents: FolderContents, precision: Precision) -> None:
         self._setup, self._jobs, self._contents = setup, jobs, contents
+        # Of stages whose results depend on it.
+        self._compute = functools.partial(jobs.add, precision=precision)
 
     def evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
         """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
@@ -83,7 +88,7 @@ class Recipes:
         inputs = {**inputs, "data": self._data(dataset)}
         trained = () if trained_on == dataset else ("trained_on", trained_on)
         output = f"results/evaluations/{name_of(dataset, experiment, *trained, f'seed{seed}')}"
-        return self._jobs.add("evaluate", output, settings, inputs, seed=seed)
+        return self._compute("evaluate", output, settings, inputs, seed=seed)
 
     def settings(self, dataset: str, *sections: str) -> dict[str, dict]:
         """The settings of these stages for a dataset."""
@@ -143,7 +148,7 @@ class Recipes:
                 inputs = {"text": _bundled_sha256(values.text_from, *keys)}
             settings = {"pretrain_clip": dump(values)}
             output = f"checkpoints/clip/{name_of(clip.model, f'round{index + 1}')}"
-            inputs = {"clip": self._jobs.add("pretrain_clip", output, settings, inputs, seed=index)}
+            inputs = {"clip": self._compute("pretrain_clip", output, settings, inputs, seed=index)}
         return inputs
 
     def _backbone(self, dataset: str) -> Inputs:
@@ -153,7 +158,7 @@ class Recipes:
         if self._setup.retrain_backbone:
             settings = {"pretrain_backbone": dump(self._setup.pretrain_backbone(dataset))}
             output = f"checkpoints/backbone/{network.backbone}"
-            return {"backbone": self._jobs.add("pretrain_backbone", output, settings, {})}
+            return {"backbone": self._compute("pretrain_backbone", output, settings, {})}
         keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain: true")
         return {"backbone": _bundled_sha256(network.backbone, *keys)}
 
@@ -161,7 +166,7 @@ class Recipes:
         settings = self.settings(dataset, "clip", "prompts")
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
         output = f"checkpoints/prompts/{name_of(dataset, f'seed{seed}')}"
-        return self._jobs.add("learn_prompts", output, settings, inputs, seed=seed)
+        return self._compute("learn_prompts", output, settings, inputs, seed=seed)
 
     def _proposals(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "proposals")
@@ -171,7 +176,7 @@ class Recipes:
             inputs |= {**self._clip(), "prompts": self._prompts(dataset, seed)}
         output = f"checkpoints/proposals/{name_of(dataset, f'seed{seed}')}"
         local = self._machine("train_proposals")
-        return self._jobs.add("train_proposals", output, settings, inputs, seed=seed, local=local)
+        return self._compute("train_proposals", output, settings, inputs, seed=seed, local=local)
 
     def _machine(self, stage: str) -> dict[str, dict]:
         """What a stage is told of the machine it trains on; its results are the same on another, but for rounding."""
@@ -195,7 +200,7 @@ class Recipes:
             training = settings | self.settings(dataset, "segmentation")
             output = f"checkpoints/segmentation/{name_of(dataset, experiment, f'seed{seed}')}"
             local = self._machine("train_segmentation")
-            trained = self._jobs.add("train_segmentation", output, training, inputs, seed=seed, local=local)
+            trained = self._compute("train_segmentation", output, training, inputs, seed=seed, local=local)
             inputs = {**inputs, "segmentation": trained}
         return settings, inputs
 
@@ -213,7 +218,7 @@ class Recipes:
         testing = ("clip", "proposals", *(("prompts",) if tested.learned_prompts else ()))
         learned = {"prompts": self._prompts(dataset, seed)} if "prompts" in (*training, *testing) else {}
         inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        trained = self._jobs.add(
+        trained = self._compute(
             "train_multipass",
             f"checkpoints/multipass/{name_of(dataset, experiment, f'seed{seed}')}",
             {"network": system.for_training(), **self.settings(dataset, *training)},

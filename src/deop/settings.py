@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deop.precision import Precision
 from deop.templates import Templates
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -30,10 +24,15 @@ class Settings(BaseModel):
 
 
 class Clip(Settings):
-    """Which CLIP, from where, and how its input is normalised."""
+    """Which CLIP, from where, and how its input is normalised.
+
+    ``quick_gelu`` says which activation the weights of a file were trained with, where that cannot be found out (see
+    :func:`deop.clip_build.uses_quick_gelu`).
+    """
 
     model: str
     pretrained: str | None = "bundled"
+    quick_gelu: bool | None = None
     normalisation: Literal["clip", "imagenet"] = "clip"
 
 
@@ -218,14 +217,6 @@ class Network(Settings):
             raise ValueError("text_prompts is 'templates' if, and only if, templates are given")
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_absent_templates(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that a network without templates is the same job as before there were any."""
-        values = serialize(self)
-        if not self.templates:
-            del values["templates"]
-        return values
-
     @property
     def trained(self) -> bool:
         """Whether the network has anything to learn end to end (the baseline has not)."""
@@ -407,7 +398,8 @@ class Job(Settings):
 
     ``key`` is the hash of everything that determines the output; ``inputs`` maps a role (``data``, ``clip``,
     ``prompts``, ``proposals``, ``segmentation``) to the path of that artifact; ``settings`` maps a section name
-    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above.
+    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above; ``precision`` is
+    what a stage that runs networks through Accelerate computes in.
     """
 
     stage: str
@@ -416,3 +408,4 @@ class Job(Settings):
     output: str
     inputs: dict[str, str] = {}
     settings: dict[str, dict] = {}
+    precision: Precision = "fp32"

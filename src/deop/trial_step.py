@@ -81,7 +81,7 @@ def try_step(
         DeopError: a network that cannot be built.
     """
     with tempfile.TemporaryDirectory() as folder, _started_as(launch, threads), _quiet():
-        device = make_accelerator().device
+        device = make_accelerator(job.precision).device
         settings = job.settings["segmentation" if job.stage == "train_segmentation" else "proposals"]
         share, crop = settings["batch_size"] // processes, settings["augmentation"]["crop"]
         micro_batch = job.settings.get("machine", {}).get("micro_batch") or share
@@ -103,10 +103,7 @@ def try_step(
 @contextlib.contextmanager
 def _started_as(launch: dict[str, Any], threads: int) -> Iterator[None]:
     """What the workflow tells a stage through its environment, where nobody has told this process otherwise."""
-    told = {
-        "ACCELERATE_MIXED_PRECISION": str(launch.get("mixed_precision", "no")),
-        "ACCELERATE_USE_CPU": str(launch.get("use_cpu", False)),
-    }
+    told = {"ACCELERATE_USE_CPU": str(launch.get("use_cpu", False))}
     told = {name: value for name, value in told.items() if name not in os.environ}
     before = {name: os.environ.get(name) for name in (*told, "OMP_NUM_THREADS")}
     threads_before = torch.get_num_threads()
@@ -193,7 +190,7 @@ def _measure(
             training._replace(settings=settings),
             job,
             workspace=workspace,
-            accelerator=make_accelerator(),
+            accelerator=make_accelerator(job.precision),
             after_step=watch,
         )
     first = min(WARM_UP, len(watch.wall) - 1)

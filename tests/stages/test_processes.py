@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -240,6 +243,89 @@ def test_networks_that_learn_in_part_are_trained_by_two_processes(tmp_path, monk
     file.write_text(job.model_dump_json())
     launch(2, "-m", "deop", stage.replace("_", "-"), str(file))
     assert load_file(tmp_path / job.output / "model.safetensors")
+
+
+@pytest.fixture
+def waiting(tmp_path):
+    """A launch of two processes at a job that another process is at; the lock on it, and the job's output."""
+    output = tmp_path / "proposals"
+    job = Job(stage="train_proposals", key="p", output=str(output), inputs={"data": str(tmp_path / "none")})
+    path = tmp_path / "job.json"
+    path.write_text(job.model_dump_json())
+    with path.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        launched = subprocess.Popen(
+            [*LAUNCH, "2", "-m", "deop", "train-proposals", str(path)],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        said = ""
+        while "another process is at" not in said and launched.poll() is None:
+            said = launched.stderr.readline()
+        yield launched, lock, output
+        launched.kill()
+        launched.wait()
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_launch_leave_a_job_that_another_has_done(waiting):
+    """Were it the first alone, the others would go on, here to data that are not there, and else wait for it."""
+    launched, lock, output = waiting
+    output.mkdir()
+    (output / "model.safetensors").touch()
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    told = launched.communicate(timeout=120)[1]
+    assert launched.returncode == 0, told
+    assert [path.name for path in output.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_first_process_that_dies_while_it_waits_ends_the_launch(waiting):
+    launched, _, _ = waiting
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+    environments = {pid: Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") for pid in children}
+    (first,) = (pid for pid, variables in environments.items() if b"RANK=0" in variables)
+    os.kill(int(first), signal.SIGKILL)
+    launched.communicate(timeout=120)
+    assert launched.returncode != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+
+
+DECIDE = """
+import os, sys
+from deop.errors import DeopError
+from deop.ranks import decided_by_first
+try:
+    print(decided_by_first(lambda: os._exit(3) if sys.argv[1] == "dies" else sys.argv[1] == "made"))
+except DeopError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["made", "dies"])
+def test_a_decision_reaches_processes_that_were_started_without_a_launcher(first):
+    """Then the first process itself serves what the others ask; they neither miss its answer nor wait forever."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DECIDE, first],
+            env=os.environ | shared | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    told = [process.communicate(timeout=120)[0].strip() for process in processes]
+    if first == "made":
+        assert told == ["True", "True"]
+    else:
+        assert told[0] == "" and "the first process of this launch ended" in told[1]
 
 
 def _whole(network: dict) -> bool:

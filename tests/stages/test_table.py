@@ -141,7 +141,9 @@ def test_notes_sum_the_wall_time_and_mark_uncommitted_code(tmp_path, monkeypatch
     text = Path("results/table3.md").read_text()
     # 2 datasets, 2 prompts, 2 proposals, 8 trainings, 10 evaluations of half a minute each
     assert "wall time 0:12:00 (h:mm:ss), the sum over 24 jobs" in text
-    assert f"Made by deop 1.2.3, commit {COMMIT[:12]} with uncommitted changes; " in text
+    assert (
+        f"Made by deop 1.2.3, commit {COMMIT[:12]} with uncommitted changes; " in text
+    )  # fp32 is not mentioned
     assert f",{COMMIT[:12]}-dirty," in Path("results/table3.csv").read_text()
     assert f"commit {COMMIT[:12]} with uncommitted changes" in Path("results/table3.tex").read_text()
     (
@@ -177,6 +179,18 @@ def test_outside_a_checkout_no_commit_is_known(tmp_path, monkeypatch):
     text = Path("results/table3.md").read_text()
     assert "Made by deop 1.2.3, no commit known; wall time" in text
     assert "Configuration: not recorded." in text
+
+
+def test_notes_say_the_precision_where_it_is_not_full(tmp_path, monkeypatch):
+    job = made_table(tmp_path, monkeypatch, [0], precision="bf16")
+    table.run(job)
+    assert "computed in bf16; wall time" in Path("results/table3.md").read_text()
+    path = Path(next(path for role, path in job.inputs.items() if not role.startswith("speed/")))
+    result = json.loads(path.read_text())
+    result["provenance"]["precision"] = "fp32"
+    path.write_text(json.dumps(result))
+    table.run(job)
+    assert "computed in bf16, fp32; wall time" in Path("results/table3.md").read_text()
 
 
 def test_json_names_the_key_and_metrics_are_one_file_a_row(tmp_path, monkeypatch):

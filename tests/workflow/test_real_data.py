@@ -20,6 +20,7 @@ from deop.config_files import merged
 ROOT = Path(__file__).parents[2]
 # What makes the paper profile small enough for a test: sizes and schedules, and the bundled CLIP.
 SMALL = {
+    "precision": "auto",
     "clip": {"model": "deop-mini", "pretrained": "bundled"},
     "network": {"visual_prompt_grid": 8},
     "variants": {"large": {"clip": {"model": "deop-mini-large"}, "prompts": {"crop_size": 66}}},

@@ -14,12 +14,16 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deop import __version__
 from deop.config_state import told_state
 from deop.errors import DeopError
+from deop.precision import cpu_name
 from deop.settings import Job
+
+if TYPE_CHECKING:
+    import torch
 
 PROVENANCE = "provenance.json"
 WEIGHTS = "model.safetensors"
@@ -102,6 +106,30 @@ def _dirty_inputs(job: Job) -> list[str]:
     return sorted(found)
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is called: ``NVIDIA H100 80GB HBM3``, or ``cpu (Intel(R) Xeon(R) Processor)``."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({cpu_name() or platform.machine()})"
+
+
+def _computed_with() -> dict[str, Any]:
+    """Device, precision and number of processes of the stage that this process ran.
+
+    Where it made no Accelerator, the CPU, in full precision.
+    """
+    import torch
+    from accelerate.state import AcceleratorState, is_initialized
+
+    if not is_initialized():
+        return {"device": device_name(torch.device("cpu")), "precision": "fp32", "processes": 1}
+    state = AcceleratorState()
+    precision = "fp32" if state.mixed_precision == "no" else state.mixed_precision
+    return {"device": device_name(state.device), "precision": precision, "processes": state.num_processes}
+
+
 def describe(job: Job, **more: Any) -> dict[str, Any]:
     """The provenance of a job's output: what ran, on what, from which commit, by which configuration.
 
@@ -119,9 +147,7 @@ def describe(job: Job, **more: Any) -> dict[str, Any]:
         "dirty_inputs": _dirty_inputs(job),
         "configuration": told_state(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"cpu ({platform.machine()})",
+        **_computed_with(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

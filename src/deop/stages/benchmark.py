@@ -18,6 +18,7 @@ from deop.benchmark.networks import Call, Networks
 from deop.benchmark.settings import BENCHMARKS, BenchmarkClip, Rounds, ScalingBenchmark, SpeedBenchmark
 from deop.config_state import describe_state
 from deop.errors import validated
+from deop.precision import cpu_name
 from deop.settings import Job
 from deop.stages.artifacts import describe, write_json, write_text
 from deop.stages.loop import make_accelerator
@@ -50,7 +51,8 @@ def run(job: Job) -> None:
     torch.set_num_threads(settings.threads)
     device = make_accelerator().device
     frame = speed(settings, device) if isinstance(settings, SpeedBenchmark) else scaling(settings, device)
-    provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
+    precisions = ", ".join(settings.precisions)
+    provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2), precision=precisions)
     frame = frame.assign(
         machine=machine(device, settings.threads),
         torch=provenance["torch"],
@@ -187,10 +189,7 @@ def machine(device: torch.device, threads: int) -> str:
     """What it was measured on: the CPU's or GPU's name, cores and threads."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
-    return f"{model}, {os.cpu_count()} cores, {threads} threads"
+    return f"{cpu_name() or 'CPU'}, {os.cpu_count()} cores, {threads} threads"
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from deop.errors import DeopError, validated
 from deop.metrics import MiouConvention
 from deop.settings import Job, Positive, Settings
 from deop.stages.artifacts import write_json, write_text
-from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, made_by
+from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.stages.table import MIOU, distinct
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
@@ -352,7 +352,8 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
         "The interval covers the choice of validation images, with the networks as they were trained. "
         + not_covered,
         "Holds: *yes* if the whole interval is above 0, *no: reversed* if it is below, *not shown* if 0 is in it.",
-        f"Made by deop {origin['version']}, {origin['code']}. Configuration: {origin['configuration']}.",
+        f"Made by deop {origin['version']}, {origin['code']}{in_precision(origin)}. "
+        f"Configuration: {origin['configuration']}.",
     ]
     if any(claim.reported is not None for claim in claims):
         note = f"Column *paper*: the difference as the paper reports it, on {places}: other images, not measured here."

@@ -34,7 +34,7 @@ def run(job: Job) -> None:
     started = time.monotonic()
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val").check_labels()
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.precision)
     segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
     metrics = SegmentationMetrics(
         len(dataset.names),

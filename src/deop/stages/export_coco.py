@@ -75,7 +75,7 @@ def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     """The entries of each of the evaluation's batches but the first ``done``."""
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val")
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.precision)
     ids = image_ids([entry.image for entry in dataset.entries])
     categories = category_ids(dataset.card)
     todo = batches(dataset, settings.batch_size)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import os
-import pickle
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from deop.settings import (
 )
 from deop.stages.artifacts import PROVENANCE, WEIGHTS, code_version, sha256_of, write_json, write_text
 from deop.stages.networks import save_weights
+from deop.weight_files import read_pickled
 
 CLIP_MODELS = {
     (768, 32, 50): "ViT-B-32-quickgelu",
@@ -114,26 +113,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     its schedulers' state.
 
     Raises:
-        DeopError: a file that is not there, not a checkpoint, or holds objects that only running code could read.
+        DeopError: a file that is not there, not a checkpoint, or could only be read by running code that it names.
     """
     if not path.is_file():
         raise DeopError(f"checkpoint {path} is not there; the release's README links to it as 'model weight'")
     scalars = [np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool"))]
-    with torch.serialization.safe_globals(
-        [*scalars, np._core.multiarray.scalar, np._core.multiarray._reconstruct, collections.Counter]
-    ):
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            objects = re.findall(r"GLOBAL (\S+)", str(error))
-            held = f"objects of kind {objects[0]}" if objects else "what is not tensors"
-            raise DeopError(
-                f"{path} is no PyTorch checkpoint, or holds {held}, which cannot be read without running its code; if "
-                "you trust it, make a file of its tensors: torch.save({'model': torch.load(path, "
-                "weights_only=False)['model']}, new_path)"
-            ) from error
-        except (RuntimeError, EOFError) as error:
-            raise DeopError(f"{path} is no PyTorch checkpoint: {str(error).splitlines()[0]}") from error
+    functions = (np._core.multiarray.scalar, np._core.multiarray._reconstruct)
+    loaded = read_pickled(path, (*scalars, *functions, collections.Counter))
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise DeopError(f"{path} holds no state dict, neither at top level nor under 'model'")

@@ -134,7 +134,7 @@ def run(job: Job) -> None:
     # "No object" means nothing to crops that all show one; the segmentation stage learns it.
     prompt.no_object.requires_grad_(False)
     with artifact(job) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         clip.to(accelerator.device)
         segments = draw_segments(dataset, settings.samples_per_class, job.seed)
         # A run that was killed leaves them to the next, which has the same key and so wants the same.

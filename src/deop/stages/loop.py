@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
@@ -26,10 +26,12 @@ from tqdm import tqdm
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import TrainingBatches, seed_cpu
 from deop.errors import DeopError
+from deop.precision import Precision
 from deop.settings import Job, Proposals, Segmentation
-from deop.stages.artifacts import Workspace
+from deop.stages.artifacts import Workspace, device_name
 from deop.stages.optim import poly
 from deop.timing import part, parts_of
+from deop.weight_files import read_pickled
 
 CHECKPOINT = "checkpoint.pt"
 KEPT_BYTES = 256 * 2**20
@@ -51,22 +53,33 @@ class Training(NamedTuple):
     settings: Proposals | Segmentation
 
 
-def make_accelerator(logging_dir: Path | None = None) -> Accelerator:
-    """An Accelerator as its config file or environment says, but for bf16 where the device has no such arithmetic.
+def make_accelerator(precision: Precision = "fp32", logging_dir: Path | None = None) -> Accelerator:
+    """An Accelerator as its launch file or environment says, that computes in ``precision``.
 
-    A GPU without it (Volta and older) computes in fp16, with scaled losses; a CPU in full precision.
+    Raises:
+        DeopError: a device without arithmetic of that precision. It would be another job.
     """
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if precision == "bf16":
-        if torch.cuda.is_available():
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        elif not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            precision = "no"
+    device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    if not has_arithmetic(device, precision):
+        others = [other for other in get_args(Precision) if has_arithmetic(device, other)]
+        raise DeopError(
+            f"this job computes in {precision}, for which {device_name(device)} has no arithmetic; set precision in "
+            f"the configuration to one that it has ({', '.join(others)})"
+        )
     return Accelerator(
-        mixed_precision=precision,
+        mixed_precision="no" if precision == "fp32" else precision,
         log_with="tensorboard" if logging_dir else None,
         project_dir=str(logging_dir) if logging_dir else None,
     )
+
+
+def has_arithmetic(device: torch.device, precision: Precision) -> bool:
+    """Whether a device computes in a precision itself; GPUs before Ampere, for one, only emulate bf16."""
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16" and (device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
@@ -115,6 +128,7 @@ def fit(
     Raises:
         FloatingPointError: a loss is not finite; the checkpoint before it is kept.
         DeopError: what reading a batch raised.
+        WeightsError: a checkpoint that cannot be read.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     plain = module
@@ -122,7 +136,7 @@ def fit(
     checkpoint = workspace.state / CHECKPOINT
     first = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_pickled(checkpoint)
         plain.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])

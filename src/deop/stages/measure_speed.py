@@ -30,7 +30,7 @@ def run(job: Job) -> None:
     started = time.monotonic()
     settings = Speed.model_validate(job.settings["speed"])
     torch.set_num_threads(settings.threads)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.precision)
     device = accelerator.device
     jobs = {name: system_job(job, name) for name in job.settings["systems"]}
     tested = {name: Evaluation.model_validate(each.settings["evaluation"]) for name, each in jobs.items()}

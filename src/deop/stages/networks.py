@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deop.clip import DenseCLIP, load_clip
+from deop.clip_build import has_quick_gelu
 from deop.data.segmentation import IGNORE, read_card
 from deop.errors import WeightsError
 from deop.methods.base import Segmenter
@@ -25,6 +24,7 @@ from deop.proposals import ProposalNetwork
 from deop.settings import SYSTEMS, Clip, Job, Network, Proposals, Segmentation, TextPrompts
 from deop.stages.artifacts import PROVENANCE, WEIGHTS
 from deop.templates import templates_of
+from deop.weight_files import read_weights
 
 MULTI_PASS: dict[str, type[MultiPass]] = {"simbaseline": SimBaseline, "zegformer": ZegFormer}
 
@@ -33,7 +33,10 @@ def build_clip(job: Job) -> DenseCLIP:
     """The CLIP of ``settings.clip``, or the one that an earlier stage pre-trained."""
     settings = Clip.model_validate(job.settings["clip"])
     trained = job.inputs.get("clip")
-    return load_clip(settings.model, str(checked_weights(trained)) if trained else settings.pretrained)
+    if trained is None:
+        return load_clip(settings.model, settings.pretrained, quick_gelu=settings.quick_gelu)
+    path, quick_gelu = str(checked_weights(trained)), has_quick_gelu(settings.model)
+    return load_clip(settings.model, path, quick_gelu=quick_gelu)
 
 
 def build_prompt(job: Job, clip: DenseCLIP) -> TextPrompt:
@@ -95,15 +98,7 @@ def _load_backbone(network: ProposalNetwork, name: str, path: Path) -> None:
     Raises:
         WeightsError: a file that cannot be read, or lacks a tensor that the backbone needs or has it in another shape.
     """
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
-    state = state.get("state_dict", state)
+    state = read_weights(path)
     needed = network.backbone.state_dict()
     missing = sorted(key for key in needed if key not in state and not key.endswith("num_batches_tracked"))
     if missing:
@@ -188,7 +183,7 @@ def load_weights(module: nn.Module, folder: str | Path) -> None:
         ValueError: it holds a tensor that the module has not, or lacks one that it learns.
     """
     path = checked_weights(folder)
-    result = module.load_state_dict(load_file(path), strict=False)
+    result = module.load_state_dict(read_weights(path), strict=False)
     learned = {name for name, value in module.named_parameters() if value.requires_grad}
     wrong = [*result.unexpected_keys, *(learned & set(result.missing_keys))]
     if wrong:

@@ -13,7 +13,8 @@ ORIGIN_COLUMNS = ("profile", "seeds", "commit", "version", "configuration")
 
 
 def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:
-    """Which code measured what is shown, by which configuration and, if speed is among it, on which machine.
+    """Which code measured what is shown, by which configuration, in which precision if not fp32, and, if speed is
+    among it, on which machine.
 
     ``commit`` is for machines, with ``-dirty`` where files differed from it, as ``git describe`` has it; ``code`` and
     ``configuration`` are for people.
@@ -21,6 +22,7 @@ def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) 
     provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
     speeds = [evaluation["provenance"] for evaluation in evaluations.values() if "systems" in evaluation]
     machines = {f"{speed['device']}, threads: {speed['threads']}" for speed in speeds}
+    precisions = {provenance.get("precision", "fp32") for provenance in provenances}
     return {
         "profile": profile,
         "seeds": " ".join(map(str, seeds)),
@@ -28,8 +30,14 @@ def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) 
         "version": " ".join(sorted({provenance["version"] for provenance in provenances})),
         "code": described_code(provenances),
         "configuration": describe_state(told_state()),
+        **({"precision": ", ".join(sorted(precisions))} if precisions != {"fp32"} else {}),
         **({"speed_measured_on": "; ".join(sorted(machines))} if machines else {}),
     }
+
+
+def in_precision(origin: dict[str, str]) -> str:
+    """What notes add about the precision of what is shown: nothing where all of it is fp32."""
+    return f", computed in {origin['precision']}" if "precision" in origin else ""
 
 
 def short_commit(provenance: dict[str, Any]) -> str:

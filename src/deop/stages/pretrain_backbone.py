@@ -76,7 +76,7 @@ def run(job: Job) -> None:
         parameter_groups(classifier, lr=settings.lr, weight_decay=settings.weight_decay)
     )
     with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit(
             ClassificationStep(classifier),
             NamedObjects(settings, steps=steps, seed=job.seed),

@@ -13,10 +13,11 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deop.clip import load_clip
+from deop.clip_build import has_quick_gelu
 from deop.data.captioned import CaptionedScenes
 from deop.data.emoji import concepts
 from deop.pretraining_settings import PretrainClip
@@ -24,6 +25,7 @@ from deop.settings import Job
 from deop.stages.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
 from deop.stages.clip_accuracy import clip_accuracy
 from deop.stages.loop import fit, make_accelerator
+from deop.stages.networks import checked_weights
 from deop.stages.optim import cosine, parameter_groups
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
@@ -73,12 +75,10 @@ def run(job: Job) -> None:
     settings = PretrainClip.model_validate(job.settings["pretrain_clip"])
     torch.manual_seed(job.seed)
     earlier = Path(job.inputs["clip"]) if "clip" in job.inputs else None
-    model = open_clip.create_model(
-        settings.model,
-        pretrained=None if earlier is None else str(earlier / WEIGHTS),
-        force_patch_dropout=settings.patch_dropout,
-    )
-    if earlier is None and settings.text_from is not None:
+    model = open_clip.create_model(settings.model, force_patch_dropout=settings.patch_dropout)
+    if earlier is not None:
+        model.load_state_dict(load_file(checked_weights(earlier)))
+    elif settings.text_from is not None:
         _take_text_tower(model, settings.text_from)
     started_from = None if earlier is None else json.loads((earlier / PROVENANCE).read_text())
     tokenizer = open_clip.get_tokenizer(settings.model)
@@ -100,7 +100,7 @@ def run(job: Job) -> None:
     )
     seen = steps * settings.batch_size
     with artifact(job, images_seen=seen, steps=steps, started_from=started_from) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit(
             ContrastiveStep(model, tokenizer),
             scenes,
@@ -120,7 +120,8 @@ def run(job: Job) -> None:
         }
         save_file(weights, workspace.path / WEIGHTS)
         # Measured on what was written, in half precision, not on what was in memory.
-        clip = load_clip(settings.model, str(workspace.path / WEIGHTS))
+        weights_file = str(workspace.path / WEIGHTS)
+        clip = load_clip(settings.model, weights_file, quick_gelu=has_quick_gelu(settings.model))
         vocabularies = {"all": tuple(concept.name for concept in concepts())}
         if settings.common:
             vocabularies["common"] = settings.common

@@ -89,7 +89,7 @@ def run(
         print(f"segment: {len(targets) - len(todo)} of {len(targets)} images are in {output} already")
     if not todo:
         return {}
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(job.precision)
     segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ import pandas as pd
 from deop.errors import DeopError, validated
 from deop.settings import SYSTEMS, Job, Network, Settings
 from deop.stages.artifacts import provenance_of, write_json, write_text
-from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, made_by
+from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.templates import describe_templates
 
 MIOU = {
@@ -239,7 +239,7 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         f"Scores in percent. Rows *measured*: here, on {names} ({kinds}, profile {table.profile}), {spread}; "
         f"IoU is averaged over {listed(conventions)}.",
         f"Text prompts: {origin['text_prompts']}.",
-        f"Made by deop {origin['version']}, {origin['code']}; wall time {origin['wall_time']}.",
+        f"Made by deop {origin['version']}, {origin['code']}{in_precision(origin)}; wall time {origin['wall_time']}.",
         f"Configuration: {origin['configuration']}.",
     ]
     transfers: dict[str, list[str]] = {}

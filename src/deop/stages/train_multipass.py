@@ -27,7 +27,7 @@ def run(job: Job) -> None:
     """Trains the system of ``job.settings["network"]`` and writes what it learned."""
     trained = training(job)
     with artifact(job) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
         segmenter = trained.module.segmenter
         # Of the proposals all: batch norms that are frozen learn nothing, but are not those of a new network.

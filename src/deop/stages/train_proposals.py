@@ -89,7 +89,7 @@ def run(job: Job) -> None:
     """Trains the network of ``job.settings["proposals"]`` and writes its weights."""
     trained = training(job)
     with artifact(job) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
         save_weights(trained.module.network.state_dict(), workspace.path)
 

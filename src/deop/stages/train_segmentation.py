@@ -54,6 +54,6 @@ def run(job: Job) -> None:
     """Trains the network of ``job.settings["network"]`` and writes what it learned."""
     trained = training(job)
     with artifact(job) as workspace:
-        accelerator = make_accelerator(workspace.path / "tensorboard")
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
         save_weights(learned_state(trained.module.segmenter), workspace.path)

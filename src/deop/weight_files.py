@@ -1,0 +1,191 @@
+"""Files of weights, read as tensors: whatever its format, no code that a file brings is run.
+
+Python's pickle and TorchScript both run code of the file that is loaded. So pickled files are read with torch's
+restricted unpickler, and TorchScript archives without ``torch.jit.load``, which runs their ``__setstate__`` methods and
+these may write files.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deop.errors import WeightsError
+
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_CLASS = re.compile(
+    r"^class (?P<name>\w+)\(Module\):\s*"
+    r"__parameters__ = \[(?P<parameters>[^\]]*)\]"
+    r"(\s*__buffers__ = \[(?P<buffers>[^\]]*)\])?",
+    re.MULTILINE,
+)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The named tensors in a file: safetensors (by its suffix), a TorchScript archive, or what ``torch.save`` wrote.
+
+    A checkpoint that keeps its tensors under ``state_dict`` is read from there.
+
+    Raises:
+        WeightsError: a file that is none of these, holds no named tensors, or is made of more than data.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}") from error
+    if is_torchscript(path):
+        return _read_torchscript(path)
+    loaded = read_pickled(path)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)} if state else {}
+    if not tensors:
+        raise WeightsError(
+            f"{path} cannot be read as weights: it holds no named tensors, neither at top level nor under "
+            "'state_dict'"
+        )
+    return tensors
+
+
+def read_pickled(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
+    """What ``torch.save`` wrote, if that is tensors, numbers, texts and containers of these.
+
+    Args:
+        allowed: further classes and functions that the file may name.
+
+    Raises:
+        WeightsError: a file that is not of this form, or could only be read by running code that it names.
+    """
+    try:
+        with torch.serialization.safe_globals(list(allowed)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if named := re.findall(r"GLOBAL (\S+)", str(error)):
+            raise WeightsError(
+                f"{path} cannot be read as weights: it holds objects of kind {named[0]}, and reading these would run "
+                "code. If you trust the file, load it with torch.load(path, weights_only=False) and save its tensors, "
+                "and nothing else, to a new one"
+            ) from error
+        raise WeightsError(f"{path} cannot be read as weights: torch.save did not write it") from error
+    except Exception as error:  # bytes that are no pickle may raise anything
+        raise WeightsError(f"{path} cannot be read as weights: {_first_line(error)}") from error
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, the form of OpenAI's own ``ViT-B-16.pt``."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    folders = {name.partition("/")[0] for name in names}
+    if len(folders) != 1:
+        return False
+    folder = folders.pop()
+    in_code = any(name.startswith(f"{folder}/code/") for name in names)
+    return in_code and {f"{folder}/data.pkl", f"{folder}/constants.pkl"} <= set(names)
+
+
+class _Scripted:
+    """A module of a TorchScript archive: its attributes, and by ``kind`` the name of its class."""
+
+    kind = ("", "")
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise pickle.UnpicklingError("a module brings a __setstate__ method of its own")
+        self.attributes = state
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Reads ``data.pkl`` of a TorchScript archive. Nothing that the pickle names is imported or run."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        super().__init__(archive.open(f"{folder}/data.pkl"), encoding="utf-8")
+        self._archive, self._folder = archive, folder
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "__torch__" or module.startswith("__torch__."):
+            return type(name, (_Scripted,), {"kind": (module, name)})
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch.jit._pickle":  # annotations of the types of lists and dictionaries
+            return lambda value, *_: value
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+    def persistent_load(self, pid: tuple) -> Tensor:
+        kind, dtype, key, _, count = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise pickle.UnpicklingError(f"it has stored data of an unknown kind ({kind})")
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
+            self._storages[key] = (
+                torch.frombuffer(content, dtype=dtype, count=count) if count else torch.empty(0, dtype=dtype)
+            )
+        return self._storages[key]
+
+
+def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    return storage.as_strided(size, stride, offset)
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    """The parameters and buffers of a TorchScript archive, as ``torch.jit.load(path).state_dict()`` names them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            folder = archive.namelist()[0].partition("/")[0]
+            root = _TensorsOnly(archive, folder).load()
+            if not isinstance(root, _Scripted):
+                raise pickle.UnpicklingError("it holds no module")
+            lists: dict[tuple[str, str], list[str]] = {}
+            tensors: dict[str, Tensor] = {}
+            waiting = [("", root)]
+            while waiting:
+                prefix, module = waiting.pop()
+                if module.kind not in lists:
+                    lists[module.kind] = _state_of(archive, folder, *module.kind)
+                for name, value in getattr(module, "attributes", {}).items():
+                    if isinstance(value, _Scripted):
+                        waiting.append((f"{prefix}{name}.", value))
+                    elif isinstance(value, Tensor) and name in lists[module.kind]:
+                        tensors[prefix + name] = value
+            return tensors
+    except Exception as error:  # what is no such pickle may raise anything
+        raise WeightsError(f"{path} cannot be read as a TorchScript archive: {_first_line(error)}") from error
+
+
+def _state_of(archive: zipfile.ZipFile, folder: str, module: str, name: str) -> list[str]:
+    """The parameters and buffers of a class, which its code lists: other attributes may be tensors, too."""
+    code = archive.read(f"{folder}/code/{module.replace('.', '/')}.py").decode()
+    for found in _CLASS.finditer(code):
+        if found["name"] == name:
+            return re.findall(r'"([^"]+)"', found["parameters"] + (found["buffers"] or ""))
+    return []
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
