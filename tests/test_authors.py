@@ -30,9 +30,10 @@ from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt, VisualPrompts
 from deop.proposals import ProposalNetwork
-from deop.settings import Evaluation, Job, Network, Proposals
+from deop.settings import Evaluation, Job, Proposals
 from deop.stages import evaluate, import_authors, prepare_data
 from deop.stages.networks import build_segmenter
+from deop.system_settings import Network
 
 SMALL = release.Sizes(
     blocks=(1, 2, 1, 3),

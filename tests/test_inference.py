@@ -12,9 +12,10 @@ from deop.clip import load_clip
 from deop.inference import folded, prepare
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
-from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SeveranceSettings
+from deop.settings import Augmentation, Segmentation
 from deop.stages.loop import accumulate, make_accelerator
 from deop.stages.train_segmentation import SegmentationStep
+from deop.system_settings import AnchorSettings, Network, SeveranceSettings
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5

@@ -17,7 +17,8 @@ from deop.config import Configuration
 from deop.errors import ConfigError
 from deop.jobs import NAMED, marker
 from deop.plan import Plan
-from deop.settings import Job, Network
+from deop.settings import Job
+from deop.system_settings import Network
 
 ROOT = Path(__file__).parents[1]
 

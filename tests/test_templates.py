@@ -16,8 +16,9 @@ from deop.errors import ConfigError
 from deop.methods.deop import DeOP
 from deop.methods.zegformer import ZegFormer
 from deop.prompts import TextTemplates
-from deop.settings import Augmentation, Job, Network, Proposals, Segmentation, ZegFormerSettings
+from deop.settings import Augmentation, Job, Proposals, Segmentation
 from deop.stages.networks import build_segmenter
+from deop.system_settings import Network, ZegFormerSettings
 from deop.templates import templates_of
 
 NAMES = ["dog", "brick {wall}", "sea"]

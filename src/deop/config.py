@@ -27,17 +27,8 @@ from deop.errors import ConfigError, unknown, validated
 from deop.layouts import OF_PROFILE, read_tables
 from deop.precision import Precision, resolve
 from deop.pretraining_settings import PretrainBackbone, PretrainClip
-from deop.settings import (
-    SYSTEMS,
-    Clip,
-    Evaluation,
-    Network,
-    Proposals,
-    Segmentation,
-    Settings,
-    Speed,
-    TextPrompts,
-)
+from deop.settings import Clip, Evaluation, Proposals, Segmentation, Settings, Speed, TextPrompts
+from deop.system_settings import SYSTEMS, Network
 
 SECTIONS: dict[str, type[Settings]] = {
     "prompts": TextPrompts,

@@ -16,7 +16,8 @@ from deop.dataset_settings import EmojiScenes, Folder, Source
 from deop.errors import ConfigError, DeopError, validated
 from deop.jobs import Inputs, Jobs, dump, name_of
 from deop.precision import Precision
-from deop.settings import Job, MultiPassSettings, Network
+from deop.settings import Job
+from deop.system_settings import MultiPassSettings, Network
 
 WEIGHTS = Path(__file__).parent / "weights"
 

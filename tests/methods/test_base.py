@@ -116,7 +116,7 @@ from deop.launch import keep_freed_memory
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
-from deop.settings import AnchorSettings, Network, SeveranceSettings
+from deop.system_settings import AnchorSettings, Network, SeveranceSettings
 from deop.stages.evaluate import predict
 
 keep_freed_memory()  # as the command line does

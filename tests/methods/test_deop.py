@@ -16,7 +16,8 @@ from deop.losses import labels_at, release_segmentation_loss, segmentation_loss
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
-from deop.settings import AnchorSettings, Augmentation, Network, Segmentation, SeveranceSettings
+from deop.settings import Augmentation, Segmentation
+from deop.system_settings import AnchorSettings, Network, SeveranceSettings
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5

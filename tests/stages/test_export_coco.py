@@ -34,8 +34,9 @@ from deop.data.segmentation import (
 from deop.methods.deop import DeOP
 from deop.metrics import SegmentationMetrics
 from deop.prompts import TextTemplates
-from deop.settings import Evaluation, Job, Network
+from deop.settings import Evaluation, Job
 from deop.stages import evaluate, export_coco
+from deop.system_settings import Network
 
 CATEGORIES = (92, 7, 183, 1)
 IMAGES = {139: (9, 14), 285: (16, 5), 632: (1, 1)}  # by id, height and width

@@ -26,8 +26,9 @@ from deop.errors import DeopError
 from deop.methods.base import normalise
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt
-from deop.settings import AnchorSettings, Evaluation, Job, Network
+from deop.settings import Evaluation, Job
 from deop.stages import anchor_picture, artifacts, picture
+from deop.system_settings import AnchorSettings, Network
 
 QUERIES, SIZE, SHORT_SIDE = 4, (40, 60), 32
 GRID = (4, 6)

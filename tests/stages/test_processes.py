@@ -86,7 +86,8 @@ DIVIDED = textwrap.dedent(
     from deop.methods.simbaseline import SimBaseline
     from deop.prompts import TextPrompt
     from deop.proposals import ProposalNetwork
-    from deop.settings import AnchorSettings, Augmentation, ClassTerm, Network, Segmentation, SimBaselineSettings
+    from deop.settings import Augmentation, ClassTerm, Segmentation
+    from deop.system_settings import AnchorSettings, Network, SimBaselineSettings
     from deop.stages.loop import accumulate, make_accelerator
     from deop.stages.train_proposals import ClassLoss, ProposalStep
     from deop.stages.train_segmentation import SegmentationStep

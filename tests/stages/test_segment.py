@@ -27,9 +27,10 @@ from deop.errors import DeopError
 from deop.methods.base import ClassScores, SegmenterOutput
 from deop.methods.deop import DeOP
 from deop.prompts import TextPrompt, TextTemplates
-from deop.settings import Evaluation, Job, Network
+from deop.settings import Evaluation, Job
 from deop.stages import segment
 from deop.stages.evaluate import load_batch, predict
+from deop.system_settings import Network
 
 NAMES = ["dog", "cow", "grass", "sky"]
 SHORT_SIDE = 32

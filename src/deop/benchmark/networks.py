@@ -22,7 +22,7 @@ from deop.methods.simbaseline import SimBaseline
 from deop.methods.zegformer import ZegFormer
 from deop.prompts import TextPrompt
 from deop.proposals import ProposalNetwork
-from deop.settings import Network, SimBaselineSettings, ZegFormerSettings
+from deop.system_settings import Network, SimBaselineSettings, ZegFormerSettings
 
 TEMPLATES = ("a photo of a {}.",)
 INSIDE, OUTSIDE = 8.0, -8.0

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from deop.clip_layers import check_model, check_severed_layers
 from deop.config_files import merged
 from deop.errors import unknown, validated
-from deop.settings import Network, Positive, Proposals, Settings
+from deop.settings import Positive, Proposals, Settings
+from deop.system_settings import Network
 
 MOST_CLASSES = 847
 """Class names there are: those of the full ADE20K."""

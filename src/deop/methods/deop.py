@@ -25,8 +25,9 @@ from deop.methods.base import (
 )
 from deop.prompts import TextPrompt, TextTemplates, VisualPrompts
 from deop.proposals import ProposalNetwork
-from deop.settings import AnchorSettings, Network, Segmentation
+from deop.settings import Segmentation
 from deop.severance import Severance
+from deop.system_settings import AnchorSettings, Network
 from deop.timing import part
 
 

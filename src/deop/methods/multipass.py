@@ -23,7 +23,7 @@ from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
 from deop.prompts import TextPrompt, template_embeddings
 from deop.proposals import Pairs, ProposalNetwork
-from deop.settings import MultiPassSettings
+from deop.system_settings import MultiPassSettings
 from deop.templates import templates_of
 from deop.timing import part
 

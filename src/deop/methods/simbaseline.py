@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deop.data.crops import crop_segments
 from deop.methods.multipass import MultiPass, geometric_ensemble
-from deop.settings import SimBaselineSettings
+from deop.system_settings import SimBaselineSettings
 
 
 class SimBaseline(MultiPass):

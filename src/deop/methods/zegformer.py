@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deop.data.crops import roi_align_segments
 from deop.methods.multipass import MultiPass, geometric_ensemble
-from deop.settings import ZegFormerSettings
+from deop.system_settings import ZegFormerSettings
 
 
 class ZegFormer(MultiPass):

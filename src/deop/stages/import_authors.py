@@ -17,19 +17,10 @@ from deop.data.release_names import link_dataset, release_names
 from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
 from deop.jobs import dump
-from deop.settings import (
-    AnchorSettings,
-    Augmentation,
-    Clip,
-    Evaluation,
-    Job,
-    Network,
-    Proposals,
-    SeveranceSettings,
-    TextPrompts,
-)
+from deop.settings import Augmentation, Clip, Evaluation, Job, Proposals, TextPrompts
 from deop.stages.artifacts import PROVENANCE, WEIGHTS, code_version, sha256_of, write_json, write_text
 from deop.stages.networks import save_weights
+from deop.system_settings import AnchorSettings, Network, SeveranceSettings
 from deop.weight_files import read_pickled
 
 CLIP_MODELS = {

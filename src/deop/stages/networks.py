@@ -21,8 +21,9 @@ from deop.methods.zegformer import ZegFormer
 from deop.pretrained import BUNDLED, check_sha256
 from deop.prompts import TextPrompt, TextTemplates
 from deop.proposals import ProposalNetwork
-from deop.settings import SYSTEMS, Clip, Job, Network, Proposals, Segmentation, TextPrompts
+from deop.settings import Clip, Job, Proposals, Segmentation, TextPrompts
 from deop.stages.artifacts import PROVENANCE, WEIGHTS
+from deop.system_settings import SYSTEMS, Network
 from deop.templates import templates_of
 from deop.weight_files import read_weights
 
@@ -140,7 +141,7 @@ def build_segmenter(job: Job) -> Segmenter:
 def build_multipass(job: Job) -> MultiPass:
     """A multi-pass system, which counts as seen what its dataset says is; on another's images, no class.
 
-    The latter is the release's way (see :class:`deop.settings.SimBaselineSettings`).
+    The latter is the release's way (see :class:`deop.system_settings.SimBaselineSettings`).
     """
     values = job.settings["network"]
     settings = SYSTEMS[values["method"]].model_validate(values)

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 
 from deop.errors import DeopError, validated
-from deop.settings import SYSTEMS, Job, Network, Settings
+from deop.settings import Job, Settings
 from deop.stages.artifacts import provenance_of, write_json, write_text
 from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
+from deop.system_settings import SYSTEMS, Network
 from deop.templates import describe_templates
 
 MIOU = {
