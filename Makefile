@@ -6,6 +6,9 @@ MAKEFLAGS += --no-builtin-rules
 # Interpreters tried in this order; name another with `make PYTHON=/path/to/python ...`.
 PYTHON ?= python3.11 python3.12 python3.13 python3
 
+# Processes that run the tests side by side; each takes up to about 3 GB.
+TEST_WORKERS ?= 2
+
 VENV := .venv
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
@@ -62,7 +65,7 @@ results/%: $(READY) FORCE
 	$(SNAKEMAKE) $@
 
 test: $(READY)
-	$(ACTIVATED) $(VENV)/bin/python -m pytest
+	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(ACTIVATED) $(VENV)/bin/pre-commit run --all-files
