@@ -51,16 +51,25 @@ class ClipSection(Clip):
         return self
 
 
-class StageResources(Settings):
-    """What Snakemake sets aside: CPU threads, memory (MB) and GPUs of a process, wall time (minutes) of the job.
+class SpeedResources(Settings):
+    """What Snakemake sets aside for a job that measures speed: memory (MB), GPUs, and wall time (minutes).
 
-    A job of a stage that trains has as many processes on a machine as the launch file (``accelerate``) says.
+    Its CPU threads are all cores, so that nothing runs beside it (see :meth:`deop.plan.Plan.threads_alone`).
     """
 
-    threads: Positive = 1
     mem_mb: Positive = 1000
     gpu: Annotated[int, Field(ge=0)] = 0
     runtime: Positive = 60
+
+
+class StageResources(SpeedResources):
+    """The same for other jobs, and the CPU threads of a process.
+
+    Memory and GPUs are those of a process, too. A job of a stage that trains has as many processes on a machine as the
+    launch file (``accelerate``) says.
+    """
+
+    threads: Positive = 1
 
 
 class TrainingResources(StageResources):
@@ -98,8 +107,8 @@ class Resources(Settings):
     train_segmentation: SegmentationResources = SegmentationResources()
     train_multipass: TrainingResources = TrainingResources()
     evaluate: StageResources = StageResources()
-    measure_speed: StageResources = StageResources()
-    benchmark: StageResources = StageResources()
+    measure_speed: SpeedResources = SpeedResources()
+    benchmark: SpeedResources = SpeedResources()
     table: StageResources = StageResources()
     claims: StageResources = StageResources()
     figure: StageResources = StageResources()
