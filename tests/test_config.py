@@ -197,6 +197,8 @@ def test_planning_imports_nothing_heavy(root):
 def test_layer_counts_are_those_that_open_clip_builds():
     import open_clip
 
+    import deop.clip  # noqa: F401  registers the package's own models
+
     for model in ("deop-mini", "deop-mini-large", "ViT-S-32", "ViT-B-16-quickgelu"):
         built = open_clip.create_model(model)
         assert layers_of(model) == len(built.visual.transformer.resblocks), model
