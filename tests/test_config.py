@@ -33,6 +33,22 @@ from deop.plan import Plan
             {"es21": {}},
             "proposals.per_dataset: unknown dataset 'es21'; valid: es1",
         ),
+        (
+            ("proposals", "per_dataset"),
+            ["es20"],
+            r"proposals\.per_dataset: by dataset, .* \(got \['es20'\]\)",
+        ),
+        (
+            ("proposals", "per_dataset"),
+            {"es20": 3},
+            r"proposals\.per_dataset: by dataset, .* \(got \{'es20': 3\}",
+        ),
+        (("datasets",), ["es20"], "config: datasets: "),
+        (
+            ("datasets", "es20", "kind"),
+            ["folder"],
+            r"datasets\.es20\.kind: unknown kind of dataset \['folder'\]",
+        ),
         (("evaluation", "miou"), "all", "evaluation.miou: unknown value 'all'; valid: 'occurring' or"),
         (
             ("datasets", "es20", "vocabulary"),

@@ -60,6 +60,14 @@ def test_what_differs_is_named(committed, edit):
     assert said(committed, mine) == "as committed"
 
 
+def test_layers_without_quotes_are_no_difference(committed):
+    mine = committed / "mine.yaml"
+    mine.write_text("experiments: {deop: {severance: {kind: gps, alpha: {-2: 1, -1: 1}}}}\n")
+    git(committed, "add", "--all")
+    git(committed, "commit", "--message", "mine")
+    assert said(committed, mine) == "as committed"
+
+
 def test_a_profile_outside_the_checkout_is_not_committed_and_its_folders_are_not_told(
     committed, tmp_path_factory
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_its_name_does_wherever_a_dataset_is_named(root, config, edit):
         "figures": {
             "mine": {"kind": "per_class_iou", "title": "M", "experiments": ["deop_own"], "dataset": "own"}
         },
-        "pictures": {"mine": {"kind": "scene", "experiment": "deop_own", "dataset": "own"}},
+        "pictures": {"seen": {"kind": "scene", "experiment": "deop_own", "dataset": "own"}},
     }
     claim = {
         "claim": "C",
@@ -128,7 +129,7 @@ def test_its_name_does_wherever_a_dataset_is_named(root, config, edit):
     abroad = plan.tables["abroad"].inputs["deop/es171/0"]
     by_output = {job.output: job for job in plan.jobs.values()}
     assert by_output[abroad].inputs["segmentation"].startswith("checkpoints/segmentation/own-")
-    assert plan.named["picture"]["mine"].inputs["data"].startswith("data/own-")
+    assert plan.named["picture"]["seen"].inputs["data"].startswith("data/own-")
     assert set(plan.named["figure"]["mine"].inputs) == {"deop_own/own/0"}
     (compared,) = plan.named["claims"]["claims"].settings["claims"]["claims"]
     assert (compared["dataset"], compared["place"], compared["reported"]) == ("own", "own", None)
@@ -166,6 +167,10 @@ def table(name: str, **values: object) -> dict:
         ),
         (table("table3", metrics=["IoU"]), r"config: tables\.table3\.metrics\.0: unknown value 'IoU'"),
         (
+            {"pictures": {"confusion": {"kind": "scene", "experiment": "deop", "dataset": "es171"}}},
+            r"config: pictures\.confusion: results/figures/confusion\.png is a figure; choose another name",
+        ),
+        (
             {"experiments": {"mine": {"severence": {}}}},
             r"config: experiments\.mine: unknown key 'severence'; valid: .*severance",
         ),
@@ -176,6 +181,25 @@ def test_what_cannot_be_meant_is_one_line(root, config, changes, message):
     with pytest.raises(ConfigError, match=message) as caught:
         Plan(merged, root)
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_may_add_an_experiment_that_a_picture_alone_shows(root, config):
+    mine = {"anchors": {"kind": "query"}, "visual_prompts": True}
+    picture = {"kind": "anchors", "experiment": "mine", "dataset": "es171"}
+    plan = Plan(config | {"experiments": {"mine": mine}, "pictures": {"own": picture}}, root)
+    assert plan.named["picture"]["own"].settings["network"]["visual_prompts"]
+
+
+def test_two_datasets_that_results_could_not_tell_apart_are_refused(root, config, park):
+    """They are named by the names and sizes of their files."""
+    elsewhere = Path(park["root"]).parent / "copy"
+    shutil.copytree(park["root"], elsewhere)
+    two = with_datasets(config, park=park, other=park | {"root": str(elsewhere)})
+    with pytest.raises(ConfigError, match=r"datasets\.other: .* same names and sizes as those of 'park'"):
+        Plan(two, root)
+    # Two names of the same files are one dataset.
+    again = Plan(with_datasets(config, park=park, other=copy.deepcopy(park)), root)
+    assert len([job for job in again.jobs.values() if job.output.startswith("data/park-")]) == 1
 
 
 def test_a_profile_takes_out_what_the_shared_files_have(root, config):
@@ -247,6 +271,11 @@ def test_missing_files_are_said_before_any_job_by_key_and_path(root, config, par
         splits={"val": park["splits"]["val"]},
         trained_on="es171",
     )
+    (top / f"masks/{name}_mask.png").symlink_to(top / "moved.png")
+    refused(r"splits\.train\.labels: .*_mask\.png: a link to a file that is not there")
+    (top / f"masks/{name}_mask.png").unlink()
+    (top / "validation.txt").write_bytes("caf\xe9".encode("latin-1"))
+    refused(r"splits\.val\.list: .*validation\.txt: is not a text in UTF-8")
     (top / "validation.txt").unlink()
     refused(r"splits\.val\.list: .*park/validation\.txt: no such file")
     (top / "photos").rename(top / "pictures")

@@ -98,6 +98,13 @@ def test_how_images_are_padded_is_no_reason_to_train_again(plans):
     assert changed == {"evaluate", "measure_speed", "table", "claims", "figure", "picture"}
 
 
+def test_the_class_term_is_no_setting_of_systems_with_a_class_head(plans):
+    after = read_profile(ROOT, PAPER)
+    after["proposals"] |= {"class_term": {"weight": 1.0}}
+    changed = {stage for stage, _ in Plan(after, ROOT).jobs.keys() - plans[0].jobs.keys()}
+    assert "train_proposals" in changed and "train_multipass" not in changed
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

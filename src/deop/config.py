@@ -70,9 +70,9 @@ class Setup:
     ) -> None:
         self._root, self._source = root, source
         self.files = {f"{SOURCE}/config.yaml", f"{SOURCE}/experiments.yaml"}
-        # Datasets that a profile takes out; the defaults' exceptions for them go with them.
-        self._removed = {name for name, entry in (values.get("datasets") or {}).items() if entry is None}
         self.main = validated(MainFile, without_nulls(values), source)
+        # Datasets that a profile takes out; the defaults' exceptions for them go with them.
+        self._removed = values["datasets"].keys() - self.main.datasets.keys()
         check_model(self.main.clip.model, f"{source}: clip.model")
         self.stands_for: dict[str, str] = {}
         self.trained_on: dict[str, str] = {}
@@ -123,7 +123,7 @@ class Setup:
                         f"{self._source}: {'.'.join(at)}.{key}: the name of a dataset is needed (got {others[name]!r})"
                     )
         kind = values.get("kind")
-        if kind not in DATASETS:
+        if not isinstance(kind, str) or kind not in DATASETS:
             raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
         if isinstance(values.get("vocabulary"), str):
             values["vocabulary"] = self._vocabulary(f"{'.'.join(at)}.vocabulary", values["vocabulary"])
@@ -162,7 +162,7 @@ class Setup:
         source = self._file_of(name)
         place = f"{source}: experiments.{name}"
         method = values.get("method", "deop")
-        if method not in SYSTEMS:
+        if not isinstance(method, str) or method not in SYSTEMS:
             raise unknown(f"{place}.method", "method", method, SYSTEMS)
         if method == "deop":
             return dict.fromkeys(self.datasets, self._network(name, values))
@@ -206,6 +206,13 @@ class Setup:
         """A section's values for each dataset."""
         defaults = dict(values)
         overrides = defaults.pop("per_dataset", {})
+        if not isinstance(overrides, dict) or not all(
+            isinstance(entry, dict) for entry in overrides.values()
+        ):
+            raise ConfigError(
+                f"{self._source}: {'.'.join(at)}.per_dataset: by dataset, the values that change are needed, such as "
+                f"{{es20: {{iterations: 100}}}} (got {overrides!r})"
+            )
         for name in overrides:
             if name not in self.datasets and name not in self._removed:
                 raise unknown(f"{self._source}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
@@ -297,6 +304,7 @@ class Configuration(Setup):
         known = read_experiments(self._root, {})
         shown = {name for table in self.layouts.tables.values() for name in table.experiments}
         shown |= {name for figure in self.layouts.figures.values() for name in figure.experiments}
+        shown |= {picture.experiment for picture in self.layouts.pictures.values()}
         for name in self.main.experiments:
             if name not in known and name not in shown:
                 raise unknown(f"{SOURCE}: experiments", "experiment", name, known)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deop.config_files import SOURCE, load_yaml, merged
+from deop.config_files import SOURCE, load_yaml, merged, with_text_keys
 
 VARIABLE = "DEOP_CONFIGURATION"
 ORDINARY = ("seeds", "accelerate", "resources", "data.root", "data.keep_archives")
@@ -38,7 +38,7 @@ def configuration_state(
         ``profiles``: the names of the overlays among them.
         ``overrides``: by dotted key, values that no file has, as given with ``--config``; null for what was taken out.
     """
-    overlays = list(overlays)
+    values, overlays = with_text_keys(values), list(overlays)
     states = _states([*(root / name for name in sorted(read)), *overlays], root)
     from_files = load_yaml(root / SOURCE / "config.yaml", f"{SOURCE}/config.yaml")
     for overlay in overlays:

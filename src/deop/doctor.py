@@ -59,6 +59,8 @@ def examine(root: Path, *profiles: Path) -> Iterator[Finding]:
     yield Finding(
         "configuration", "pass", f"profile {profile_name}: {len(plan.jobs)} jobs of {len(stages)} stages"
     )
+    # As the workflow tells its stages, before anything asks which device is used.
+    os.environ.setdefault("ACCELERATE_USE_CPU", str(config.launch_settings.get("use_cpu", False)))
     yield from _gpus(config, plan, stages)
     yield from _folders(root, config)
     yield from _data(root, config, plan)
@@ -195,13 +197,14 @@ def _weights(plan: Plan) -> Iterator[Finding]:
     from deop.pretrained import cached_backbone, cached_clip
 
     clips = {
-        (job.settings["clip"]["model"], job.settings["clip"]["pretrained"]) for job in _with(plan, "clip")
+        tuple(job.settings["clip"][key] for key in ("model", "pretrained", "quick_gelu"))
+        for job in _with(plan, "clip")
     }
-    for model, pretrained in sorted(clips, key=str):
+    for model, pretrained, quick_gelu in sorted(clips, key=str):
         if pretrained in (None, "bundled"):
             yield Finding(f"CLIP {model}", "pass", "needs no download")
         elif Path(pretrained).is_file() or Path(pretrained).suffix in (".safetensors", ".pt", ".bin", ".pth"):
-            yield _file(f"CLIP {model}", Path(pretrained), "clip.pretrained")
+            yield _clip_file(model, Path(pretrained), quick_gelu)
         else:
             yield _download(f"CLIP {model}", partial(cached_clip, model, pretrained), "clip.pretrained")
     backbones = {
@@ -216,6 +219,20 @@ def _weights(plan: Plan) -> Iterator[Finding]:
             yield Finding(f"backbone {name}", "pass", "needs no download")
         else:
             yield _file(f"backbone {name}", Path(pretrained), "proposals.pretrained_backbone")
+
+
+def _clip_file(model: str, path: Path, quick_gelu: bool | None) -> Finding:
+    """Whether a file of CLIP's weights is there, and it is known which activation they need."""
+    import deop.clip  # noqa: F401  registers the package's own models
+    from deop.clip_build import uses_quick_gelu
+
+    found = _file(f"CLIP {model}", path, "clip.pretrained")
+    if found.status == "pass":
+        try:
+            uses_quick_gelu(model, str(path), path, quick_gelu)
+        except DeopError as error:
+            return Finding(f"CLIP {model}", "fail", str(error), "as it says")
+    return found
 
 
 def _with(plan: Plan, section: str) -> list[Job]:
@@ -285,7 +302,11 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             yield Finding(subject, "fail", found, remedy)
             left_out.append(subject)
             continue
-        except (DeopError, ValueError) as error:  # parts that do not fit each other
+        except (
+            DeopError,
+            ValueError,
+            FloatingPointError,
+        ) as error:  # of parts that do not fit each other, or fp16
             yield Finding(subject, "fail", f"no step can be taken: {error}", "change its settings")
             left_out.append(subject)
             continue

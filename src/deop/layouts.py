@@ -178,6 +178,8 @@ class TablesFile(Settings):
             _known(f"{place}.benchmark", "benchmark of systems", named, of_systems)
         for name, picture in self.pictures.items():
             place = place_of("pictures", name)
+            if name in self.figures:
+                raise ConfigError(f"{place}: results/figures/{name}.png is a figure; choose another name")
             datasets.check(place, "dataset", (picture.dataset,))
             _known(f"{place}.experiment", "experiment", (picture.experiment,), experiments)
             if picture.experiment not in with_anchors:

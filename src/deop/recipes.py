@@ -44,11 +44,30 @@ class FolderContents:
             settings = self._setup.datasets[dataset]
             top = self._root / (settings.root or self._setup.main.data.root)
             try:
-                self._known[dataset] = content(settings, top)
+                found = content(settings, top)
             except DeopError as error:
                 problem = str(error).removeprefix("config error: ")
                 raise ConfigError(f"{SOURCE}: datasets.{dataset}.{problem}") from None
+            self._check_distinct(dataset, found, self._places(settings, top))
+            self._known[dataset] = found
         return self._known[dataset]
+
+    def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
+        """Datasets are named by the names and sizes of their files: different ones with the same would be one."""
+        for other, known in self._known.items():
+            settings = self._setup.datasets[other]
+            top = self._root / (settings.root or self._setup.main.data.root)
+            if known == found and self._places(settings, top) != places:
+                raise ConfigError(
+                    f"{SOURCE}: datasets.{dataset}: its images and label maps have the same names and sizes as those "
+                    f"of {other!r} in another folder, and results could not tell the two apart; rename files of one"
+                )
+
+    @staticmethod
+    def _places(settings: Folder, top: Path) -> list[Path]:
+        """The folders of images and label maps."""
+        splits = [split for _, split in sorted(settings.splits.items())]
+        return [(top / folder).resolve() for split in splits for folder in (split.images, split.labels)]
 
 
 class Recipes:
@@ -222,13 +241,18 @@ class Recipes:
         trained = self._compute(
             "train_multipass",
             f"checkpoints/multipass/{name_of(dataset, experiment, f'seed{seed}')}",
-            {"network": system.for_training(), **self.settings(dataset, *training)},
+            {"network": system.for_training(), **self._of_class_head(dataset, *training)},
             {**inputs, **self._backbone(dataset), **(learned if "prompts" in training else {})},
             seed=seed,
             local=self._machine("train_multipass"),
         )
-        settings = {"network": dump(tested), **self.settings(dataset, *testing)}
+        settings = {"network": dump(tested), **self._of_class_head(dataset, *testing)}
         return settings, {**inputs, **(learned if "prompts" in testing else {}), "multipass": trained}
+
+    def _of_class_head(self, dataset: str, *sections: str) -> dict[str, dict]:
+        """:meth:`settings` of a system with a class head of its own, in the place of the proposals' class term."""
+        values = self.settings(dataset, *sections)
+        return values | {"proposals": values["proposals"] | {"class_term": None}}
 
 
 def _bundled_sha256(model: str, key: str, remedy: str) -> str:

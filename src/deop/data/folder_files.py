@@ -32,8 +32,7 @@ def read_classes(settings: Folder, top: Path) -> tuple[FolderClass, ...]:
     path = top / settings.classes
     if not path.is_file():
         raise DeopError(f"classes: {path}: no such file")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = list(csv.DictReader(_text(path, "classes").splitlines()))
     rows = [{key: value for key, value in line.items() if value} for line in lines]
     entries = tuple(
         validated(FolderClass, row, f"classes: {path}, line {number}")
@@ -118,6 +117,8 @@ def _below(folder: Path, suffixes: tuple[str, ...], key: str) -> dict[str, Path]
             if stem is None or name.startswith("."):
                 continue
             path = Path(place, name)
+            if not path.exists():
+                raise DeopError(f"{key}: {path}: a link to a file that is not there")
             below = stem if parent == "." else f"{parent}/{stem}"
             if below in found:
                 raise DeopError(
@@ -137,5 +138,12 @@ def _listed(path: Path, suffixes: tuple[str, ...], key: str) -> list[str]:
     """The names in a list file, with or without the suffix of an image."""
     if not path.is_file():
         raise DeopError(f"{key}: {path}: no such file")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in _text(path, key).splitlines()]
     return [_stem(line, suffixes) or line for line in lines if line]
+
+
+def _text(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DeopError(f"{key}: {path}: is not a text in UTF-8") from None

@@ -230,7 +230,8 @@ def accumulate(
     """Adds up the gradients of a batch over its parts and over all processes.
 
     The result is that of one process which sees the whole batch at once, however the batch is divided: each loss is a
-    mean over something (masks, labelled pixels), and a part counts by how many of these it holds.
+    mean over something (masks, labelled pixels), and a part counts by how many of these it holds. Batch norms that are
+    not frozen, and dropout, still differ.
 
     Args:
         batch: this process's share of the batch.
@@ -286,7 +287,7 @@ def _part_weights(
         counts = [count | denominators(samples) for count, (samples, _) in zip(counts, parts, strict=True)]
     table = torch.stack([torch.stack([value.double() for value in count.values()]) for count in counts])
     whole = accelerator.reduce(table.sum(0)) if processes > 1 else table.sum(0)
-    shares = (table * processes / whole.clamp(min=1)).float()
+    shares = (table * processes / whole.clamp(min=torch.finfo(whole.dtype).tiny)).float()
     return [dict(zip(counts[0], row.unbind(), strict=True)) for row in shares]
 
 
