@@ -43,9 +43,9 @@ SMALL = {
     "evaluation": {"short_side": 64},
     "accelerate": "single",
     "resources": {
-        stage: {"gpu": 0, "threads": 1}
-        for stage in ("prepare_data", "learn_prompts", "evaluate", "measure_speed", "benchmark", "picture")
+        stage: {"gpu": 0, "threads": 1} for stage in ("prepare_data", "learn_prompts", "evaluate", "picture")
     }
+    | {stage: {"gpu": 0} for stage in ("measure_speed", "benchmark")}
     | {
         stage: {"gpu": 0, "threads": 1, "micro_batch": 3}
         for stage in ("train_proposals", "train_segmentation", "train_multipass")
