@@ -48,10 +48,13 @@ class ProposalStep(nn.Module):
         self.network, self.class_loss = network, class_loss
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        states, outputs = self.network.decode(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
-        # The matching is class-agnostic in any case, as it is in the release.
-        losses, pairs = self.network.matched_loss(outputs, batch["label"], ignore=HIDDEN)
-        return losses if self.class_loss is None else {"class": self.class_loss(states, pairs), **losses}
+        images, labels = normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD), batch["label"]
+        if self.class_loss is None:
+            return self.network.loss(self.network(images), labels, ignore=HIDDEN)
+        states, outputs = self.network.decode(images)
+        # The matching is class-agnostic with a class term, too, as it is in the release.
+        losses, pairs = self.network.matched_loss(outputs, labels, ignore=HIDDEN)
+        return {"class": self.class_loss(states, pairs), **losses}
 
     def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """By loss, how many of what it is a mean over are in a batch."""
