@@ -1,4 +1,4 @@
-# What to make is decided by the configuration (config/, read by deop.plan); these rules say how, stage by stage.
+# What to make is decided by the configuration (config/, read by deop.jobs.plan); these rules say how, stage by stage.
 # Outputs carry the key of what made them in their names, so one that is there never needs to be made again.
 
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from deop.config_state import configuration_state, tell_stages
+from deop.jobs.configuration_state import configuration_state, tell_stages
 from deop.errors import DeopError
-from deop.plan import Plan
+from deop.jobs.plan import Plan
 
 min_version("9.0")
 

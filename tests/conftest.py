@@ -65,7 +65,7 @@ def edit() -> Callable:
 @pytest.fixture(scope="session")
 def small_proposals() -> Callable:
     """``small_proposals(queries, layers=1)``: a proposal network with random weights, which takes no time."""
-    from deop.proposals import ProposalNetwork
+    from deop.models.proposals import ProposalNetwork
 
     def build(queries: int, layers: int = 1) -> ProposalNetwork:
         return ProposalNetwork(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from deop.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
+from deop.models.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
 
 BATCH, QUERIES, WIDTH, HEADS, HEIGHT, WIDE = 2, 3, 16, 4, 3, 5
 

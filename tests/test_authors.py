@@ -19,21 +19,23 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from deop.anchors import QueryHeatmapDecoder
-from deop.authors import convert
 from deop.cli import app
 from deop.data.segmentation import DatasetCard, LabelledClass, write_card, write_split
 from deop.errors import DeopError
-from deop.inference import prepare
-from deop.jobs import dump
+from deop.jobs.job import Job
+from deop.jobs.jobs import dump
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt, VisualPrompts
-from deop.proposals import ProposalNetwork
-from deop.settings import Evaluation, Job, Proposals
-from deop.stages import evaluate, import_authors, prepare_data
-from deop.stages.networks import build_segmenter
-from deop.system_settings import Network
+from deop.methods.inference import prepare
+from deop.methods.networks import build_segmenter
+from deop.models.anchors import QueryHeatmapDecoder
+from deop.models.prompts import TextPrompt, VisualPrompts
+from deop.models.proposals import ProposalNetwork
+from deop.settings.methods import Network
+from deop.settings.stages import Evaluation, Proposals
+from deop.stages import evaluate, prepare_data
+from deop.tools import import_authors
+from deop.tools.authors import convert
 
 SMALL = release.Sizes(
     blocks=(1, 2, 1, 3),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.bands import resized_bands
+from deop.models.row_strips import resized_bands
 
 SIZES = [(96, 131), (24, 32), (17, 9), (25, 640), (1, 1)]  # larger, as it is, smaller, of another shape
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from deop import pretrained as weights_module
-from deop.clip import DenseCLIP, load_clip
 from deop.errors import DeopError, WeightsError
+from deop.models import pretrained as weights_module
+from deop.models.clip import DenseCLIP, load_clip
 
 NAMES = ["dog", "traffic light", "a much longer name of several tokens", "sky"]
 

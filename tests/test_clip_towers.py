@@ -8,12 +8,12 @@ import timm
 import torch
 from timm.models import register_model
 
-from deop.attention import SelfAttention
-from deop.clip import DenseCLIP, load_clip
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt, VisualPrompts
-from deop.severance import Severance
-from deop.system_settings import Network, SeveranceSettings
+from deop.models.attention import SelfAttention
+from deop.models.clip import DenseCLIP, load_clip
+from deop.models.prompts import TextPrompt, VisualPrompts
+from deop.models.severance import Severance
+from deop.settings.methods import Network, SeveranceSettings
 
 SMALL = {"img_size": 64, "embed_dim": 64, "depth": 3, "num_heads": 2}
 NAMES = ["dog", "traffic light", "sky"]

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from deop.clip_layers import layers_of
 from deop.errors import ConfigError
-from deop.plan import Plan
+from deop.jobs.plan import Plan
+from deop.settings.clip_layers import layers_of
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_an_unknown_clip_is_refused_with_the_closest_names(root, config):
 def test_planning_imports_nothing_heavy(root):
     """The plan is made each time the Snakefile is read."""
     code = (
-        "import sys, yaml; from pathlib import Path; from deop.plan import Plan; "
+        "import sys, yaml; from pathlib import Path; from deop.jobs.plan import Plan; "
         "Plan(yaml.safe_load(open('config/config.yaml')), Path()); "
         "print({'torch', 'open_clip', 'timm', 'pandas'} & set(sys.modules))"
     )
@@ -213,7 +213,7 @@ def test_planning_imports_nothing_heavy(root):
 def test_layer_counts_are_those_that_open_clip_builds():
     import open_clip
 
-    import deop.clip  # noqa: F401  registers the package's own models
+    import deop.models.clip  # noqa: F401  registers the package's own models
 
     for model in ("deop-mini", "deop-mini-large", "ViT-S-32", "ViT-B-16-quickgelu"):
         built = open_clip.create_model(model)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deop.config_files import read_profile
-from deop.config_state import configuration_state, describe_state, tell_stages, told_state
-from deop.plan import Plan
+from deop.jobs.configuration_state import configuration_state, describe_state, tell_stages, told_state
+from deop.jobs.plan import Plan
+from deop.settings.files import read_profile
 
 
 def git(folder: Path, *arguments: str) -> None:

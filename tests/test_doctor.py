@@ -13,13 +13,13 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from deop import doctor, trial_step
 from deop.cli import app
-from deop.data.sources import find_entry
-from deop.doctor import Finding, examine
-from deop.settings import Job
+from deop.data.downloads.sources import find_entry
+from deop.jobs.job import Job
 from deop.stages.train_proposals import ProposalStep
-from deop.trial_step import Trial, try_step
+from deop.tools import doctor, trial_step
+from deop.tools.doctor import Finding, examine
+from deop.tools.trial_step import Trial, try_step
 
 SOURCES = ("coco_train2017", "coco_val2017", "coco_stuffthingmaps")
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from deop.clip import load_clip
-from deop.inference import folded, prepare
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt
-from deop.settings import Augmentation, Segmentation
-from deop.stages.loop import accumulate, make_accelerator
+from deop.methods.inference import folded, prepare
+from deop.models.clip import load_clip
+from deop.models.prompts import TextPrompt
+from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
+from deop.settings.stages import Augmentation, Segmentation
 from deop.stages.train_segmentation import SegmentationStep
-from deop.system_settings import AnchorSettings, Network, SeveranceSettings
+from deop.training.loop import accumulate, make_accelerator
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5

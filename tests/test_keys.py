@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_plan import jobs, new_jobs
 
-from deop.config import Configuration
 from deop.errors import ConfigError
-from deop.plan import Plan
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.jobs.plan import Plan
+from deop.settings.configuration import Configuration
 
 ROOT = Path(__file__).parents[1]
 

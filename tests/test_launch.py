@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deop.launch import launch_command
+from deop.jobs.launch import launch_command
 
 ROOT = Path(__file__).parents[1]
 TELL = "from accelerate import Accelerator as A; a = A(); print(a.mixed_precision, a.device, a.num_processes)"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.losses import (
+from deop.models.losses import (
     dice,
     enlarged,
     labels_at,

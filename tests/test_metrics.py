@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deop.metrics import SegmentationMetrics, mean_best_iou
+from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
 
 CLASSES, UNSEEN, IGNORE = 7, (1, 4, 6), 255
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from deop.data.segmentation import SegmentationDataset
 from deop.errors import ConfigError, DeopError
-from deop.plan import Plan
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.jobs.plan import Plan
 from deop.stages import prepare_data
 
 PARK = {

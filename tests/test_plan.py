@@ -11,13 +11,12 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from deop import recipes
-from deop.config import Configuration
 from deop.errors import ConfigError
-from deop.jobs import NAMED, marker
-from deop.plan import Plan
-from deop.settings import Job
-from deop.system_settings import Network
+from deop.jobs.job import Job
+from deop.jobs.jobs import NAMED, marker, recipes
+from deop.jobs.plan import Plan
+from deop.settings.configuration import Configuration
+from deop.settings.methods import Network
 
 ROOT = Path(__file__).parents[1]
 

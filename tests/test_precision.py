@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from deop.errors import ConfigError, DeopError
-from deop.plan import Plan
-from deop.precision import resolve
-from deop.settings import Job
-from deop.stages import artifacts
-from deop.stages.loop import make_accelerator
+from deop.jobs.job import Job
+from deop.jobs.jobs import artifacts
+from deop.jobs.plan import Plan
+from deop.settings.precision import resolve
+from deop.training.loop import make_accelerator
 
 XEON = "processor\t: 0\nmodel name\t: Abacus 3000\nflags\t\t: fpu avx512f{}\n"
 GRAVITON = "processor\t: 0\nBogoMIPS\t: 2100.00\nFeatures\t: fp asimd{}\n"
@@ -52,7 +52,9 @@ def test_auto_is_what_the_machine_has(tmp_path: Path, cpu, devices, use_cpu, exp
 def test_hosts_that_compute_differently_share_data_and_no_result(root, config, monkeypatch) -> None:
     plans = {}
     for precision in ("bf16", "fp32"):
-        monkeypatch.setattr("deop.config.resolve", lambda *_, precision=precision, **__: precision)
+        monkeypatch.setattr(
+            "deop.settings.configuration.resolve", lambda *_, precision=precision, **__: precision
+        )
         plans[precision] = Plan(config, root)
     stages = {stage for stage, _ in plans["bf16"].jobs}
     keys = {
@@ -100,9 +102,9 @@ def test_a_device_without_the_arithmetic_is_an_error_with_what_it_has(monkeypatc
 # Where there is a GPU, nothing of it may appear in what a CPU made; where there is none, this one is made up.
 STAGE = """
 import json, sys, torch
-from deop.settings import Job
-from deop.stages.artifacts import describe
-from deop.stages.loop import make_accelerator
+from deop.jobs.job import Job
+from deop.jobs.artifacts import describe
+from deop.training.loop import make_accelerator
 torch.cuda.is_available = lambda: True
 torch.cuda.get_device_name = lambda *device: "NVIDIA Example"
 accelerator = make_accelerator(sys.argv[1])

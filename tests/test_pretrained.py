@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from deop.clip import DenseCLIP, load_clip
 from deop.errors import DeopError
-from deop.proposals import ProposalNetwork
+from deop.models.clip import DenseCLIP, load_clip
+from deop.models.proposals import ProposalNetwork
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from deop.cli import app
-from deop.dataset_settings import EmojiScenes, Vocabulary
-from deop.profile_step import profile_step
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.settings.datasets import EmojiScenes, Vocabulary
 from deop.stages import prepare_data
+from deop.tools.profile_step import profile_step
 
 PROPOSALS = {
     "backbone": "resnet10t",

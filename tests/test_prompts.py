@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.clip import DenseCLIP, load_clip
 from deop.errors import ClassNameError
-from deop.prompts import TextPrompt, VisualPrompts
-from deop.severance import Severance
+from deop.models.clip import DenseCLIP, load_clip
+from deop.models.prompts import TextPrompt, VisualPrompts
+from deop.models.severance import Severance
 
 NAMES = ["dog", "traffic light", "playing field"]
 

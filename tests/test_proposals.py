@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deop.data.segmentation import HIDDEN
-from deop.proposals import ProposalNetwork, match, segment_classes, segment_masks
+from deop.models.proposals import ProposalNetwork, match, segment_classes, segment_masks
 
 QUERIES, LAYERS, IGNORE, NO_CLASS = 5, 2, 255, -1
 

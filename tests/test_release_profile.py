@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deop.config_files import read_profile
 from deop.errors import ConfigError
-from deop.plan import Plan
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.jobs.plan import Plan
+from deop.settings.files import read_profile
 
 ROOT = Path(__file__).parents[1]
 PAPER, RELEASE = ROOT / "config/paper.yaml", ROOT / "config/release.yaml"
@@ -37,7 +37,10 @@ def test_the_choices_of_the_release_arrive(plans):
         "alpha": {"-2": 0.0, "-1": 1.0},
         "rows": None,
     }
-    assert (deop.settings["evaluation"]["size_divisibility"], deop.settings["evaluation"]["upsample"]) == (
+    assert (
+        deop.settings["evaluation"]["size_divisibility"],
+        deop.settings["evaluation"]["upsample"],
+    ) == (
         32,
         "scores",
     )

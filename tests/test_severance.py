@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.attention import TorchAttention
-from deop.clip import DenseCLIP, load_clip
-from deop.severance import Severance, mask_guided_patch_severance, mask_sum
+from deop.models.attention import TorchAttention
+from deop.models.clip import DenseCLIP, load_clip
+from deop.models.severance import Severance, mask_guided_patch_severance, mask_sum
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
 GRID = (5, 7)  # patches of an image of 40 x 56 pixels

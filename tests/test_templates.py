@@ -8,18 +8,19 @@ import sys
 import pytest
 import torch
 
-from deop import prompts
-from deop.clip import load_clip
-from deop.config import Configuration
 from deop.data.segmentation import DatasetCard, LabelledClass, write_card
 from deop.errors import ConfigError
+from deop.jobs.job import Job
 from deop.methods.deop import DeOP
+from deop.methods.networks import build_segmenter
 from deop.methods.zegformer import ZegFormer
-from deop.prompts import TextTemplates
-from deop.settings import Augmentation, Job, Proposals, Segmentation
-from deop.stages.networks import build_segmenter
-from deop.system_settings import Network, ZegFormerSettings
-from deop.templates import templates_of
+from deop.models import prompts
+from deop.models.clip import load_clip
+from deop.models.prompts import TextTemplates
+from deop.settings.configuration import Configuration
+from deop.settings.methods import Network, ZegFormerSettings
+from deop.settings.stages import Augmentation, Proposals, Segmentation
+from deop.settings.templates import templates_of
 
 NAMES = ["dog", "brick {wall}", "sea"]
 QUERIES = 4
@@ -53,7 +54,7 @@ def test_the_named_sets_are_those_of_the_releases():
 
 
 def test_a_plan_reads_templates_without_loading_anything_heavy():
-    loaded = "import deop.plan, sys; assert not {'torch', 'open_clip'} & set(sys.modules)"
+    loaded = "import deop.jobs.plan, sys; assert not {'torch', 'open_clip'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", loaded], check=True)
 
 

@@ -14,14 +14,14 @@ import huggingface_hub
 import pytest
 import torch
 
-from deop.clip import load_clip
 from deop.errors import DeopError
-from deop.settings import Job
-from deop.stages.artifacts import Workspace
-from deop.stages.import_authors import import_checkpoint
-from deop.stages.loop import CHECKPOINT, fit, make_accelerator
-from deop.stages.networks import build_proposals, load_weights
-from deop.weight_files import read_weights
+from deop.jobs.artifacts import Workspace
+from deop.jobs.job import Job
+from deop.methods.networks import build_proposals, load_weights
+from deop.models.clip import load_clip
+from deop.models.weight_files import read_weights
+from deop.tools.import_authors import import_checkpoint
+from deop.training.loop import CHECKPOINT, fit, make_accelerator
 
 MARKER = "code-has-run"
 

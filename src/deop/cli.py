@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from typer.core import TyperGroup
 
 from deop.errors import DeopError, explain
-from deop.jobs import marker
-from deop.launch import keep_freed_memory
-from deop.ranks import decided_by_first
-from deop.settings import Job
-from deop.stages.artifacts import code_version
+from deop.jobs.artifacts import code_version
+from deop.jobs.job import Job
+from deop.jobs.jobs import marker
+from deop.jobs.launch import keep_freed_memory
+from deop.jobs.ranks import decided_by_first
 
 STAGES = {
     "download": "Download and unpack an archive of a dataset, or find it in place.",
@@ -135,7 +135,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""
-    from deop.doctor import examine
+    from deop.tools.doctor import examine
 
     keep_freed_memory()  # as every stage does, or training steps would take longer here
     failed = 0
@@ -164,7 +164,7 @@ def export_coco(
     order = read_job(job, "evaluate")
     with job.open() as job_file:
         wait_for_others(job_file)
-        importlib.import_module("deop.stages.export_coco").run(order, results)
+        importlib.import_module("deop.tools.export_coco").run(order, results)
 
 
 @app.command()
@@ -199,7 +199,7 @@ def segment(
     listed at the end, with exit status 1.
     """
     _prepare(threads)
-    broken = importlib.import_module("deop.stages.segment").run(
+    broken = importlib.import_module("deop.tools.segment").run(
         read_job(job, "evaluate"), images, output, classes=classes, batch_size=batch_size, pictures=overlay
     )
     if broken:
@@ -228,7 +228,7 @@ def profile_step(
     """
     _prepare(threads)
     order = read_job(job, "train_proposals", "train_segmentation", "train_multipass")
-    typer.echo(importlib.import_module("deop.profile_step").profile_step(order, steps).table())
+    typer.echo(importlib.import_module("deop.tools.profile_step").profile_step(order, steps).table())
 
 
 @app.command(name="import-authors")
@@ -240,7 +240,7 @@ def import_authors(
     ] = None,
 ) -> None:
     """Import the authors' released DeOP checkpoint: every tensor into our networks, or listed as left out."""
-    from deop.stages.import_authors import class_names, import_checkpoint
+    from deop.tools.import_authors import class_names, import_checkpoint
 
     imported = import_checkpoint(checkpoint, output, data)
     for part, tensors in imported.parts.items():

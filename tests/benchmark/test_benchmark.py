@@ -13,16 +13,16 @@ import torch
 import yaml
 from torch import nn
 
-from deop.benchmark.cases import BARE, BARE_CLIP, BARE_PROPOSALS, Case, scaling_cases, speed_cases
-from deop.benchmark.measure import count_flop, interleave, matmul_call
-from deop.benchmark.networks import Networks, class_names, discs
-from deop.benchmark.settings import read_benchmarks
-from deop.clip import load_clip
-from deop.config_files import read_profile, without_nulls
 from deop.errors import ConfigError
-from deop.plan import Plan
+from deop.evaluation.benchmark_cases import BARE, BARE_CLIP, BARE_PROPOSALS, Case, scaling_cases, speed_cases
+from deop.evaluation.benchmark_measure import count_flop, interleave, matmul_call
+from deop.evaluation.benchmark_networks import Networks, class_names, discs
+from deop.jobs.plan import Plan
+from deop.models.clip import load_clip
+from deop.settings.benchmarks import read_benchmarks
+from deop.settings.files import read_profile, without_nulls
 from deop.stages import benchmark
-from deop.timing import PartTimes, part, parts_of
+from deop.utils.timing import PartTimes, part, parts_of
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

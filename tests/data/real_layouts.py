@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from deop.data.class_table import read_table
+from deop.data.readers.class_table import read_table
 
 Truth = dict[str, dict[str, np.ndarray]]
 SIZES = ((96, 72), (72, 96), (80, 80))  # height, width

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from deop.data.archives import CorruptArchive, pending, place, unpack
-from deop.data.manifests import read_manifest
-from deop.data.sources import count
-from deop.dataset_settings import Source
+from deop.data.downloads.archives import CorruptArchive, pending, place, unpack
+from deop.data.downloads.manifests import read_manifest
+from deop.data.downloads.sources import count
 from deop.errors import DeopError
+from deop.settings.datasets import Source
 
 FILES = {f"set/{part}/{number}.jpg": bytes([number]) * 5000 for part in ("a", "b") for number in range(3)}
 HOLDS = {"set/a/*.jpg": 3, "set/b/*.jpg": 3}
@@ -262,8 +262,8 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from deop.data import archives
-from deop.dataset_settings import Source
+from deop.data.downloads import archives
+from deop.settings.datasets import Source
 
 archive, source, slow = Path(sys.argv[1]), Source.model_validate_json(sys.argv[2]), sys.argv[3]
 original = getattr(archives, slow)

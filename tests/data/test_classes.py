@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deop.data.class_table import FOLDER, labelled_classes, read_table
-from deop.dataset_settings import Ade20k, Ade20kFull, CocoStuff, PascalVoc
+from deop.data.readers.class_table import FOLDER, labelled_classes, read_table
+from deop.settings.datasets import Ade20k, Ade20kFull, CocoStuff, PascalVoc
 
 SIZES = {
     "coco_stuff": (171, 15),

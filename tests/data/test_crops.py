@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deop.data.crops import crop_segments, roi_align_segments
+from deop.models.crops import crop_segments, roi_align_segments
 
 SIZE = 8
 FILL = torch.tensor([0.48, 0.46, 0.41])

@@ -8,14 +8,14 @@ import torch
 import yaml
 from PIL import Image
 
-from deop.data import emoji_scenes
-from deop.data.captioned import CaptionedScenes
-from deop.data.emoji import STYLES, concepts, draw
-from deop.data.scenes import Placement, compose
+from deop.data.emoji.artwork import STYLES, concepts, draw
+from deop.data.emoji.artwork import dataset as emoji_scenes
+from deop.data.emoji.captioned import CaptionedScenes
+from deop.data.emoji.scenes import Placement, compose
+from deop.data.emoji.textures import draw_texture, texture_names
 from deop.data.segmentation import HIDDEN, IGNORE, SegmentationDataset
-from deop.data.textures import draw_texture, texture_names
-from deop.dataset_settings import EmojiScenes, Vocabulary
 from deop.errors import DeopError
+from deop.settings.datasets import EmojiScenes, Vocabulary
 
 VOCABULARY = Vocabulary(things=("dog", "cow", "carrot", "key"), stuff=("grass", "sky"), unseen=("cow", "sky"))
 SETTINGS = EmojiScenes(style="twemoji", vocabulary=VOCABULARY, train=14, val=6, image_size=64, seed=3)

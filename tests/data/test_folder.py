@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from deop.data.prepare import prepare
 from deop.data.segmentation import IGNORE, SegmentationDataset, restore_raw
-from deop.dataset_settings import Folder
 from deop.errors import DeopError
+from deop.settings.datasets import Folder
 
 ROOT = Path(__file__).parents[2]
 IDS = np.array([[0, 1, 1, 2], [3, 3, 255, 2]])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deop.data.manifests import manifest_path, read_manifest, record_files, verify
-from deop.dataset_settings import Source
+from deop.data.downloads.manifests import manifest_path, read_manifest, record_files, verify
 from deop.errors import DeopError
+from deop.settings.datasets import Source
 
 HOLDS = {"set/images/*.jpg": 300, "set/labels/*.png": 300, "set/list.txt": 1}
 

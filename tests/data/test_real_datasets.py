@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from real_layouts import LAYOUTS, class_ids
 
-from deop.data import emoji_scenes
-from deop.data.ade20k import read_object_map
+from deop.data.emoji.artwork import dataset as emoji_scenes
 from deop.data.prepare import prepare
-from deop.data.registry import READERS, open_source
+from deop.data.readers.ade20k import read_object_map
+from deop.data.readers.registry import READERS, open_source
 from deop.data.segmentation import HIDDEN, IGNORE, SegmentationDataset, read_card, restore_raw
-from deop.dataset_settings import DATASETS, EmojiScenes, Vocabulary
 from deop.errors import DeopError
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.settings.datasets import DATASETS, EmojiScenes, Vocabulary
 from deop.stages import prepare_data
 
 # settings, table of classes, ids without a class, bits of a prepared label map
@@ -183,7 +183,7 @@ _SLOWLY = """
 import sys, time
 from pathlib import Path
 from deop.data import prepare as module
-from deop.dataset_settings import CocoStuff
+from deop.settings.datasets import CocoStuff
 module._CHUNK, convert = 1, module._Converter._convert
 def slowly(*arguments):
     result = convert(*arguments)

@@ -9,10 +9,10 @@ import real_layouts
 import torch
 
 from deop.data.prepare import prepare
-from deop.data.release_names import link_dataset, release_names
+from deop.data.readers.release_names import link_dataset, release_names
 from deop.data.segmentation import DatasetCard, LabelledClass, SegmentationDataset
-from deop.dataset_settings import DATASETS
 from deop.errors import ConfigError, DeopError, validated
+from deop.settings.datasets import DATASETS
 
 # What the release calls some of the classes that ``cleaned`` calls otherwise, by label.
 RELEASED = {

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from deop.data import download
-from deop.data.download import WrongArchive, obtain
-from deop.dataset_settings import Source
+from deop.data.downloads import download
+from deop.data.downloads.download import WrongArchive, obtain
 from deop.errors import DeopError
+from deop.settings.datasets import Source
 
 SIZE = 400_000
 DATA = random.Random(0).randbytes(SIZE)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deop.data.sources import CATALOGUE, count, differences, find_entry
-from deop.dataset_settings import Ade20k, Ade20kFull, CocoStuff, PascalContext, PascalVoc
+from deop.data.downloads.sources import CATALOGUE, count, differences, find_entry
 from deop.errors import ConfigError
+from deop.settings.datasets import Ade20k, Ade20kFull, CocoStuff, PascalContext, PascalVoc
 
 NAMES = list(yaml.safe_load(CATALOGUE.read_text()))
 
@@ -95,5 +95,5 @@ def test_counts_go_by_folder_level_and_leave_out_hidden_files(tmp_path: Path) ->
 
 def test_catalogue_is_light_to_import() -> None:
     heavy = {"torch", "numpy", "pooch", "requests"}
-    code = f"import sys, deop.data.sources; sys.exit(not {heavy}.isdisjoint(sys.modules))"
+    code = f"import sys, deop.data.downloads.sources; sys.exit(not {heavy}.isdisjoint(sys.modules))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deop.clip import DenseCLIP, load_clip
 from deop.data.segmentation import HIDDEN
-from deop.prompts import TextPrompt
+from deop.models.clip import DenseCLIP, load_clip
+from deop.models.prompts import TextPrompt
 
 QUERIES, LAYERS = 5, 2
 

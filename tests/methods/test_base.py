@@ -111,12 +111,12 @@ def test_a_whole_system_gives_the_labels_of_its_scores(build, propose, example):
 MEMORY = """
 import resource
 import torch
-from deop.clip import load_clip
-from deop.launch import keep_freed_memory
+from deop.models.clip import load_clip
+from deop.jobs.launch import keep_freed_memory
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt
-from deop.proposals import ProposalNetwork
-from deop.system_settings import AnchorSettings, Network, SeveranceSettings
+from deop.models.prompts import TextPrompt
+from deop.models.proposals import ProposalNetwork
+from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
 from deop.stages.evaluate import predict
 
 keep_freed_memory()  # as the command line does

@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.anchors import mask_pool
-from deop.clip import load_clip
 from deop.data.segmentation import HIDDEN, IGNORE
-from deop.losses import labels_at, release_segmentation_loss, segmentation_loss
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt
-from deop.settings import Augmentation, Segmentation
-from deop.system_settings import AnchorSettings, Network, SeveranceSettings
+from deop.models.anchors import mask_pool
+from deop.models.clip import load_clip
+from deop.models.losses import labels_at, release_segmentation_loss, segmentation_loss
+from deop.models.prompts import TextPrompt
+from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
+from deop.settings.stages import Augmentation, Segmentation
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.data.crops import crop_segment, crop_segments, roi_align_segments
 from deop.data.segmentation import HIDDEN, IGNORE
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.multipass import classification_loss
 from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
 from deop.methods.zegformer import ZegFormer, ZegFormerSettings
-from deop.proposals import Pairs
+from deop.models.crops import crop_segment, crop_segments, roi_align_segments
+from deop.models.proposals import Pairs
 
 SYSTEMS = [(SimBaseline, SimBaselineSettings()), (ZegFormer, ZegFormerSettings())]
 

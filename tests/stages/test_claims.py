@@ -15,8 +15,8 @@ import torch
 
 from deop.data.segmentation import IGNORE
 from deop.errors import ConfigError, DeopError
-from deop.metrics import SegmentationMetrics
-from deop.settings import Job
+from deop.evaluation.metrics import SegmentationMetrics
+from deop.jobs.job import Job
 from deop.stages import claims
 from deop.stages.evaluate import _confusion_csv, confusion_pairs
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.data.textures import texture_names
-from deop.severance import Severance
-from deop.stages import clip_accuracy as module
+from deop.data.emoji.textures import texture_names
+from deop.evaluation import clip_accuracy as module
+from deop.models.severance import Severance
 
 THINGS = ("dog", "cow", "key", "bus", "cup", "hat")
 NAMES = [*THINGS, *texture_names()]

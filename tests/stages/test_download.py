@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from deop.dataset_settings import Source
 from deop.errors import DeopError
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.settings.datasets import Source
 from deop.stages import download
 from deop.stages.download import provide
 
@@ -206,7 +206,7 @@ def test_no_room_to_unpack_is_found_before_anything_is_written(source, tmp_path:
     room = iter(
         [usage, usage._replace(free=6 * 4096 - 1)]
     )  # something else filled the disk during the download
-    monkeypatch.setattr("deop.data.download.shutil.disk_usage", lambda _: next(room))
+    monkeypatch.setattr("deop.data.downloads.download.shutil.disk_usage", lambda _: next(room))
     with pytest.raises(DeopError, match=r"not enough disk space at .*to unpack data\.zip .*data\.root"):
         provide(source())
     assert not (tmp_path / "root/set").exists()
@@ -214,7 +214,7 @@ def test_no_room_to_unpack_is_found_before_anything_is_written(source, tmp_path:
 
 def test_processes_at_one_source_wait_for_each_other(source, file_server, tmp_path: Path) -> None:
     code = (
-        "import sys; from deop.stages.download import provide; from deop.dataset_settings import Source; "
+        "import sys; from deop.stages.download import provide; from deop.settings.datasets import Source; "
         "provide(Source.model_validate_json(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, source().model_dump_json()]

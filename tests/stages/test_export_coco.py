@@ -20,23 +20,18 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from deop.cli import app
-from deop.clip import load_clip
-from deop.data.class_table import labelled_classes
 from deop.data.coco_results import entries, image_ids, write_results
-from deop.data.segmentation import (
-    DatasetCard,
-    Entry,
-    LabelledClass,
-    write_card,
-    write_label_map,
-    write_split,
-)
+from deop.data.readers.class_table import labelled_classes
+from deop.data.segmentation import DatasetCard, Entry, LabelledClass, write_card, write_label_map, write_split
+from deop.evaluation.metrics import SegmentationMetrics
+from deop.jobs.job import Job
 from deop.methods.deop import DeOP
-from deop.metrics import SegmentationMetrics
-from deop.prompts import TextTemplates
-from deop.settings import Evaluation, Job
-from deop.stages import evaluate, export_coco
-from deop.system_settings import Network
+from deop.models.clip import load_clip
+from deop.models.prompts import TextTemplates
+from deop.settings.methods import Network
+from deop.settings.stages import Evaluation
+from deop.stages import evaluate
+from deop.tools import export_coco
 
 CATEGORIES = (92, 7, 183, 1)
 IMAGES = {139: (9, 14), 285: (16, 5), 632: (1, 1)}  # by id, height and width

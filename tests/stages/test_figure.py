@@ -15,7 +15,7 @@ import pytest
 from matplotlib.colors import same_color
 
 from deop.errors import ConfigError, DeopError
-from deop.settings import Job
+from deop.jobs.job import Job
 from deop.stages import figure
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")

@@ -10,16 +10,17 @@ import real_layouts
 import torch
 from torch import nn
 
-from deop.data.manifests import record_files
+from deop.data.downloads.manifests import record_files
+from deop.data.downloads.sources import find_entry
 from deop.data.segmentation import SegmentationDataset
-from deop.data.sources import find_entry
-from deop.dataset_settings import Source
 from deop.errors import DeopError
-from deop.pretrained import find_clip_weights
-from deop.settings import Augmentation, Job, Proposals
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
+from deop.methods.networks import load_weights, save_weights
+from deop.models.pretrained import find_clip_weights
+from deop.settings.datasets import Source
+from deop.settings.stages import Augmentation, Proposals
 from deop.stages import prepare_data, train_proposals
-from deop.stages.artifacts import artifact
-from deop.stages.networks import load_weights, save_weights
 
 
 def flip(path: Path, at: float = 0.6) -> None:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from deop.errors import DeopError
-from deop.settings import Job
-from deop.stages.artifacts import artifact
-from deop.stages.loop import fit, make_accelerator
-from deop.stages.optim import cosine
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
+from deop.training.loop import fit, make_accelerator
+from deop.training.optim import cosine
 
 SCRIPT = textwrap.dedent(
     """
@@ -23,11 +23,11 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     import torch
     from torch import nn
-    from deop.settings import Job
-    from deop.stages.artifacts import artifact
-    from deop.stages.loop import fit, make_accelerator
-    from deop.stages.optim import cosine
-    from deop.stages.networks import save_weights
+    from deop.jobs.job import Job
+    from deop.jobs.artifacts import artifact
+    from deop.training.loop import fit, make_accelerator
+    from deop.training.optim import cosine
+    from deop.methods.networks import save_weights
 
     output, kill_at = sys.argv[1], int(sys.argv[2])
 

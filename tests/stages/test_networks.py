@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deop.errors import DeopError
-from deop.settings import Job
-from deop.stages import networks
-from deop.stages.artifacts import bundle, write_json
+from deop.jobs.artifacts import bundle, write_json
+from deop.jobs.job import Job
+from deop.methods import networks
 
 CHANNELS = {"channels": [8, 8, 16, 16], "stem_width": 8}
 

@@ -10,11 +10,11 @@ import timm
 import torch
 from torch import nn
 
-import deop.clip  # noqa: F401  registers the package's own model configs
-from deop.proposals import ProposalNetwork
-from deop.settings import Augmentation, Proposals
-from deop.stages.optim import cosine, parameter_groups, poly
+import deop.models.clip  # noqa: F401  registers the package's own model configs
+from deop.models.proposals import ProposalNetwork
+from deop.settings.stages import Augmentation, Proposals
 from deop.stages.train_proposals import proposal_optimizer
+from deop.training.optim import cosine, parameter_groups, poly
 
 
 def options(module: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]]:

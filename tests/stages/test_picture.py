@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from deop.clip import load_clip
 from deop.data.segmentation import (
     IGNORE,
     DatasetCard,
@@ -23,12 +22,16 @@ from deop.data.segmentation import (
     write_split,
 )
 from deop.errors import DeopError
+from deop.jobs.job import Job
+from deop.jobs.jobs import artifacts
 from deop.methods.base import normalise
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt
-from deop.settings import Evaluation, Job
-from deop.stages import anchor_picture, artifacts, picture
-from deop.system_settings import AnchorSettings, Network
+from deop.models.clip import load_clip
+from deop.models.prompts import TextPrompt
+from deop.reporting import anchor_picture
+from deop.settings.methods import AnchorSettings, Network
+from deop.settings.stages import Evaluation
+from deop.stages import picture
 
 QUERIES, SIZE, SHORT_SIDE = 4, (40, 60), 32
 GRID = (4, 6)

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from deop.clip import load_clip
+from deop.models.clip import load_clip
 from deop.stages.pretrain_clip import _take_text_tower
 
 

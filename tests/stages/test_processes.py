@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deop.config_files import read_profile
-from deop.dataset_settings import EmojiScenes, Vocabulary
-from deop.plan import Plan
-from deop.settings import Job
+from deop.jobs.job import Job
+from deop.jobs.plan import Plan
+from deop.settings.datasets import EmojiScenes, Vocabulary
+from deop.settings.files import read_profile
 from deop.stages import prepare_data
 
 ROOT = Path(__file__).parents[2]
@@ -45,11 +45,11 @@ FIT = textwrap.dedent(
     import sys
     import torch
     from torch import nn
-    from deop.settings import Job
-    from deop.stages.artifacts import artifact
-    from deop.stages.loop import fit, make_accelerator
-    from deop.stages.optim import cosine
-    from deop.stages.networks import save_weights
+    from deop.jobs.job import Job
+    from deop.jobs.artifacts import artifact
+    from deop.training.loop import fit, make_accelerator
+    from deop.training.optim import cosine
+    from deop.methods.networks import save_weights
 
     class Step(nn.Module):
         def __init__(self):
@@ -80,15 +80,15 @@ DIVIDED = textwrap.dedent(
     import sys
     import torch
     from safetensors.torch import save_file
-    from deop.clip import load_clip
+    from deop.models.clip import load_clip
     from deop.data.segmentation import HIDDEN, IGNORE
     from deop.methods.deop import DeOP
     from deop.methods.simbaseline import SimBaseline
-    from deop.prompts import TextPrompt
-    from deop.proposals import ProposalNetwork
-    from deop.settings import Augmentation, ClassTerm, Segmentation
-    from deop.system_settings import AnchorSettings, Network, SimBaselineSettings
-    from deop.stages.loop import accumulate, make_accelerator
+    from deop.models.prompts import TextPrompt
+    from deop.models.proposals import ProposalNetwork
+    from deop.settings.stages import Augmentation, ClassTerm, Segmentation
+    from deop.settings.methods import AnchorSettings, Network, SimBaselineSettings
+    from deop.training.loop import accumulate, make_accelerator
     from deop.stages.train_proposals import ClassLoss, ProposalStep
     from deop.stages.train_segmentation import SegmentationStep
 
@@ -297,7 +297,7 @@ def test_a_first_process_that_dies_while_it_waits_ends_the_launch(waiting):
 DECIDE = """
 import os, sys
 from deop.errors import DeopError
-from deop.ranks import decided_by_first
+from deop.jobs.ranks import decided_by_first
 try:
     print(decided_by_first(lambda: os._exit(3) if sys.argv[1] == "dies" else sys.argv[1] == "made"))
 except DeopError as error:

@@ -12,8 +12,6 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deop.cli import app
-from deop.clip import load_clip
-from deop.data.contact_sheet import class_colours
 from deop.data.segmentation import (
     DatasetCard,
     Entry,
@@ -24,13 +22,16 @@ from deop.data.segmentation import (
     write_split,
 )
 from deop.errors import DeopError
+from deop.jobs.job import Job
 from deop.methods.base import ClassScores, SegmenterOutput
 from deop.methods.deop import DeOP
-from deop.prompts import TextPrompt, TextTemplates
-from deop.settings import Evaluation, Job
-from deop.stages import segment
+from deop.models.clip import load_clip
+from deop.models.prompts import TextPrompt, TextTemplates
+from deop.reporting.contact_sheet import class_colours
+from deop.settings.methods import Network
+from deop.settings.stages import Evaluation
 from deop.stages.evaluate import load_batch, predict
-from deop.system_settings import Network
+from deop.tools import segment
 
 NAMES = ["dog", "cow", "grass", "sky"]
 SHORT_SIDE = 32

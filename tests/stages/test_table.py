@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from deop.errors import DeopError
-from deop.plan import Plan
-from deop.settings import Job
-from deop.stages import origin, table
+from deop.jobs.job import Job
+from deop.jobs.plan import Plan
+from deop.reporting import origin
+from deop.stages import table
 
 ROOT = Path(__file__).parents[2]
 METRICS = ("pAcc", "hIoU", "seen", "unseen")

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from deop.data.segmentation import HIDDEN, SegmentationDataset
-from deop.jobs import dump
-from deop.settings import Augmentation, ClassTerm, Clip, Job, Proposals, TextPrompts
+from deop.jobs.job import Job
+from deop.jobs.jobs import dump
+from deop.settings.stages import Augmentation, ClassTerm, Clip, Proposals, TextPrompts
 from deop.stages import prepare_data, train_proposals
 from deop.stages.train_proposals import ClassLoss, ProposalStep
 

@@ -92,7 +92,8 @@ def shipped(tmp_path: Path) -> Workflow:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=machine_only)
     for name in ("Snakefile", "environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
-    weights = tmp_path / "src/deop/weights"  # for DVC to watch; the plan knows where the package's own are
+    # For DVC to watch; the plan knows where the package's own are.
+    weights = tmp_path / "src/deop/models/weights"
     weights.mkdir(parents=True)
     (weights / "deop-mini.json").write_text("{}")
     return Workflow(tmp_path)

@@ -16,7 +16,7 @@ from typing import Any
 import real_layouts
 import yaml
 
-from deop.data.sources import CATALOGUE
+from deop.data.downloads.sources import CATALOGUE
 
 KINDS = ("coco_stuff", "pascal_voc", "pascal_context", "ade20k", "ade20k_full")
 

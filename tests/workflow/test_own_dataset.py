@@ -15,7 +15,7 @@ import pytest
 import yaml
 from park import write_park
 
-from deop.config_files import merged
+from deop.settings.files import merged
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/own-dataset.md").read_text(encoding="utf-8")

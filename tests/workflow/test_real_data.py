@@ -15,7 +15,7 @@ import pytest
 import yaml
 from real_archives import served, write_archives
 
-from deop.config_files import merged
+from deop.settings.files import merged
 
 ROOT = Path(__file__).parents[2]
 # What makes the paper profile small enough for a test: sizes and schedules, and the bundled CLIP.
@@ -164,6 +164,6 @@ def test_the_commands_of_the_docs_make_the_papers_tables(clone, tmp_path_factory
 
 
 def archive_of(source: str) -> str:
-    from deop.data.sources import find_entry
+    from deop.data.downloads.sources import find_entry
 
     return find_entry(source).archive

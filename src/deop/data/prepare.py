@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deop.data.pairs import Pair
-from deop.data.raw import Source
-from deop.data.registry import open_source
+from deop.data.readers.base import Source
+from deop.data.readers.pairs import Pair
+from deop.data.readers.registry import open_source
 from deop.data.segmentation import DatasetCard, Entry, ignore_value, write_card, write_split
 from deop.errors import DeopError
-from deop.settings import Settings
+from deop.settings.base import Settings
 
 _CHUNK = 64  # label maps that a process is handed at a time
 _MOST_PROBLEMS = 20  # files at fault after which the rest is not looked at
@@ -148,7 +148,7 @@ def prepare(
     """Prepares a real dataset in the folder ``output``. What an earlier, killed run finished there is kept.
 
     Args:
-        settings: of any kind that :data:`deop.data.registry.READERS` has.
+        settings: of any kind that :data:`deop.data.readers.registry.READERS` has.
         root: the data root, below which the dataset lies in the layout of its owners.
         workers: number of processes.
         progress: called with the number of label maps just done and that of all.

@@ -27,9 +27,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from deop.dataset_settings import Spelling
 from deop.errors import DeopError
-from deop.settings import Settings
+from deop.settings.base import Settings
+from deop.settings.datasets import Spelling
 
 IGNORE = -1
 """What label maps hold in memory where a pixel has no class; on disk it is the largest value of the map's depth."""

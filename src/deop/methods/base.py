@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deop.bands import resized_bands, rows_within_budget
-from deop.proposals import ProposalNetwork
-from deop.timing import part, parts_of
+from deop.models.proposals import ProposalNetwork
+from deop.models.row_strips import resized_bands, rows_within_budget
+from deop.utils.timing import part, parts_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,7 +52,8 @@ class Segmenter(nn.Module, ABC):
 
     Attributes:
         proposals: the proposal network.
-        compiled_methods: names of the methods that do most of the work, of tensors alone (:mod:`deop.inference`).
+        compiled_methods: names of the methods that do most of the work, of tensors alone
+        (:mod:`deop.methods.inference`).
         size_divisibility: images are padded to multiples of this many pixels (:meth:`padded`).
         upsample: what is resized to the size of a label map, ``"masks"`` (their logits) or class ``"scores"``.
     """

@@ -11,9 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deop.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
-from deop.clip import DenseCLIP
-from deop.losses import SEGMENTATION_LOSSES, labels_at
 from deop.methods.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,12 +20,15 @@ from deop.methods.base import (
     normalise,
     to_multiple,
 )
-from deop.prompts import TextPrompt, TextTemplates, VisualPrompts
-from deop.proposals import ProposalNetwork
-from deop.settings import Segmentation
-from deop.severance import Severance
-from deop.system_settings import AnchorSettings, Network
-from deop.timing import part
+from deop.models.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
+from deop.models.clip import DenseCLIP
+from deop.models.losses import SEGMENTATION_LOSSES, labels_at
+from deop.models.prompts import TextPrompt, TextTemplates, VisualPrompts
+from deop.models.proposals import ProposalNetwork
+from deop.models.severance import Severance
+from deop.settings.methods import AnchorSettings, Network
+from deop.settings.stages import Segmentation
+from deop.utils.timing import part
 
 
 class DeOP(Segmenter):

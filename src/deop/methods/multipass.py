@@ -17,15 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deop.clip import DenseCLIP
-from deop.data.crops import crop_segments
 from deop.data.segmentation import HIDDEN
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
-from deop.prompts import TextPrompt, template_embeddings
-from deop.proposals import Pairs, ProposalNetwork
-from deop.system_settings import MultiPassSettings
-from deop.templates import templates_of
-from deop.timing import part
+from deop.models.clip import DenseCLIP
+from deop.models.crops import crop_segments
+from deop.models.prompts import TextPrompt, template_embeddings
+from deop.models.proposals import Pairs, ProposalNetwork
+from deop.settings.methods import MultiPassSettings
+from deop.settings.templates import templates_of
+from deop.utils.timing import part
 
 
 class MultiPassOutput(NamedTuple):
@@ -123,7 +123,7 @@ class MultiPass(Segmenter):
     @staticmethod
     @abstractmethod
     def release_crops(image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float) -> Tensor:
-        """The crops of the system's own release; as :func:`deop.data.crops.crop_segments`."""
+        """The crops of the system's own release; as :func:`deop.models.crops.crop_segments`."""
 
     @abstractmethod
     def crop_probabilities(self, crop_logits: Tensor, class_logits: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ class MultiPass(Segmenter):
         return masks, self.class_head(states, text, self.logit_scale)
 
     def decode(self, images: Tensor, *, last_only: bool) -> tuple[Tensor, list[Tensor]]:
-        """:meth:`deop.proposals.ProposalNetwork.decode` of images (B, 3, H, W) in [0, 1]."""
+        """:meth:`deop.models.proposals.ProposalNetwork.decode` of images (B, 3, H, W) in [0, 1]."""
         return self.proposals.decode(normalise(images, IMAGENET_MEAN, IMAGENET_STD), last_only=last_only)
 
     def embed_crops(self, crops: Tensor) -> Tensor:
@@ -180,9 +180,9 @@ class MultiPass(Segmenter):
         """MaskFormer's set criterion, summed over the decoder layers: ``class``, ``focal`` and ``dice``, weighted.
 
         Queries are matched with the segments of an image at the least sum of mask costs and ``-probability`` of the
-        segment's class, and masks are supervised, as in :meth:`deop.proposals.ProposalNetwork.loss`, where it is also
-        said what negative labels mean. Queries without a segment learn to be "no object", those on unseen classes too,
-        as in MaskFormer. CLIP takes no part.
+        segment's class, and masks are supervised, as in :meth:`deop.models.proposals.ProposalNetwork.loss`, where it is
+        also said what negative labels mean. Queries without a segment learn to be "no object", those on unseen classes
+        too, as in MaskFormer. CLIP takes no part.
 
         Raises:
             ValueError: a label is no index into ``names``, nor negative or ``ignore``.

@@ -10,9 +10,9 @@ from functools import partial
 
 from torch import Tensor
 
-from deop.data.crops import crop_segments
 from deop.methods.multipass import MultiPass, geometric_ensemble
-from deop.system_settings import SimBaselineSettings
+from deop.models.crops import crop_segments
+from deop.settings.methods import SimBaselineSettings
 
 
 class SimBaseline(MultiPass):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deop.data.crops import roi_align_segments
 from deop.methods.multipass import MultiPass, geometric_ensemble
-from deop.system_settings import ZegFormerSettings
+from deop.models.crops import roi_align_segments
+from deop.settings.methods import ZegFormerSettings
 
 
 class ZegFormer(MultiPass):

@@ -12,10 +12,11 @@ import pandas as pd
 from pydantic import Field
 
 from deop.errors import DeopError, validated
-from deop.metrics import MiouConvention
-from deop.settings import Job, Positive, Settings
-from deop.stages.artifacts import write_json, write_text
-from deop.stages.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
+from deop.evaluation.metrics import MiouConvention
+from deop.jobs.artifacts import write_json, write_text
+from deop.jobs.job import Job
+from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
+from deop.settings.base import Positive, Settings
 from deop.stages.table import MIOU, distinct
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
@@ -234,7 +235,7 @@ def read_confusions(path: Path, evaluation: dict) -> Confusions:
 def score(
     confusions: Confusions, times: np.ndarray, unseen: np.ndarray, convention: MiouConvention
 ) -> dict[str, np.ndarray]:
-    """The metrics of :class:`deop.metrics.SegmentationMetrics`, on many selections of images at once.
+    """The metrics of :class:`deop.evaluation.metrics.SegmentationMetrics`, on many selections of images at once.
 
     Args:
         confusions: counts (I, C).

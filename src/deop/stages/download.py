@@ -14,14 +14,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deop.data.archives import CorruptArchive, pending, place, unpack
-from deop.data.download import obtain, put_aside, read_record, record_path, require_space
-from deop.data.manifests import ARCHIVES, manifest_path, record_files, verify
-from deop.data.sources import count, differences
-from deop.dataset_settings import Source
+from deop.data.downloads.archives import CorruptArchive, pending, place, unpack
+from deop.data.downloads.download import obtain, put_aside, read_record, record_path, require_space
+from deop.data.downloads.manifests import ARCHIVES, manifest_path, record_files, verify
+from deop.data.downloads.sources import count, differences
 from deop.errors import DeopError
-from deop.settings import Job
-from deop.stages.artifacts import describe, write_json
+from deop.jobs.artifacts import describe, write_json
+from deop.jobs.job import Job
+from deop.settings.datasets import Source
 
 
 def run(job: Job) -> None:

@@ -14,13 +14,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
-from deop.inference import prepare
+from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
+from deop.jobs.artifacts import describe, write_json, write_text
+from deop.jobs.job import Job
 from deop.methods.base import Segmenter
-from deop.metrics import SegmentationMetrics, mean_best_iou
-from deop.settings import Evaluation, Job
-from deop.stages.artifacts import describe, write_json, write_text
-from deop.stages.loop import make_accelerator
-from deop.stages.networks import build_segmenter
+from deop.methods.inference import prepare
+from deop.methods.networks import build_segmenter
+from deop.settings.stages import Evaluation
+from deop.training.loop import make_accelerator
 
 
 def run(job: Job) -> None:

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 from deop.errors import DeopError, validated
-from deop.settings import Job, Settings
-from deop.stages import canvas, plots
-from deop.stages.artifacts import write_json
-from deop.stages.origin import made_by
-from deop.stages.parts_plot import parts
+from deop.jobs.artifacts import write_json
+from deop.jobs.job import Job
+from deop.reporting import canvas, plots
+from deop.reporting.origin import made_by
+from deop.reporting.parts_plot import parts
+from deop.settings.base import Settings
 from deop.stages.table import NOT_RUN, TableDataset, TableSettings, by_seed, described, listed
 
 TOP = 8

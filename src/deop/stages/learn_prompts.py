@@ -18,16 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deop.clip import DenseCLIP
-from deop.data.crops import bounding_boxes, crop_segment, draw_segments
 from deop.data.segmentation import SegmentationDataset
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
 from deop.methods.base import normalise
-from deop.prompts import TextPrompt
-from deop.settings import Job, TextPrompts
-from deop.stages.artifacts import artifact
-from deop.stages.loop import fit, make_accelerator
-from deop.stages.networks import build_clip, build_prompt, save_weights, seed_everything
-from deop.stages.optim import cosine
+from deop.methods.networks import build_clip, build_prompt, save_weights, seed_everything
+from deop.models.clip import DenseCLIP
+from deop.models.crops import bounding_boxes, crop_segment, draw_segments
+from deop.models.prompts import TextPrompt
+from deop.settings.stages import TextPrompts
+from deop.training.loop import fit, make_accelerator
+from deop.training.optim import cosine
 
 _EMBEDDING_BATCH = 64
 EMBEDDINGS = "embeddings.safetensors"
@@ -81,7 +82,7 @@ def normalised_crop(
         image: (3, H, W) in [0, 1].
         mask: (H, W) bool, not empty.
         mean, std: CLIP's, per channel.
-        fill: :attr:`deop.settings.TextPrompts.crop_fill`.
+        fill: :attr:`deop.settings.stages.TextPrompts.crop_fill`.
 
     Returns:
         (3, size, size).
@@ -106,7 +107,7 @@ def embed_segments(
 ) -> Tensor:
     """CLIP's image embeddings (S, D), L2-normalised, of segments (image index, class) of a dataset.
 
-    ``size`` and ``fill`` are ``crop_size`` and ``crop_fill`` of :class:`deop.settings.TextPrompts`.
+    ``size`` and ``fill`` are ``crop_size`` and ``crop_fill`` of :class:`deop.settings.stages.TextPrompts`.
     """
     embeddings = []
     for first in tqdm(

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from deop.data.segmentation import SegmentationDataset
-from deop.settings import Evaluation, Job, PictureSettings
-from deop.stages import anchor_picture, canvas, scene_picture
-from deop.stages.artifacts import describe, write_json
-from deop.stages.networks import build_segmenter
+from deop.jobs.artifacts import describe, write_json
+from deop.jobs.job import Job
+from deop.methods.networks import build_segmenter
+from deop.reporting import anchor_picture, canvas, scene_picture
+from deop.settings.stages import Evaluation, PictureSettings
 
 DRAW = {"scene": scene_picture.draw, "anchors": anchor_picture.draw}
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deop.data import emoji_scenes
-from deop.data.contact_sheet import contact_sheet
-from deop.data.folder_files import content, top_folder
-from deop.data.manifests import verify
+from deop.data.downloads.manifests import verify
+from deop.data.emoji.artwork import dataset as emoji_scenes
 from deop.data.prepare import prepare
+from deop.data.readers.folder_files import content, top_folder
 from deop.data.segmentation import SegmentationDataset
-from deop.dataset_settings import DATASETS, EmojiScenes, Folder, Source
 from deop.errors import DeopError, unknown, validated
-from deop.settings import Job
-from deop.stages.artifacts import artifact
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
+from deop.reporting.contact_sheet import contact_sheet
+from deop.settings.datasets import DATASETS, EmojiScenes, Folder, Source
 
 
 def run(job: Job) -> None:

@@ -15,15 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deop.data.captioned import CaptionedScenes
-from deop.data.emoji import concepts
+from deop.data.emoji.artwork import concepts
+from deop.data.emoji.captioned import CaptionedScenes
+from deop.jobs.artifacts import WEIGHTS, artifact, write_json
+from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
-from deop.pretraining_settings import PretrainBackbone
-from deop.settings import Job
-from deop.stages.artifacts import WEIGHTS, artifact, write_json
-from deop.stages.loop import fit, make_accelerator
-from deop.stages.networks import seed_everything
-from deop.stages.optim import cosine, parameter_groups
+from deop.methods.networks import seed_everything
+from deop.settings.pretraining import PretrainBackbone
+from deop.training.loop import fit, make_accelerator
+from deop.training.optim import cosine, parameter_groups
 
 _SEED = 0xACC  # of images that training does not draw
 

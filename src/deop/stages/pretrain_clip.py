@@ -16,17 +16,17 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deop.clip import load_clip
-from deop.clip_build import has_quick_gelu
-from deop.data.captioned import CaptionedScenes
-from deop.data.emoji import concepts
-from deop.pretraining_settings import PretrainClip
-from deop.settings import Job
-from deop.stages.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
-from deop.stages.clip_accuracy import clip_accuracy
-from deop.stages.loop import fit, make_accelerator
-from deop.stages.networks import checked_weights
-from deop.stages.optim import cosine, parameter_groups
+from deop.data.emoji.artwork import concepts
+from deop.data.emoji.captioned import CaptionedScenes
+from deop.evaluation.clip_accuracy import clip_accuracy
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
+from deop.jobs.job import Job
+from deop.methods.networks import checked_weights
+from deop.models.clip import load_clip
+from deop.models.clip_build import has_quick_gelu
+from deop.settings.pretraining import PretrainClip
+from deop.training.loop import fit, make_accelerator
+from deop.training.optim import cosine, parameter_groups
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
 

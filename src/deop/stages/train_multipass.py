@@ -5,12 +5,13 @@ It is trained as long as the class-agnostic proposals are and with the same sett
 
 from __future__ import annotations
 
-from deop.settings import Job, Proposals
-from deop.stages.artifacts import artifact
-from deop.stages.loop import Training, fit_on_images, learned_state, make_accelerator, training_dataset
-from deop.stages.networks import build_multipass, save_weights, seed_everything
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
+from deop.methods.networks import build_multipass, save_weights, seed_everything
+from deop.settings.stages import Proposals
 from deop.stages.train_proposals import proposal_optimizer
 from deop.stages.train_segmentation import SegmentationStep
+from deop.training.loop import Training, fit_on_images, learned_state, make_accelerator, training_dataset
 
 
 def training(job: Job) -> Training:

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from deop.data.segmentation import HIDDEN
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.multipass import ClassHead, classification_loss
-from deop.proposals import Pairs, ProposalNetwork
-from deop.settings import ClassTerm, Job, Proposals
-from deop.stages.artifacts import artifact
-from deop.stages.loop import Training, fit_on_images, make_accelerator, training_dataset
-from deop.stages.networks import build_clip, build_prompt, build_proposals, save_weights, seed_everything
-from deop.stages.optim import parameter_groups
+from deop.methods.networks import build_clip, build_prompt, build_proposals, save_weights, seed_everything
+from deop.models.proposals import Pairs, ProposalNetwork
+from deop.settings.stages import ClassTerm, Proposals
+from deop.training.loop import Training, fit_on_images, make_accelerator, training_dataset
+from deop.training.optim import parameter_groups
 
 
 class ClassLoss(nn.Module):

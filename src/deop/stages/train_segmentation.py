@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
 from deop.methods.base import Segmenter
-from deop.settings import Job, Segmentation
-from deop.stages.artifacts import artifact
-from deop.stages.loop import Training, fit_on_images, learned_state, make_accelerator, training_dataset
-from deop.stages.networks import build_segmenter, save_weights, seed_everything
-from deop.stages.optim import parameter_groups
+from deop.methods.networks import build_segmenter, save_weights, seed_everything
+from deop.settings.stages import Segmentation
+from deop.training.loop import Training, fit_on_images, learned_state, make_accelerator, training_dataset
+from deop.training.optim import parameter_groups
 
 
 class SegmentationStep(nn.Module):

@@ -1,0 +1,1 @@
+"""The archives of the paper's datasets: fetched, checked, unpacked."""

@@ -1,0 +1,1 @@
+"""EmojiScenes, the generated benchmark."""

@@ -1,0 +1,149 @@
+"""What a dataset in folders holds: its classes, and the images and label maps of its splits (docs/own-dataset.md).
+
+Imports nothing heavy: the planner names the dataset, and all that is made from it, by what is found here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from deop.data.readers.pairs import Pair, few, pair_up
+from deop.errors import DeopError, validated
+from deop.settings.datasets import Folder, FolderClass, FolderSplit, check_classes
+
+
+def top_folder(settings: Folder, data_root: Path) -> Path:
+    """The folder that the dataset lies in: its own ``root``, or that of all data."""
+    return data_root if settings.root is None else Path(os.path.abspath(settings.root))
+
+
+def read_classes(settings: Folder, top: Path) -> tuple[FolderClass, ...]:
+    """The classes of the settings, or of the CSV file below ``top`` that they name.
+
+    Raises:
+        DeopError: a CSV file that is missing or holds what is no class; the message begins with the key.
+    """
+    if not isinstance(settings.classes, str):
+        return settings.classes
+    path = top / settings.classes
+    if not path.is_file():
+        raise DeopError(f"classes: {path}: no such file")
+    lines = list(csv.DictReader(_text(path, "classes").splitlines()))
+    rows = [{key: value for key, value in line.items() if value} for line in lines]
+    entries = tuple(
+        validated(FolderClass, row, f"classes: {path}, line {number}")
+        for number, row in enumerate(rows, start=2)
+    )
+    if not entries:
+        raise DeopError(
+            f"classes: {path}: holds no class; it has a line each, below the heading id,name,kind,unseen"
+        )
+    try:
+        check_classes(entries, settings.ignore)
+    except ValueError as error:
+        raise DeopError(f"classes: {path}: {error}") from None
+    return entries
+
+
+def find_pairs(settings: Folder, top: Path) -> dict[str, list[Pair]]:
+    """The images and label maps of each split below ``top``, in order of their keys.
+
+    Raises:
+        DeopError: a folder, list file, image or label map that is missing, or files that cannot be told apart; the
+            message begins with the key.
+    """
+    if not top.is_dir():
+        raise DeopError(f"root: {top}: no such folder")
+    return {name: _split(settings, top, f"splits.{name}", split) for name, split in settings.splits.items()}
+
+
+def content(settings: Folder, top: Path) -> dict[str, Any]:
+    """What the dataset below ``top`` is, wherever it lies: classes, ignored ids, and a digest of each split.
+
+    The digest is of the names and sizes of the images and label maps that the split consists of, so it follows a list
+    file as well. Contents of images are not read, which would take minutes for a large dataset.
+
+    Raises:
+        DeopError: as :func:`read_classes` and :func:`find_pairs`.
+    """
+    pairs = find_pairs(settings, top)
+    return {
+        "classes": [entry.model_dump(mode="json") for entry in read_classes(settings, top)],
+        "ignore": list(settings.ignore),
+        "splits": {split: {"images": len(found), "sha256": _digest(found)} for split, found in pairs.items()},
+    }
+
+
+def _digest(pairs: list[Pair]) -> str:
+    digest = hashlib.sha256()
+    for key, image, label in pairs:
+        digest.update(f"{key}\t{image.stat().st_size}\t{label.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _split(settings: Folder, top: Path, key: str, split: FolderSplit) -> list[Pair]:
+    folders = (top / split.images, top / split.labels)
+    images = _below(folders[0], settings.image_suffixes, f"{key}.images")
+    labels = _below(folders[1], settings.label_suffixes, f"{key}.labels")
+    if same := {name for name, path in images.items() if labels.get(name) == path}:
+        raise DeopError(
+            f"{key}: {folders[0]}: {few(same)} would be image and label map at once; "
+            "give image_suffixes and label_suffixes that tell them apart"
+        )
+    wanted = None if split.list is None else _listed(top / split.list, settings.image_suffixes, f"{key}.list")
+    if split.list is None:
+        remedy = "every image needs a label map, and every label map an image"
+    else:
+        remedy = f"add it, or take it out of {top / split.list}"
+    try:
+        return pair_up(images, labels, folders, wanted=wanted, remedy=remedy)
+    except DeopError as error:
+        raise DeopError(f"{key}: {error}") from None
+
+
+def _below(folder: Path, suffixes: tuple[str, ...], key: str) -> dict[str, Path]:
+    """All files below a folder with one of the suffixes, by path below it without the suffix."""
+    if not folder.is_dir():
+        raise DeopError(f"{key}: {folder}: no such folder")
+    found: dict[str, Path] = {}
+    for place, _, names in os.walk(folder, followlinks=True):
+        parent = Path(place).relative_to(folder).as_posix()
+        for name in sorted(names):
+            stem = _stem(name, suffixes)
+            if stem is None or name.startswith("."):
+                continue
+            path = Path(place, name)
+            if not path.exists():
+                raise DeopError(f"{key}: {path}: a link to a file that is not there")
+            below = stem if parent == "." else f"{parent}/{stem}"
+            if below in found:
+                raise DeopError(
+                    f"{key}: {path}: has the same name as {found[below]}, but for the suffix; remove one"
+                )
+            found[below] = path
+    return found
+
+
+def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
+    """The name without the longest of the suffixes that it has; None if it has none."""
+    fitting = [suffix for suffix in suffixes if name.lower().endswith(suffix.lower())]
+    return name[: -len(max(fitting, key=len))] if fitting else None
+
+
+def _listed(path: Path, suffixes: tuple[str, ...], key: str) -> list[str]:
+    """The names in a list file, with or without the suffix of an image."""
+    if not path.is_file():
+        raise DeopError(f"{key}: {path}: no such file")
+    lines = [line.strip() for line in _text(path, key).splitlines()]
+    return [_stem(line, suffixes) or line for line in lines if line]
+
+
+def _text(path: Path, key: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DeopError(f"{key}: {path}: is not a text in UTF-8") from None

@@ -1,0 +1,67 @@
+"""The rows of a benchmark: which system, how large, on what."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from deop.settings.benchmarks import BenchmarkClip, ScalingBenchmark, SpeedBenchmark
+
+ONE_PASS, MULTI_PASS = ("Baseline", "DeOP"), ("SimBaseline", "ZegFormer")
+BARE_PROPOSALS, BARE_CLIP = "proposal network alone", "open_clip visual alone"
+BARE = (BARE_PROPOSALS, BARE_CLIP)
+"""What a one-pass system cannot do without, as its libraries run it."""
+
+
+class Case(NamedTuple):
+    """One row: a system with a CLIP, on ``batch`` images (height, width) that ``shown`` of ``queries`` masks cover.
+
+    ``compiled``: as :func:`deop.methods.inference.prepare` has it.
+    """
+
+    system: str
+    clip: str
+    image: tuple[int, int]
+    queries: int
+    shown: int
+    classes: int = 0
+    batch: int = 1
+    compiled: bool = False
+
+
+def speed_cases(settings: SpeedBenchmark, model: str) -> list[Case]:
+    """The systems side by side on one CLIP; the multi-pass systems at the base number of classes."""
+    clip, base = settings.clips[model], settings.base_classes
+    size = {"clip": model, "image": clip.image, "queries": clip.proposals.queries}
+    shown = clip.base_crops
+    alike = {"classes": base, "shown": shown}
+    compiled = ("DeOP", "SimBaseline") if clip.compiled else ()
+    return [
+        *(Case(system, **size, shown=shown) for system in BARE),
+        Case("Baseline", **size, **alike),
+        *(Case("DeOP", **size, shown=shown, classes=classes) for classes in settings.classes),
+        *(Case("SimBaseline", **size, shown=crops, classes=base) for crops in clip.crops),
+        Case("ZegFormer", **size, **alike),
+        *(Case(system, **size, **alike, compiled=True) for system in compiled),
+    ]
+
+
+def scaling_cases(settings: ScalingBenchmark) -> dict[str, list[Case]]:
+    """DeOP by what varies: its name, and its cases, smallest first."""
+    clip = settings.clip
+    queries = clip.proposals.queries
+    base = Case("DeOP", settings.model, clip.image, queries, queries // 2, settings.base_classes)
+    sides = [_scaled(clip, short) for short in sorted(settings.short_sides)]
+    return {
+        "classes": [base._replace(classes=classes) for classes in sorted(settings.classes)],
+        "image": [base._replace(image=size) for size in sides],
+        "proposals": [
+            base._replace(queries=number, shown=max(1, number // 2)) for number in sorted(settings.proposals)
+        ],
+        "batch": [base._replace(batch=number) for number in sorted(settings.batch)],
+    }
+
+
+def _scaled(clip: BenchmarkClip, short_side: int) -> tuple[int, int]:
+    height, width = clip.image
+    scale = short_side / min(height, width)
+    return round(height * scale), round(width * scale)

@@ -1,0 +1,28 @@
+"""One unit of work, as the planner writes it down and a stage reads it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from deop.settings.base import Settings
+from deop.settings.precision import Precision
+
+
+class Job(Settings):
+    """One unit of work: a stage, its settings, where its inputs lie and where its output goes.
+
+    ``key`` is the hash of everything that determines the output; ``inputs`` maps a role (``data``, ``clip``,
+    ``prompts``, ``proposals``, ``segmentation``) to the path of that artifact; ``settings`` maps a section name
+    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above; ``precision`` is
+    what a stage that runs networks through Accelerate computes in.
+    """
+
+    stage: str
+    key: str
+    seed: int = 0
+    output: str
+    inputs: Annotated[dict[str, str], Field(default_factory=dict)]
+    settings: Annotated[dict[str, dict], Field(default_factory=dict)]
+    precision: Precision = "fp32"

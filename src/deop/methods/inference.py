@@ -1,0 +1,80 @@
+"""A trained system made ready for images: the same answers, to rounding, sooner."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
+from timm.layers import unfreeze_batch_norm_2d
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
+from torch.utils._pytree import tree_map_only
+
+from deop.methods.base import Segmenter
+from deop.models.proposals import ProposalNetwork
+
+AnySegmenter = TypeVar("AnySegmenter", bound=Segmenter)
+AnyProposals = TypeVar("AnyProposals", bound=ProposalNetwork)
+
+
+def prepare(
+    segmenter: AnySegmenter,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    size_divisibility: int = 1,
+    upsample: Literal["masks", "scores"] = "masks",
+) -> AnySegmenter:
+    """The system on ``device``, in evaluation mode, with its backbone's batch norms part of the convolutions.
+
+    It can answer, but no longer be trained or saved. ``size_divisibility`` and ``upsample`` are as
+    :class:`deop.settings.stages.Evaluation` has them. With ``compiled``, torch.compile makes its two networks anew for
+    the first size of images (a minute or so on a CPU) and for a second one; from then on for any. On a GPU they are a
+    CUDA graph for as long as the size stays the same.
+    """
+    segmenter = segmenter.eval().requires_grad_(False)
+    segmenter.size_divisibility, segmenter.upsample = size_divisibility, upsample
+    segmenter.proposals = with_folded_norms(segmenter.proposals)
+    segmenter = segmenter.to(device)
+    if compiled:
+        for method in segmenter.compiled_methods:
+            setattr(segmenter, method, _compiled(getattr(segmenter, method), device))
+    return segmenter
+
+
+def _compiled(method: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    if device.type != "cuda":  # frozen weights are laid out as the CPU's matrix products like them best
+        return torch.compile(method, options={"freezing": True})
+    options = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}
+    graph = torch.compile(method, options=options)
+
+    def call(*values: Any, **more: Any) -> Any:
+        # What a graph gives is in its own memory, which its next run, or that of another graph, may write over.
+        return tree_map_only(torch.Tensor, torch.clone, graph(*values, **more))
+
+    return call
+
+
+def with_folded_norms(network: AnyProposals) -> AnyProposals:
+    """A copy of a proposal network in evaluation mode that shares all weights with it but those of its backbone."""
+    network = copy.copy(network)
+    network._modules = dict(network._modules)
+    network.backbone = folded(network.backbone)
+    return network
+
+
+def folded(backbone: nn.Module) -> nn.Module:
+    """A copy of a convolutional backbone in evaluation mode, with each batch norm part of the convolution before it.
+
+    What has none, or cannot be traced by torch.fx, is returned as it is.
+    """
+    if not any("BatchNorm" in type(module).__name__ for module in backbone.modules()):
+        return backbone
+    try:
+        fused = fuse(unfreeze_batch_norm_2d(copy.deepcopy(backbone)).eval())
+    except TraceError:
+        return backbone
+    return fused.requires_grad_(False).to(memory_format=torch.channels_last)

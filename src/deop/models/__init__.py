@@ -1,0 +1,1 @@
+"""The networks: CLIP and what is done to it, proposals, anchors, prompts, losses."""

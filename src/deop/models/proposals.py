@@ -1,0 +1,393 @@
+"""Class-agnostic mask proposals: MaskFormer without its class head (section 3.1).
+
+A system with a class head builds on the same network: :meth:`ProposalNetwork.decode` gives it the states of the
+queries, and :meth:`ProposalNetwork.matched_loss` the matching, with a class cost of its own, and the masks' losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple
+
+import timm
+import torch
+from huggingface_hub import hf_hub_url
+from scipy.optimize import linear_sum_assignment
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from transformers import MaskFormerConfig
+from transformers.models.maskformer.configuration_maskformer import MaskFormerDetrConfig
+from transformers.models.maskformer.modeling_maskformer import (
+    MaskformerMLPPredictionHead,
+    MaskFormerPixelDecoder,
+    MaskFormerTransformerModule,
+)
+
+from deop.errors import WeightsError
+from deop.models.losses import enlarged, labels_at, mask_losses, pairwise_mask_losses
+from deop.models.pretrained import cached_backbone, check_hub_file, download_failed, hub_cache
+
+GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
+
+
+class Pairs(NamedTuple):
+    """M pairs of a query and a segment that one decoder layer has, as index tensors (M,): image, query, class."""
+
+    image: Tensor
+    query: Tensor
+    label: Tensor
+
+
+class ProposalNetwork(nn.Module):
+    """A timm backbone, MaskFormer's pixel and transformer decoders and its mask embedding; no class head.
+
+    Attributes:
+        width: channels of the query states and of the decoders.
+        queries: number N of proposals.
+
+    Args:
+        backbone: timm model name, one that supports ``features_only``.
+        backbone_args: further arguments of ``timm.create_model``, e.g. ``{"channels": [32, 64, 96, 128]}``; and
+            ``multi_grid``, the dilations of the 3x3 convolutions in the blocks of a ResNet's last stage (DeepLab's and
+            MaskFormer's ResNet-101c: 1, 2, 4), which timm has no argument for.
+        frozen_batch_norm: the backbone's batch norms keep their statistics and scales.
+        pretrained_backbone: start from timm's pretrained weights (others can be loaded into ``backbone``).
+        out_indices: backbone stages used, finest first; the first sets the resolution of the masks, the last
+            feeds the transformer decoder.
+        queries: number N of proposals.
+        decoder_layers: transformer decoder layers; each is supervised.
+        width: channels of pixel and transformer decoders, a multiple of 32 and of ``heads``.
+        ffn_width: hidden width of the decoder layers' feed-forward networks.
+        heads: attention heads of the decoder layers.
+        dropout: dropout in attention, feed-forward networks and residuals of the decoder layers.
+        decoder_norm: what the norm that makes the query states of each layer is for: ``"outputs"`` alone, as in
+            MaskFormer's code, or ``"chained"``, as in transformers, where the next layer goes on from the normed state.
+        focal_weight: weight of the focal mask loss, in the loss and in the matching cost.
+        dice_weight: weight of the dice loss, likewise.
+        ignored: what pixels labelled "ignore" are to the losses and the matching: ``"excluded"`` from them, or
+            ``"background"``, outside of every segment, as in MaskFormer's criterion.
+
+    Raises:
+        ValueError: unknown ``backbone``, a ``width`` that does not divide, or a ``multi_grid`` that does not fit.
+        WeightsError: timm's weights cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str,
+        backbone_args: dict[str, Any],
+        pretrained_backbone: bool,
+        out_indices: Sequence[int],
+        queries: int,
+        decoder_layers: int,
+        width: int,
+        ffn_width: int,
+        heads: int,
+        dropout: float = 0.0,
+        decoder_norm: Literal["chained", "outputs"] = "chained",
+        frozen_batch_norm: bool = False,
+        focal_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        ignored: Literal["excluded", "background"] = "excluded",
+    ) -> None:
+        super().__init__()
+        if width % GROUP_NORM_GROUPS or width % heads:
+            raise ValueError(
+                f"width {width} must be a multiple of {GROUP_NORM_GROUPS} and of heads ({heads})"
+            )
+        if not timm.is_model(backbone):
+            close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
+            raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
+        self.width, self.queries = width, queries
+        self.decoder_norm = decoder_norm
+        self.focal_weight = focal_weight
+        self.dice_weight = dice_weight
+        self.ignored = ignored
+        arguments = {key: value for key, value in backbone_args.items() if key != "multi_grid"}
+        try:
+            self.backbone = timm.create_model(
+                backbone,
+                pretrained=pretrained_backbone,
+                features_only=True,
+                out_indices=out_indices,
+                **arguments,
+            )
+        except Exception as error:
+            if not pretrained_backbone or isinstance(error, TypeError | ValueError):
+                raise
+            raise WeightsError(_how_to_get(backbone, error)) from error
+        cached = cached_backbone(backbone)[0] if pretrained_backbone else None
+        if cached is not None:
+            check_hub_file(cached)
+        if "multi_grid" in backbone_args:
+            _dilate_last_stage(self.backbone, backbone, backbone_args["multi_grid"])
+        if frozen_batch_norm:
+            freeze_batch_norm_2d(self.backbone)
+        *lateral, deepest = self.backbone.feature_info.channels()
+        self._stride: int = self.backbone.feature_info.reduction()[0]
+        self.pixel_decoder = MaskFormerPixelDecoder(
+            in_features=deepest, lateral_widths=lateral, feature_size=width, mask_feature_size=width
+        )
+        config = MaskFormerConfig(
+            decoder_config=MaskFormerDetrConfig(
+                num_queries=queries,
+                decoder_layers=decoder_layers,
+                d_model=width,
+                decoder_ffn_dim=ffn_width,
+                decoder_attention_heads=heads,
+                dropout=dropout,
+                attention_dropout=dropout,
+                activation_dropout=dropout,
+                auxiliary_loss=True,  # keeps the states of every layer, for deep supervision
+            )
+        )
+        self.transformer = MaskFormerTransformerModule(in_features=deepest, config=config)
+        self.mask_embedding = MaskformerMLPPredictionHead(width, width, width)
+        for module in (self.transformer.decoder, self.mask_embedding):
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    nn.init.xavier_uniform_(parameter)
+        # On a CPU, convolutions are a quarter faster so; the pixel decoder's group norms are twenty times slower.
+        self.backbone.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Mask logits of every decoder layer.
+
+        Args:
+            images: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
+
+        Returns:
+            One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of
+            the first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
+        """
+        return self.decode(images)[1]
+
+    def decode(self, images: Tensor, *, last_only: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Query states of every decoder layer (layers, B, N, width), for a class head, and :meth:`forward`'s masks.
+
+        With ``last_only``, of the last layer alone: the others' masks are made for training.
+        """
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))
+        features = [feature.contiguous() for feature in features]
+        pixels = self.pixel_decoder(features).last_hidden_state
+        if self.decoder_norm == "chained":
+            states = self.transformer(features[-1]).intermediate_hidden_states  # (layers, B, N, width)
+        else:
+            states = self._states(features[-1])
+        states = states[-1:] if last_only else states
+        embeddings = self.mask_embedding(states)
+        return states, [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
+
+    def _states(self, features: Tensor) -> Tensor:
+        """Query states (layers, B, N, width) as MaskFormer's own code has them: the norm is of the outputs alone."""
+        transformer = self.transformer
+        if transformer.input_projection is not None:
+            features = transformer.input_projection(features)
+        positions = transformer.position_embedder(features.shape, features.device, features.dtype)
+        queries = transformer.queries_embedder.weight.expand(len(features), -1, -1)
+        state, states = torch.zeros_like(queries), []
+        for layer in transformer.decoder.layers:
+            state = layer(
+                state,
+                spatial_position_embeddings=positions.flatten(2).transpose(1, 2),
+                object_queries_position_embeddings=queries,
+                encoder_hidden_states=features.flatten(2).transpose(1, 2),
+            )
+            states.append(transformer.decoder.layernorm(state))
+        return torch.stack(states)
+
+    def mask_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The resolution (h, w) of the masks of images of ``size`` (H, W)."""
+        return tuple(-(-side // self._stride) for side in size)
+
+    def denominators(
+        self, labels: Tensor, *, ignore: int = 255, no_object_weight: float = 0.0
+    ) -> dict[str, Tensor]:
+        """By name of a loss on labels (B, H, W), how many of what it is a mean over they hold (scalars).
+
+        ``focal`` and ``dice`` are means over the ground-truth masks, and ``class``, the classification of a system with
+        a class head, over the queries: those matched weigh 1, the others ``no_object_weight``.
+        """
+        counts = segment_classes(labels, ignore)[1]
+        matched = sum(min(count, self.queries) for count in counts)
+        weight = matched + no_object_weight * (self.queries * len(counts) - matched)
+        masks = labels.new_tensor(sum(counts))
+        return {"focal": masks, "dice": masks, "class": torch.tensor(weight, device=labels.device)}
+
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor, *, ignore: int = 255) -> dict[str, Tensor]:
+        """Focal and dice loss of the matched masks, summed over the decoder layers.
+
+        Each class present in an image is one ground-truth mask; :func:`match` pairs the masks of an image
+        with proposals, separately for every layer, at the resolution of the proposals. The losses of the pairs are
+        taken at the resolution of the labels, to which the proposals are brought bilinearly: sampled at a
+        quarter of it, small segments would lose their outline.
+
+        Two sorts of pixels belong to no ground-truth mask. Those without a label (negative numbers: unlabelled
+        background) lie outside all of them, and a proposal that leaks into them pays for it; otherwise masks of
+        things alone would be cells that share out the background. Those labelled ``ignore`` (unseen classes) take
+        no part, neither in the losses nor in the matching; otherwise masks would learn to leave out the unseen.
+        The public implementations treat both as the former, and so does a network with ``ignored="background"``.
+
+        Args:
+            outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
+            labels: (B, H, W) class indices, another negative number for "no class", or ``ignore``.
+            ignore: the label of pixels of which nothing is known.
+
+        Returns:
+            ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the
+            mean over all ground-truth masks of the batch, so 0 for a batch without any.
+        """
+        return self.matched_loss(outputs, labels, ignore=ignore)[0]
+
+    def matched_loss(
+        self,
+        outputs: Sequence[Tensor],
+        labels: Tensor,
+        *,
+        ignore: int = 255,
+        class_costs: Tensor | None = None,
+    ) -> tuple[dict[str, Tensor], list[Pairs]]:
+        """:meth:`loss`, and the matching under it, one :class:`Pairs` a decoder layer.
+
+        Args:
+            outputs, labels, ignore: as in :meth:`loss`.
+            class_costs: (layers, B, N, C), what it costs to pair a query with a segment of each of C classes,
+                beside the cost of its mask; None for a class-agnostic matching.
+        """
+        if self.ignored == "background":
+            labels, ignore = _as_background(labels, ignore)
+        with torch.autocast(labels.device.type, enabled=False):
+            logits = [output.float() for output in outputs]
+            classes, counts = segment_classes(labels, ignore)
+            coarse = labels_at(labels, logits[-1].shape[-2:])
+            segment_costs = None
+            if class_costs is not None:
+                # What only fills up ``classes`` is never matched: any class will do for it.
+                index = classes.masked_fill(classes == ignore, 0)[None, :, None]
+                segment_costs = class_costs.gather(3, index.expand(*class_costs.shape[:3], -1))
+            matching = match(
+                [layer.detach().flatten(2) for layer in logits],
+                segment_masks(coarse, classes, ignore).flatten(2),
+                (coarse != ignore).flatten(1).float(),
+                counts,
+                self.focal_weight,
+                self.dice_weight,
+                segment_costs,
+            )
+            # Of the graph, also where nothing is matched.
+            focal = overlap = 0.0 if any(counts) else sum(layer.sum() for layer in logits) * 0
+            known, numbers = (labels != ignore).flatten(1), labels.flatten(1).int()
+            truth = None
+            # Layer by layer: the masks of all layers at full resolution would be most of a step's memory.
+            for layer_logits, (image, query, segment) in zip(logits, matching, strict=True):
+                if not len(image):
+                    continue
+                # Unless segments outnumber queries, every layer has pairs of the same segments in the same order.
+                if truth is None or max(counts) > layer_logits.shape[1]:
+                    target = numbers[image] == classes.int()[image, segment, None]
+                    truth = target.float(), known[image].float()
+                matched = enlarged(layer_logits[image, query], labels.shape[-2:]).flatten(1)
+                of_focal, of_overlap = mask_losses(matched, *truth)
+                focal, overlap = focal + of_focal.sum(), overlap + of_overlap.sum()
+            masks = max(sum(counts), 1)
+            losses = {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
+            pairs = [Pairs(image, query, classes[image, segment]) for image, query, segment in matching]
+            return losses, pairs
+
+
+def _dilate_last_stage(network: nn.Module, name: str, dilations: Sequence[int]) -> None:
+    """Dilates the 3x3 convolutions of the last stage, block by block; sizes stay as they are."""
+    blocks = getattr(network, "layer4", ())
+    convolutions = [getattr(block, "conv2", None) for block in blocks]
+    if len(convolutions) != len(dilations) or not all(isinstance(conv, nn.Conv2d) for conv in convolutions):
+        raise ValueError(
+            f"multi_grid {list(dilations)} does not fit backbone {name!r}: wanted one dilation for each of the "
+            f"{len(convolutions)} blocks of a ResNet's layer4"
+        )
+    for convolution, dilation in zip(convolutions, dilations, strict=True):
+        convolution.dilation = convolution.padding = (dilation, dilation)
+
+
+def _how_to_get(backbone: str, error: Exception) -> str:
+    about = timm.get_pretrained_cfg(backbone)
+    url, cache = about.url, f"{torch.hub.get_dir()}/checkpoints"
+    if about.hf_hub_id:
+        url, cache = hf_hub_url(about.hf_hub_id, about.hf_hub_filename or "model.safetensors"), hub_cache()
+    remedy = "Download that file on a machine that may, and set proposals.pretrained_backbone to its path"
+    return download_failed(f"timm's weights of backbone {backbone!r}", url, cache, remedy, error)
+
+
+def _as_background(labels: Tensor, ignore: int) -> tuple[Tensor, int]:
+    """Labels in which ignored pixels have no class, and in the place of ``ignore`` a value that no pixel has."""
+    return labels.masked_fill(labels == ignore, -1).clamp(min=-1), -2
+
+
+def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
+    """The classes present in each image, each of which is one ground-truth segment.
+
+    Args:
+        labels: (B, H, W) class indices, a negative number for "no class", or ``ignore``.
+
+    Returns:
+        (B, K) class indices ascending, K the largest number in one image, filled up with ``ignore``; the number of
+        segments of each image.
+    """
+    # Counting is several times as fast as the sort under Tensor.unique.
+    numbers = [torch.bincount(image)[1:] for image in labels.clamp(min=-1).add_(1).flatten(1)]
+    present = [number.nonzero().flatten() for number in numbers]
+    present = [classes[classes != ignore] for classes in present]
+    padded = nn.utils.rnn.pad_sequence(present, batch_first=True, padding_value=ignore)
+    return padded, [len(classes) for classes in present]
+
+
+def segment_masks(labels: Tensor, classes: Tensor, ignore: int) -> Tensor:
+    """The masks (B, K, h, w) in {0, 1} of ``classes`` (B, K) in labels (B, h, w); 0 for what fills up ``classes``."""
+    return ((labels[:, None] == classes[..., None, None]) & (labels != ignore)[:, None]).float()
+
+
+@torch.no_grad()
+def match(
+    logits: Sequence[Tensor],
+    targets: Tensor,
+    valid: Tensor,
+    counts: Sequence[int],
+    focal_weight: float,
+    dice_weight: float,
+    class_costs: Tensor | None = None,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Cheapest one-to-one assignment of proposals to ground-truth masks, for every decoder layer and image.
+
+    The cost of a pair is weighted focal plus weighted dice at the resolution of ``logits``, and its class cost if there
+    is one.
+
+    Args:
+        logits: (B, N, pixels) mask logits of each layer, float32.
+        targets: (B, K, pixels) ground-truth masks.
+        valid: (B, pixels), 0 for pixels that take no part, else 1.
+        counts: B numbers of ground-truth masks; where these outnumber the proposals, the dearest stay
+            unmatched.
+        focal_weight: weight of the focal cost.
+        dice_weight: weight of the dice cost.
+        class_costs: (layers, B, N, K), already weighted, or None.
+
+    Returns:
+        For every layer three (M,) index tensors: image, query and ground-truth mask of each of its M pairs, ordered by
+        image and mask.
+    """
+    costs = []
+    for layer in logits:
+        focal, overlap = pairwise_mask_losses(layer, targets, valid)
+        costs.append(focal_weight * focal + dice_weight * overlap)
+    total = torch.stack(costs) if class_costs is None else torch.stack(costs) + class_costs
+    pairs = []
+    for layer_costs in total.cpu().numpy():
+        found = [
+            (image, query, segment)
+            for image, count in enumerate(counts)
+            # Transposed: pairs come in the order of the first index.
+            for segment, query in zip(*linear_sum_assignment(layer_costs[image, :, :count].T), strict=True)
+        ]
+        pairs.append(torch.tensor(found, dtype=torch.long, device=targets.device).reshape(-1, 3).unbind(1))
+    return pairs

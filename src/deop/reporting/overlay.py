@@ -1,0 +1,45 @@
+"""A picture to look at: label colours over an image, and beside it which colour is what."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deop.reporting.contact_sheet import class_colours, paint_labels
+
+_TEXT = (10, 40)  # pixels, at least and at most
+_BAND = 256  # rows painted at a time: painting takes fifty times the bytes of the labels
+
+
+def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Image:
+    """Labels over their image, and to the right a legend of the classes that occur, the largest first.
+
+    The picture has the image's height, or more where the legend needs it.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) indices into ``names``.
+    """
+    height, width = label.shape
+    colours = class_colours(len(names))
+    painted = np.concatenate(
+        [
+            paint_labels(image[top : top + _BAND], label[top : top + _BAND], colours)
+            for top in range(0, height, _BAND)
+        ]
+    )
+    pixels = np.bincount(label.ravel(), minlength=len(names))
+    shown = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
+
+    text = min(max(min(height, width) // 24, _TEXT[0]), _TEXT[1])
+    font, gap = ImageFont.load_default(text), text // 2
+    longest = max(font.getlength(names[index]) for index in shown)
+    size = (width + round(longest) + text + 3 * gap, max(height, len(shown) * (text + gap) + gap))
+    picture = Image.new("RGB", size, "white")
+    picture.paste(Image.fromarray(painted), (0, 0))
+    pen = ImageDraw.Draw(picture)
+    for line, index in enumerate(shown):
+        left, top = width + gap, gap + line * (text + gap)
+        pen.rectangle([left, top, left + text, top + text], fill=tuple(map(int, colours[index])))
+        pen.text((left + text + gap, top + text // 2), names[index], "black", font=font, anchor="lm")
+    return picture

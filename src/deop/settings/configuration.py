@@ -1,0 +1,332 @@
+"""The configuration files, read and checked as a whole before any job starts.
+
+The models here and in :mod:`deop.settings.stages` are the only description of what the files may say: the planner,
+the stages and the error messages all use them.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from deop.errors import ConfigError, unknown, validated
+from deop.settings.base import Settings
+from deop.settings.benchmarks import SpeedBenchmark, read_benchmarks
+from deop.settings.clip_layers import check_model
+from deop.settings.dataset_names import DatasetNames
+from deop.settings.datasets import DATASETS, Vocabulary
+from deop.settings.files import (
+    SOURCE,
+    MainFile,
+    load_yaml,
+    merged,
+    read_experiments,
+    with_text_keys,
+    without_nulls,
+)
+from deop.settings.methods import SYSTEMS, Network
+from deop.settings.precision import Precision, resolve
+from deop.settings.pretraining import PretrainBackbone, PretrainClip
+from deop.settings.stages import Clip, Evaluation, Proposals, Segmentation, Speed, TextPrompts
+from deop.settings.tables import OF_PROFILE, read_tables
+
+SECTIONS: dict[str, type[Settings]] = {
+    "prompts": TextPrompts,
+    "proposals": Proposals,
+    "segmentation": Segmentation,
+    "evaluation": Evaluation,
+    "speed": Speed,
+}
+
+
+VARIED = ("clip", "pretrain_clip", "network", "multipass", *SECTIONS)
+"""Sections that a variant may change."""
+
+
+class Setup:
+    """The settings of every stage, for each dataset, and of every experiment's system.
+
+    Args:
+        values: the merged configuration (profile over ``config/config.yaml``).
+        root: the folder that holds ``config/``.
+        source: what errors call ``values``.
+        variant: the variant that ``values`` are of.
+
+    Attributes:
+        datasets: by name, the settings of every dataset.
+        stands_for: by name, the dataset of the paper whose place a dataset takes in tables.
+        trained_on: by name, the dataset that systems are trained on before they are tested on this one as they are.
+        stages: by section and dataset, the settings of a stage.
+        experiments: by name and dataset, the system of each experiment that is to be run with this variant.
+        variant_of: by name, the variant of every experiment that has one.
+        files: the configuration files that results depend on, relative to ``root``, profiles put over them aside.
+
+    Raises:
+        ConfigError: the first thing that cannot be run.
+    """
+
+    def __init__(
+        self, values: dict[str, Any], root: Path, source: str = SOURCE, variant: str | None = None
+    ) -> None:
+        self._root, self._source = root, source
+        self.files = {f"{SOURCE}/config.yaml", f"{SOURCE}/experiments.yaml"}
+        self.main = validated(MainFile, without_nulls(values), source)
+        # Datasets that a profile takes out; the defaults' exceptions for them go with them.
+        self._removed = values["datasets"].keys() - self.main.datasets.keys()
+        check_model(self.main.clip.model, f"{source}: clip.model")
+        self.stands_for: dict[str, str] = {}
+        self.trained_on: dict[str, str] = {}
+        self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
+        self.pretrain_clip = self._read_pretrain_clip()
+        self.stages = {section: self._by_dataset(section) for section in SECTIONS}
+        for method in self.main.multipass:
+            if method not in SYSTEMS or method == "deop":
+                valid = [name for name in SYSTEMS if name != "deop"]
+                raise unknown(f"{source}: multipass", "method", method, valid)
+        self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
+        experiments = read_experiments(root, values.get("experiments") or {})
+        self.variant_of = {
+            name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
+        }
+        self.experiments = {
+            name: self._system(name, {key: value for key, value in entry.items() if key != "variant"})
+            for name, entry in experiments.items()
+            if entry.get("variant") == variant
+        }
+
+    def pretrain_backbone(self, dataset: str) -> PretrainBackbone:
+        """How the backbone of a dataset's proposal network is pre-trained."""
+        values = {key: value for key, value in self.main.pretrain_backbone.items() if key != "retrain"}
+        proposals = self.stages["proposals"][dataset]
+        for key in ("backbone", "backbone_args"):
+            if key in values:
+                raise ConfigError(
+                    f"{self._source}: pretrain_backbone: unknown key {key!r}; it is proposals.{key}"
+                )
+            values[key] = getattr(proposals, key)
+        return validated(PretrainBackbone, values, self._source, ("pretrain_backbone",))
+
+    def clip(self) -> Clip:
+        """The CLIP that stages load. One trained here reaches them as an input, not as ``pretrained``."""
+        values = self.main.clip.model_dump(exclude={"retrain"})
+        own = self.main.clip.retrain or values["pretrained"] == "random"
+        return Clip(**values | ({"pretrained": None} if own else {}))
+
+    def _dataset(self, name: str, entry: dict[str, Any]) -> Settings:
+        at = ("datasets", name)
+        values = dict(entry)
+        for key, others in (("stands_for", self.stands_for), ("trained_on", self.trained_on)):
+            if key in values:
+                others[name] = values.pop(key)
+                if not isinstance(others[name], str):
+                    raise ConfigError(
+                        f"{self._source}: {'.'.join(at)}.{key}: the name of a dataset is needed (got {others[name]!r})"
+                    )
+        kind = values.get("kind")
+        if not isinstance(kind, str) or kind not in DATASETS:
+            raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
+        if isinstance(values.get("vocabulary"), str):
+            values["vocabulary"] = self._vocabulary(f"{'.'.join(at)}.vocabulary", values["vocabulary"])
+        return validated(DATASETS[kind], values, self._source, at)
+
+    def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
+        """The rounds of pre-training: each starts from the weights of the one before it, on scenes of its own."""
+        section = dict(self.main.pretrain_clip)
+        rounds = section.pop("rounds", [{}])
+        if not isinstance(rounds, list) or not rounds or not all(isinstance(entry, dict) for entry in rounds):
+            raise ConfigError(
+                f"{self._source}: pretrain_clip.rounds: {rounds!r} is not a list of what each round changes, such as "
+                "[{}, {lr: 0.0005}]"
+            )
+        return tuple(
+            self._pretraining_round(section | changes, ("pretrain_clip", "rounds", str(index)))
+            for index, changes in enumerate(rounds)
+        )
+
+    def _pretraining_round(self, values: dict, at: tuple[str, ...]) -> PretrainClip:
+        if "model" in values:
+            raise ConfigError(f"{self._source}: {at[0]}: unknown key 'model'; the model is clip.model")
+        values = values | {"model": self.main.clip.model}
+        if isinstance(values.get("common"), str):
+            vocabulary = self._vocabulary("pretrain_clip.common", values["common"])
+            values |= {"common": vocabulary.things}
+        return validated(PretrainClip, values, self._source, at)
+
+    def _vocabulary(self, key: str, name: str) -> Vocabulary:
+        path = self._named_file(key, name, "vocabularies")
+        self.files.add(path)
+        return validated(Vocabulary, load_yaml(self._root / path, path), path)
+
+    def _system(self, name: str, values: dict) -> dict[str, Settings]:
+        """An experiment's system for each dataset."""
+        source = self._file_of(name)
+        place = f"{source}: experiments.{name}"
+        method = values.get("method", "deop")
+        if not isinstance(method, str) or method not in SYSTEMS:
+            raise unknown(f"{place}.method", "method", method, SYSTEMS)
+        if method == "deop":
+            return dict.fromkeys(self.datasets, self._network(name, values))
+        validated(SYSTEMS[method], values, source, ("experiments", name))
+        at = ("multipass", method)
+        return {
+            dataset: validated(SYSTEMS[method], merged(profile, values), self._source, at)
+            for dataset, profile in self._per_dataset(self.main.multipass.get(method, {}), at).items()
+        }
+
+    def _network(self, name: str, values: dict) -> Network:
+        """An experiment's network: its own values over the profile's ``network``.
+
+        The profile says how a part is built where an experiment has it, not whether: of a part that is off nothing is
+        kept. An experiment's alphas replace the profile's as a whole.
+        """
+        own = validated(Network, values, self._file_of(name), ("experiments", name))
+        combined = merged(self.main.network, values)
+        for part, settings in (("severance", own.severance), ("anchors", own.anchors)):
+            if settings.kind == "none":
+                combined.pop(part, None)
+        if own.severance.alpha:
+            combined["severance"]["alpha"] = values["severance"]["alpha"]
+        if own.severance.kind != "mps":  # the rows of no other kind: they are not to make it another job
+            combined.get("severance", {}).pop("rows", None)
+        return validated(Network, combined, self._source, ("network",))
+
+    def _file_of(self, experiment: str) -> str:
+        """Where an experiment is described, as errors call it: a profile may change and add experiments."""
+        return SOURCE if experiment in self.main.experiments else f"{SOURCE}/experiments.yaml"
+
+    def _by_dataset(self, section: str) -> dict[str, Settings]:
+        """The settings of one stage for each dataset."""
+        values = self._per_dataset(getattr(self.main, section), (section,))
+        return {
+            name: validated(SECTIONS[section], entry, self._source, (section,))
+            for name, entry in values.items()
+        }
+
+    def _per_dataset(self, values: dict, at: tuple[str, ...]) -> dict[str, dict]:
+        """A section's values for each dataset."""
+        defaults = dict(values)
+        overrides = defaults.pop("per_dataset", {})
+        if not isinstance(overrides, dict) or not all(
+            isinstance(entry, dict) for entry in overrides.values()
+        ):
+            raise ConfigError(
+                f"{self._source}: {'.'.join(at)}.per_dataset: by dataset, the values that change are needed, such as "
+                f"{{es20: {{iterations: 100}}}} (got {overrides!r})"
+            )
+        for name in overrides:
+            if name not in self.datasets and name not in self._removed:
+                raise unknown(f"{self._source}: {'.'.join(at)}.per_dataset", "dataset", name, self.datasets)
+        return {name: merged(defaults, overrides.get(name, {})) for name in self.datasets}
+
+    def _named_file(self, key: str, name: str, folder: str) -> str:
+        """The path of ``config/<folder>/<name>.yaml``, from the root."""
+        valid = sorted(path.stem for path in (self._root / SOURCE / folder).glob("*.yaml"))
+        if name not in valid:
+            raise unknown(f"{self._source}: {key}", f"file in {SOURCE}/{folder}", name, valid)
+        return f"{SOURCE}/{folder}/{name}.yaml"
+
+
+class Configuration(Setup):
+    """Everything under ``config/``, checked.
+
+    Attributes:
+        experiments: by name and dataset, every experiment's system.
+        variants: by name, the setup with a variant's changes.
+        layouts: the tables, figures, pictures and claims asked for.
+        names: how tables and figures may call the datasets.
+        benchmarks: by name, what each benchmark of speed measures.
+        launch_file, launch_settings: Accelerate's launch file, and what it says.
+        precision: what networks are trained and evaluated in.
+    """
+
+    def __init__(self, values: dict[str, Any], root: Path) -> None:
+        values = with_text_keys(values)
+        super().__init__(values, root)
+        for name, variant in self.variant_of.items():
+            if variant not in self.main.variants:
+                place = f"{self._file_of(name)}: experiments.{name}.variant"
+                raise unknown(place, "variant", variant, self.main.variants)
+        self.variants = {
+            name: self._variant(name, values, changes) for name, changes in self.main.variants.items()
+        }
+        for setup in self.variants.values():
+            self.experiments |= setup.experiments
+            self.files |= setup.files
+        self.files |= {f"{SOURCE}/tables.yaml", f"{SOURCE}/reported.csv"}
+        layouts = read_tables(root, values)
+        self.names = DatasetNames(self.datasets, self.stands_for, self.trained_on, layouts.paper_datasets)
+        with_anchors = [
+            name
+            for name, systems in self.experiments.items()
+            if all(
+                isinstance(system, Network) and system.anchors.kind != "none" for system in systems.values()
+            )
+        ]
+        self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)
+        self.layouts = layouts.with_tables_of(self.names, self.benchmarks)
+        of_systems = {name: isinstance(what, SpeedBenchmark) for name, what in self.benchmarks.items()}
+        in_profile = {kind: getattr(self.main, kind) for kind in OF_PROFILE}
+        self.layouts.check(self.names, self.experiments, with_anchors, of_systems, in_profile)
+        self._check_new_experiments()
+        for table in self.layouts.tables:
+            self.reported(table)
+        self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
+        self.launch_settings = load_yaml(root / self.launch_file, self.launch_file)
+        self._check_batches()
+        self.precision = self._read_precision()
+
+    def reported(self, table: str) -> dict[str, dict[str, float]]:
+        """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
+        number, place = self.layouts.tables[table].reported, f"{SOURCE}/reported.csv"
+        if number is None:
+            return {}
+        with (self._root / place).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        tables = sorted({line["table"] for line in lines})
+        if str(number) not in tables:
+            raise unknown(
+                f"{SOURCE}/tables.yaml: tables.{table}.reported", "table of the paper", number, tables
+            )
+        values: dict[str, dict[str, float]] = {}
+        for line in lines:
+            if line["table"] == str(number):
+                values.setdefault(line["row"], {})[line["column"]] = float(line["value"])
+        return values
+
+    def _variant(self, name: str, values: dict[str, Any], changes: dict[str, Any]) -> Setup:
+        for section in changes:
+            if section not in VARIED:
+                raise unknown(f"{SOURCE}: variants.{name}", "section", section, VARIED)
+        return Setup(merged(values, changes), self._root, f"{SOURCE} with variant {name!r}", name)
+
+    def _check_new_experiments(self) -> None:
+        """An experiment that a profile adds is shown somewhere; one that is not is a name misspelt."""
+        known = read_experiments(self._root, {})
+        shown = {name for table in self.layouts.tables.values() for name in table.experiments}
+        shown |= {name for figure in self.layouts.figures.values() for name in figure.experiments}
+        shown |= {picture.experiment for picture in self.layouts.pictures.values()}
+        for name in self.main.experiments:
+            if name not in known and name not in shown:
+                raise unknown(f"{SOURCE}: experiments", "experiment", name, known)
+
+    def _check_batches(self) -> None:
+        """Processes share a batch evenly."""
+        processes = self.launch_settings.get("num_processes", 1)
+        for section in ("proposals", "segmentation"):
+            for name, settings in self.stages[section].items():
+                if settings.batch_size % processes:
+                    raise ConfigError(
+                        f"{SOURCE}: {section}.batch_size: {settings.batch_size} (for {name}) does not divide among the "
+                        f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
+                    )
+
+    def _read_precision(self) -> Precision:
+        """The configured precision, which a launch file must not contradict."""
+        launched = self.launch_settings.get("mixed_precision", "no")
+        if launched != "no":
+            raise ConfigError(
+                f"{self.launch_file}: mixed_precision: {launched!r}, but the precision is set in the configuration "
+                f"(precision: {self.main.precision}); remove the key from the launch file"
+            )
+        return resolve(self.main.precision, use_cpu=bool(self.launch_settings.get("use_cpu", False)))

@@ -1,0 +1,185 @@
+"""What each system of the tables may be told: which of DeOP's parts are on, and how multi-pass systems classify."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.templates import Templates
+
+
+class SeveranceSettings(Settings):
+    """Patch severance (section 4.1). ``alpha`` maps a layer, counted from the end (-1 is the last), to its alpha.
+
+    The kinds that are guided by masks, ``mps`` and ``mask_sum``, sever a layer whole (1) or not at all (0). ``rows``
+    says how the rows of ``mps`` are made to sum to one: divided by their sums (``share``), or by a softmax as in the
+    release.
+    """
+
+    kind: Literal["none", "gps", "mps", "mask_sum"] = "none"
+    alpha: Annotated[dict[int, Fraction], Field(default_factory=dict)]
+    rows: Literal["share", "softmax"] = "share"
+
+    @model_validator(mode="after")
+    def _whole_layers(self) -> SeveranceSettings:
+        between = {layer: alpha for layer, alpha in self.alpha.items() if alpha not in (0, 1)}
+        if self.kind in ("mps", "mask_sum") and between:
+            raise ValueError(f"severance kind {self.kind!r} has only alphas 0 and 1 (got {between})")
+        return self
+
+
+class AnchorSettings(Settings):
+    """Classification anchor learning (section 4.2); ``kind: none`` is mask pooling.
+
+    ``layers`` is K of both decoders. ``conv`` is Eq. 4 with its softmax over the patches of each mask, ``conv_image``
+    over all patches of the image (see :class:`deop.models.anchors.ConvHeatmapDecoder`); ``heads``, ``ffn_width`` and
+    ``dropout`` are the query decoder's alone.
+    """
+
+    kind: Literal["none", "query", "conv", "conv_image"] = "none"
+    layers: Annotated[int, Field(ge=0)] = 1
+    heads: Positive = 8
+    ffn_width: Positive = 1024
+    dropout: Fraction = 0.1
+    feature_scale: float = 1.0
+
+
+class Network(Settings):
+    """One system of the tables: which of DeOP's parts are on.
+
+    ``text_prompts`` are learned ``offline``, go on learning end to end (``online``), or are not learned at all but the
+    mean over ``templates``, CLIP's zero-shot recipe: the name of a set (:data:`deop.settings.templates.SETS`) or a
+    list. ``logit_scale`` multiplies the cosines that the softmax over classes sees; None is the CLIP's own, learned in
+    its pre-training: 100 for OpenAI's. ``resampling: release`` follows the authors' release, for its weights: positions
+    and visual prompts are resized without antialiasing, and the masks that pool are brought to the patch grid after
+    their sigmoid and not before.
+    """
+
+    method: Literal["deop"] = "deop"
+    visual_prompts: bool = False
+    text_prompts: Literal["offline", "online", "templates"] = "offline"
+    templates: Templates = ()
+    severance: SeveranceSettings = SeveranceSettings()
+    anchors: AnchorSettings = AnchorSettings()
+    visual_prompt_grid: Positive = 24
+    renormalise_pooled: bool = False
+    logit_scale: float | None = None
+    # Left out of what names results unless it is set, so that those from before it keep their names.
+    resampling: Literal["antialias", "release"] = Field(
+        "antialias", exclude_if=lambda value: value == "antialias"
+    )
+
+    @model_validator(mode="after")
+    def _templates_or_learned(self) -> Network:
+        if bool(self.templates) != (self.text_prompts == "templates"):
+            raise ValueError("text_prompts is 'templates' if, and only if, templates are given")
+        return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether the network has anything to learn end to end (the baseline has not)."""
+        return self.visual_prompts or self.text_prompts == "online" or self.anchors.kind != "none"
+
+
+_IN_TRAINING = (
+    "head_hidden",
+    "unit_no_object",
+    "proposal_templates",
+    "logit_scale",
+    "class_weight",
+    "no_object_weight",
+)
+
+
+class MultiPassSettings(Settings):
+    """What the multi-pass systems have in common; the defaults are those of both releases, but for ``crop_resampling``.
+
+    head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
+    unit_no_object: the learned row "no object" has unit length, like the rows of names.
+    proposal_templates, crop_templates: prompts of the two streams, of which the mean embedding is taken: the name of a
+        set (:data:`deop.settings.templates.SETS`), or a list with ``{}`` for the class name; none for the learned text
+        prompt.
+    logit_scale: factor of the cosines of both streams; None is the CLIP's own (100 for OpenAI's).
+    class_weight: weight of the classification, in the loss and in the matching cost.
+    no_object_weight: weight of the queries without a segment in the cross-entropy.
+    mask_threshold: a proposal is shown to CLIP if its mask exceeds this somewhere, and what exceeds it is shown.
+    crop_expand: side lengths of a crop over those of its mask's box.
+    crop_resampling: how crops are resized: bicubic with antialiasing, or as in the system's own release. SimBaseline's
+        is bicubic without antialiasing, not clamped to [0, 1]; ZegFormer's is RoIAlign on a box without the mask's
+        last row and column, or on the whole image where such a box has no area.
+    crop_size: side of the resized crops in pixels; None is the size that CLIP was pre-trained at.
+    crop_batch: crops in one call of CLIP.
+    without_crop: what stands for CLIP's probability of each class where a proposal is not shown to it.
+    """
+
+    head_hidden: tuple[Positive, ...] = ()
+    unit_no_object: bool = True
+    proposal_templates: Templates = ()
+    crop_templates: Templates = ()
+    logit_scale: float | None = None
+    class_weight: Annotated[float, Field(ge=0)] = 1.0
+    no_object_weight: Annotated[float, Field(gt=0)] = 0.1
+    mask_threshold: Fraction = 0.5
+    crop_expand: Annotated[float, Field(gt=0)] = 1.0
+    crop_resampling: Literal["antialias", "release"] = "antialias"
+    crop_size: Positive | None = None
+    crop_batch: Positive = 128
+    without_crop: Literal["one", "uniform", "zero"] = "one"
+
+    @property
+    def learned_prompts(self) -> bool:
+        """Whether a stream asks for the learned text prompt."""
+        return not (self.proposal_templates and self.crop_templates)
+
+    def for_training(self) -> dict[str, Any]:
+        """What training depends on; how crops are made and the streams put together is no reason to train again.
+
+        Crops play no part in it, so their stream is given the prompts of the other.
+        """
+        values = self.model_dump(mode="json", include={"method", *_IN_TRAINING})
+        return values | {"crop_templates": values["proposal_templates"]}
+
+
+class SimBaselineSettings(MultiPassSettings):
+    """The release's settings for COCO-Stuff, but for ``crop_resampling``.
+
+    For VOC it has ``ensemble_weight`` 0.7 and the proposal stream's prompt "a sculpture of a {}.". On a dataset that
+    it was not trained on, no class counts as seen (give no ``seen_names``); ``ensemble_weight`` and ``mask_threshold``
+    are then 0.4 and 0.5 (VOC-20, PC-59), 0.5 and 0.4 (A-150), 0.7 and 0.3 (A-847).
+
+    ensemble_weight: weight toward the proposal stream for seen classes, and toward CLIP for the others.
+    """
+
+    method: Literal["simbaseline"] = "simbaseline"
+    head_hidden: tuple[Positive, ...] = (1024,)
+    ensemble_weight: Fraction = 0.8
+
+
+class ZegFormerSettings(MultiPassSettings):
+    """The release's settings for COCO-Stuff and VOC, but for ``crop_resampling`` and two more.
+
+    It averages over eight templates in training on COCO-Stuff and over 32 for the crops; here it is one for each, and
+    more are a matter of configuration. And it sends all N proposals through CLIP, an empty one as a plain picture;
+    here those are left out, as the DeOP paper counts its passes, and CLIP is taken to be undecided on them.
+
+    ensemble_weight: weight toward the proposal stream for seen classes, and toward CLIP for the others.
+    calibration: what is subtracted from every pixel's score of each seen class.
+    """
+
+    method: Literal["zegformer"] = "zegformer"
+    unit_no_object: bool = False
+    proposal_templates: Templates = ("A photo of a {} in the scene",)
+    crop_templates: Templates = ("A photo of a {} in the scene",)
+    without_crop: Literal["one", "uniform", "zero"] = "uniform"
+    ensemble_weight: Fraction = 2 / 3
+    calibration: float = 0.1
+
+
+SYSTEMS: dict[str, type[Settings]] = {
+    "deop": Network,
+    "simbaseline": SimBaselineSettings,
+    "zegformer": ZegFormerSettings,
+}
+"""The settings of a system by its ``method``."""

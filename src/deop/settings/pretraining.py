@@ -1,0 +1,47 @@
+"""Settings of the stages that pre-train what the mini profile has in place of OpenAI's CLIP and ImageNet's backbone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from deop.settings.base import Fraction, Positive, Settings
+
+
+class PretrainClip(Settings):
+    """Contrastive pre-training of the mini CLIP on generated scenes and captions.
+
+    ``textures`` are pictures drawn of each texture and style, parts of which the scenes show; ``accuracy_scenes`` are
+    fresh scenes that the finished CLIP is measured on. ``text_from`` names a model with bundled weights, whose text
+    tower the first round starts from in place of random weights.
+    """
+
+    model: str
+    text_from: str | None = None
+    image_size: Positive = 64
+    images: Positive
+    batch_size: Positive = 256
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup_images: int = 20_000
+    patch_dropout: Fraction = 0.5
+    objects: tuple[Positive, Positive] = (1, 3)
+    common: tuple[str, ...] = ()
+    common_share: Fraction = 0.0
+    textures: Positive = 16
+    accuracy_scenes: Positive = 200
+
+
+class PretrainBackbone(Settings):
+    """Classification of single emoji by the proposal network's backbone, in the place of ImageNet (mini profile)."""
+
+    backbone: str
+    backbone_args: Annotated[dict, Field(default_factory=dict)]
+    image_size: Positive = 64
+    images: Positive
+    batch_size: Positive = 128
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_images: int = 10_000
+    textures: Positive = 16

@@ -1,0 +1,1 @@
+"""Commands that the workflow does not call."""

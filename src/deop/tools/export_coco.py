@@ -1,0 +1,101 @@
+"""What a system predicts on a validation set, as a results file that COCO's own tools score."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from deop.data.coco_results import entries, image_ids, write_results
+from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.errors import DeopError
+from deop.jobs.artifacts import require_inputs
+from deop.jobs.job import Job
+from deop.methods.inference import prepare
+from deop.methods.networks import build_segmenter
+from deop.settings.stages import Evaluation
+from deop.stages.evaluate import batches, load_batch, resize_short_side
+from deop.training.loop import make_accelerator
+
+
+def run(job: Job, output: Path) -> None:
+    """Writes the label maps that the evaluation ``job`` measures to ``output``, all their pixels, as COCO results.
+
+    They are collected in ``<output>.<key>.partial``, a batch a line; a killed run leaves it and the next takes it up.
+
+    Args:
+        job: an evaluation, whose inputs are there.
+
+    Raises:
+        DeopError: an input of the evaluation that is not there, or a folder that cannot be written to.
+    """
+    require_inputs(job)
+    partial = output.with_name(f"{output.name}.{job.key}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file = partial.open("a+b")
+    except OSError as error:
+        raise DeopError(f"{partial} cannot be written: {error.strerror}") from None
+    with file:
+        for group in _predictions(job, _whole_lines(file)):
+            file.write(json.dumps(group).encode() + b"\n")
+            file.flush()
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    with partial.open() as lines, temporary.open("w") as file:
+        write_results(map(json.loads, lines), file)
+    os.replace(temporary, output)
+    partial.unlink()
+
+
+def category_ids(card: DatasetCard) -> list[int]:
+    """The owners' id of each class, or its label where they have none; counted from 1, as COCO's are.
+
+    COCO-Stuff's label maps hold its category ids less one.
+    """
+    ids = [label if entry.raw_id is None else entry.raw_id for label, entry in enumerate(card.classes)]
+    return [value + 1 for value in ids] if 0 in ids else ids
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """How many lines a file has; what a killed run left after the last is cut off."""
+    file.seek(0)
+    count = end = 0
+    for line in file:
+        if line.endswith(b"\n"):
+            count, end = count + 1, end + len(line)
+    file.truncate(end)
+    return count
+
+
+def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
+    """The entries of each of the evaluation's batches but the first ``done``."""
+    settings = Evaluation.model_validate(job.settings["evaluation"])
+    dataset = SegmentationDataset(job.inputs["data"], "val")
+    accelerator = make_accelerator(job.precision)
+    ids = image_ids([entry.image for entry in dataset.entries])
+    categories = category_ids(dataset.card)
+    todo = batches(dataset, settings.batch_size)
+    if done == len(todo):
+        return
+    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
+    for batch in tqdm(
+        todo[done:],
+        desc="export_coco",
+        initial=done,
+        total=len(todo),
+        mininterval=1 if sys.stderr.isatty() else 15,
+    ):
+        images, labels = load_batch(dataset, batch, accelerator.device)
+        with accelerator.autocast():
+            resized = resize_short_side(images, settings.short_side)
+            prediction = segmenter.label(resized, dataset.names, tuple(labels.shape[-2:]))
+        yield [
+            entry
+            for index, label_map in zip(batch, prediction.cpu().numpy(), strict=True)
+            for entry in entries(label_map, ids[index], categories)
+        ]

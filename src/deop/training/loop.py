@@ -1,0 +1,383 @@
+"""The training loop that every trained stage shares, on Hugging Face Accelerate.
+
+The batch of a step is a pure function of the seed and the step number, and the random state of a step is seeded by
+both, so a run that was killed and resumed computes just what an uninterrupted one computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env, set_seed
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from deop.data.segmentation import SegmentationDataset
+from deop.data.transforms import TrainingBatches, seed_cpu
+from deop.errors import DeopError
+from deop.jobs.artifacts import Workspace, device_name
+from deop.jobs.job import Job
+from deop.models.weight_files import read_pickled
+from deop.settings.precision import Precision
+from deop.settings.stages import Proposals, Segmentation
+from deop.training.optim import poly
+from deop.utils.timing import part, parts_of
+
+CHECKPOINT = "checkpoint.pt"
+KEPT_BYTES = 256 * 2**20
+"""What decoded samples may take in memory, in each process that loads them."""
+
+
+class Training(NamedTuple):
+    """What a stage trains on augmented images of a dataset.
+
+    module: called with a batch, returns named losses; its ``networks`` is called with a batch likewise, and returns a
+        scalar of all that the networks under the losses give; its ``denominators`` says how many of what each loss is
+        a mean over (see :func:`accumulate`).
+    optimizer: of what the module learns.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    dataset: SegmentationDataset
+    settings: Proposals | Segmentation
+
+
+def make_accelerator(precision: Precision = "fp32", logging_dir: Path | None = None) -> Accelerator:
+    """An Accelerator as its launch file or environment says, that computes in ``precision``.
+
+    Raises:
+        DeopError: a device without arithmetic of that precision. It would be another job.
+    """
+    device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    if not has_arithmetic(device, precision):
+        others = [other for other in get_args(Precision) if has_arithmetic(device, other)]
+        raise DeopError(
+            f"this job computes in {precision}, for which {device_name(device)} has no arithmetic; set precision in "
+            f"the configuration to one that it has ({', '.join(others)})"
+        )
+    return Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with="tensorboard" if logging_dir else None,
+        project_dir=str(logging_dir) if logging_dir else None,
+    )
+
+
+def has_arithmetic(device: torch.device, precision: Precision) -> bool:
+    """Whether a device computes in a precision itself; GPUs before Ampere, for one, only emulate bf16."""
+    if precision == "fp32":
+        return True
+    if device.type == "cuda":
+        return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16" and (device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
+    learned = {name for name, value in module.named_parameters() if value.requires_grad}
+    owners = {name.rpartition(".")[0] for name in learned}
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {
+        name: value.detach()
+        for name, value in module.state_dict().items()
+        if name in learned or (name not in frozen and name.rpartition(".")[0] in owners)
+    }
+
+
+def fit(
+    module: nn.Module,
+    batches: Dataset,
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    iterations: int,
+    seed: int,
+    workspace: Workspace,
+    accelerator: Accelerator,
+    description: str,
+    clip_grad_norm: float | None = None,
+    checkpoint_seconds: float = 30.0,
+    micro_batch: int | None = None,
+    workers: int | None = None,
+    denominators: Callable[[object], dict[str, Tensor]] | None = None,
+    after_step: Callable[[object], None] | None = None,
+) -> None:
+    """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
+
+    Args:
+        module: called with a batch, returns named losses, of which the sum is minimised.
+        batches: map from a step number to a batch of ``batch_size`` samples.
+        schedule: factor of the learning rate by step.
+        checkpoint_seconds: how much work a kill may cost at most.
+        micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
+            parts.
+        workers: processes that load batches ahead, 0 for none; None is as :func:`loader_workers` has it.
+        denominators: what each loss is a mean over, see :func:`accumulate`; None where that is the samples.
+        after_step: called with the batch of each step that is done.
+
+    Raises:
+        FloatingPointError: a loss is not finite; the checkpoint before it is kept.
+        DeopError: what reading a batch raised.
+        WeightsError: a checkpoint that cannot be read.
+    """
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    plain = module
+    module, optimizer = accelerator.prepare(module, optimizer)
+    checkpoint = workspace.state / CHECKPOINT
+    first = 0
+    if checkpoint.exists():
+        state = read_pickled(checkpoint)
+        plain.load_state_dict(state["module"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        first = state["step"]
+        accelerator.print(f"{description}: resuming at step {first} of {iterations}")
+    accelerator.init_trackers(description.replace(" ", "_"))
+    loader = DataLoader(
+        _OrError(batches),
+        batch_size=None,
+        sampler=range(first, iterations),
+        num_workers=loader_workers(accelerator.device) if workers is None else workers,
+        pin_memory=accelerator.device.type == "cuda",
+        collate_fn=_as_arrays if accelerator.device.type == "cpu" else None,
+    )
+    progress = tqdm(
+        loader,
+        desc=description,
+        initial=first,
+        total=iterations,
+        mininterval=1.0 if sys.stderr.isatty() else 15.0,
+        disable=not accelerator.is_local_main_process,
+    )
+    saved = time.monotonic()
+    module.train()
+    for step, loaded in enumerate(parts_of(progress, "data"), start=first):
+        _seed_step(hash((seed, step)) % 2**31 + accelerator.process_index, accelerator.device)
+        if isinstance(loaded, DeopError):
+            raise loaded
+        batch = _to(loaded, accelerator.device)
+        place = f"{description}, step {step}"
+        losses = accumulate(module, batch, micro_batch, accelerator, place, denominators)
+        with part("optimizer"):
+            if clip_grad_norm:
+                accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+        if step % 10 == 0:
+            whole = accelerator.reduce(losses, reduction="mean")
+            values = {name: value.item() for name, value in whole.items()}
+            progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+            accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
+        if time.monotonic() - saved > checkpoint_seconds and accelerator.is_main_process:
+            _save(checkpoint, plain, optimizer, scheduler, accelerator, step + 1)
+            workspace.tick()
+            saved = time.monotonic()
+        if after_step is not None:
+            after_step(batch)
+    # Not end_training: it would part the processes, which still have to wait for each other (see artifact).
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+class _OrError(Dataset):
+    """Batches, or the errors met in reading them: raised in a loader's process, one would arrive as a traceback."""
+
+    def __init__(self, batches: Dataset) -> None:
+        self._batches = batches
+
+    def __getitem__(self, step: int) -> object:
+        try:
+            return self._batches[step]
+        except DeopError as error:
+            return error
+
+
+def _as_arrays(batch):
+    """Tensors as arrays, which come through a pipe: as files of shared memory they cost a CPU a millisecond a step."""
+    if isinstance(batch, dict):
+        return {key: _as_arrays(value) for key, value in batch.items()}
+    return batch.numpy() if isinstance(batch, Tensor) else batch
+
+
+def _seed_step(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":  # everything that a step draws is torch's
+        seed_cpu(seed)
+    else:
+        set_seed(seed)
+
+
+def accumulate(
+    module: nn.Module,
+    batch,
+    micro_batch: int | None,
+    accelerator: Accelerator,
+    place: str,
+    denominators: Callable[[object], dict[str, Tensor]] | None = None,
+) -> dict[str, Tensor]:
+    """Adds up the gradients of a batch over its parts and over all processes.
+
+    The result is that of one process which sees the whole batch at once, however the batch is divided: each loss is a
+    mean over something (masks, labelled pixels), and a part counts by how many of these it holds. Batch norms that are
+    not frozen, and dropout, still differ.
+
+    Args:
+        batch: this process's share of the batch.
+        micro_batch: samples that go through the module at once; None for all.
+        place: where a loss that is not finite was met, for the error.
+        denominators: by name of a loss, how many of what it is a mean over are in a part of the batch, computed
+            without the network; None where that is the samples.
+
+    Returns:
+        By name, this process's share of the loss: the mean over the processes is the loss of the whole batch.
+
+    Raises:
+        FloatingPointError: a loss is not finite.
+    """
+    parts = split(batch, micro_batch)
+    weights = _part_weights(parts, accelerator, denominators)
+    shares: dict[str, Tensor] = {}
+    for index, (samples, _) in enumerate(parts):
+        # Processes bring their gradients together once a step, with the last part.
+        last = index == len(parts) - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(module):
+            with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
+                losses = module(samples)
+            weighted = [
+                value * weights[index].get(name, weights[index][""]) for name, value in losses.items()
+            ]
+            total = torch.stack(weighted).sum()
+            if not torch.isfinite(total):
+                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+                raise FloatingPointError(f"{place}: loss is not finite ({values})")
+            # Again: what gradient checkpointing computes a second time must be computed as it was the first time.
+            with plain_attention(accelerator.device), part("backward"):
+                accelerator.backward(total)
+        for name, value in zip(losses, weighted, strict=True):
+            shares[name] = shares.get(name, 0) + value.detach()
+    return shares
+
+
+def _part_weights(
+    parts: list[tuple[object, int]],
+    accelerator: Accelerator,
+    denominators: Callable[[object], dict[str, Tensor]] | None,
+) -> list[dict[str, Tensor | float]]:
+    """For each part of a batch, by name of a loss, what its mean over the part counts in the whole batch.
+
+    Under ``""`` is what the samples count. Gradients are averaged over processes, hence the factor of their number.
+    """
+    processes = accelerator.num_processes
+    if len(parts) == 1 and processes == 1:
+        return [{"": 1.0}]
+    counts = [{"": torch.tensor(float(samples), device=accelerator.device)} for _, samples in parts]
+    if denominators is not None:
+        counts = [count | denominators(samples) for count, (samples, _) in zip(counts, parts, strict=True)]
+    table = torch.stack([torch.stack([value.double() for value in count.values()]) for count in counts])
+    whole = accelerator.reduce(table.sum(0)) if processes > 1 else table.sum(0)
+    shares = (table * processes / whole.clamp(min=torch.finfo(whole.dtype).tiny)).float()
+    return [dict(zip(counts[0], row.unbind(), strict=True)) for row in shares]
+
+
+def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
+    """Parts of at most ``micro_batch`` samples of a batch (a tensor, or a dictionary of them), and their sizes."""
+    tensors = batch if isinstance(batch, dict) else {"": batch}
+    samples = min((len(value) for value in tensors.values()), default=1)
+    if micro_batch is None or samples <= micro_batch:
+        return [(batch, samples)]
+    split = zip(*(value.split(micro_batch) for value in tensors.values()))
+    named = [dict(zip(tensors, values)) for values in split]
+    return [(one if isinstance(batch, dict) else one[""], len(next(iter(one.values())))) for one in named]
+
+
+def loader_workers(device: torch.device) -> int:
+    """Processes that load batches ahead: on a GPU all threads of the job but one are theirs; else one is enough."""
+    return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1) if device.type == "cuda" else 1
+
+
+def training_dataset(job: Job) -> SegmentationDataset:
+    """What ``job.inputs["data"]`` has to learn from, its label maps checked."""
+    return SegmentationDataset(
+        job.inputs["data"], "train", seen_only=True, keep_bytes=KEPT_BYTES
+    ).check_labels()
+
+
+def fit_on_images(
+    training: Training,
+    job: Job,
+    *,
+    workspace: Workspace,
+    accelerator: Accelerator,
+    after_step: Callable[[object], None] | None = None,
+) -> None:
+    """:func:`fit` on augmented batches of a dataset with the schedule of its settings, split over the processes."""
+    settings = training.settings
+    batches = TrainingBatches(
+        training.dataset,
+        settings.augmentation,
+        batch_size=settings.batch_size,
+        steps=settings.iterations,
+        seed=job.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    fit(
+        training.module,
+        batches,
+        optimizer=training.optimizer,
+        schedule=poly(settings.iterations, settings.warmup),
+        iterations=settings.iterations,
+        seed=job.seed,
+        workspace=workspace,
+        accelerator=accelerator,
+        description=job.stage,
+        clip_grad_norm=settings.clip_grad_norm,
+        micro_batch=job.settings.get("machine", {}).get("micro_batch"),
+        denominators=training.module.denominators,
+        after_step=after_step,
+    )
+
+
+def plain_attention(device: torch.device) -> contextlib.AbstractContextManager:
+    """On a CPU, plain matrix products: for a few dozen tokens, fused attention makes a step a quarter longer."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+
+
+def _save(path: Path, module: nn.Module, optimizer, scheduler, accelerator: Accelerator, step: int) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "module": learned_state(module),
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+            "step": step,
+        },
+        temporary,
+    )
+    os.replace(temporary, path)
+
+
+def _to(batch, device: torch.device):
+    """A batch on the device, in the types that networks take: bytes are images in [0, 1], short integers indices."""
+    if isinstance(batch, Tensor | np.ndarray):
+        batch = torch.as_tensor(batch).to(device, non_blocking=True)
+        if batch.dtype == torch.uint8:
+            return batch.float().div_(255)
+        return batch.long() if batch.dtype == torch.int16 else batch
+    if isinstance(batch, dict):
+        return {key: _to(value, device) for key, value in batch.items()}
+    return batch
