@@ -13,7 +13,8 @@ import yaml
 
 from deop.errors import ConfigError
 from deop.jobs.job import Job
-from deop.jobs.jobs import NAMED, marker, recipes
+from deop.jobs import recipes
+    from deop.jobs.jobs import NAMED, marker
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
 from deop.settings.methods import Network

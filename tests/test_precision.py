@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from deop.errors import ConfigError, DeopError
+from deop.jobs import artifacts
 from deop.jobs.job import Job
-from deop.jobs.jobs import artifacts
 from deop.jobs.plan import Plan
 from deop.settings.precision import resolve
 from deop.training.loop import make_accelerator

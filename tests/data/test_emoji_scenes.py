@@ -8,8 +8,8 @@ import torch
 import yaml
 from PIL import Image
 
+from deop.data.emoji import dataset as emoji_scenes
 from deop.data.emoji.artwork import STYLES, concepts, draw
-from deop.data.emoji.artwork import dataset as emoji_scenes
 from deop.data.emoji.captioned import CaptionedScenes
 from deop.data.emoji.scenes import Placement, compose
 from deop.data.emoji.textures import draw_texture, texture_names

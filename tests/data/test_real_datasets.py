@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from real_layouts import LAYOUTS, class_ids
 
-from deop.data.emoji.artwork import dataset as emoji_scenes
+from deop.data.emoji import dataset as emoji_scenes
 from deop.data.prepare import prepare
 from deop.data.readers.ade20k import read_object_map
 from deop.data.readers.registry import READERS, open_source

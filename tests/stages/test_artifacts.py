@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from deop.jobs import artifacts
 from deop.jobs.artifacts import code_version, describe
 from deop.jobs.job import Job
-from deop.jobs.jobs import artifacts
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -22,8 +22,8 @@ from deop.data.segmentation import (
     write_split,
 )
 from deop.errors import DeopError
+from deop.jobs import artifacts
 from deop.jobs.job import Job
-from deop.jobs.jobs import artifacts
 from deop.methods.base import normalise
 from deop.methods.deop import DeOP
 from deop.models.clip import load_clip

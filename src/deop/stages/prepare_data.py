@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deop.data.downloads.manifests import verify
-from deop.data.emoji.artwork import dataset as emoji_scenes
+from deop.data.emoji import dataset as emoji_scenes
 from deop.data.prepare import prepare
 from deop.data.readers.folder_files import content, top_folder
 from deop.data.segmentation import SegmentationDataset
