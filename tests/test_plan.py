@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from deop.errors import ConfigError
-from deop.jobs.job import Job
 from deop.jobs import recipes
-    from deop.jobs.jobs import NAMED, marker
+from deop.jobs.job import Job
+from deop.jobs.jobs import NAMED, marker
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
 from deop.settings.methods import Network
