@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from deop.errors import unknown, validated
+from deop.errors import ConfigError, unknown, validated
 from deop.settings.base import Positive, Settings
 from deop.settings.clip_layers import check_model, check_severed_layers
 from deop.settings.files import merged
@@ -103,14 +103,17 @@ def read_benchmarks(section: dict[str, Any], source: str) -> dict[str, Rounds]:
         ConfigError: something that cannot be measured.
     """
     shared = {key: value for key, value in section.items() if key not in (*BENCHMARKS, "clips")}
-    clips = {name: _all_parts(entry) for name, entry in section.get("clips", {}).items()}
+    clips = {
+        name: _all_parts(entry, source, ("benchmark", "clips", name))
+        for name, entry in _mapping(section, "clips", source, ("benchmark",)).items()
+    }
     found: dict[str, Rounds] = {}
     for name, model in BENCHMARKS.items():
         if name not in section:
             continue
-        values, at = shared | section[name], ("benchmark", name)
+        values, at = shared | _mapping(section, name, source, ("benchmark",)), ("benchmark", name)
         if model is ScalingBenchmark:
-            if values.get("model") not in clips:
+            if not isinstance(values.get("model"), str) or values["model"] not in clips:
                 place = f"{source}: {'.'.join(at)}.model"
                 raise unknown(place, "CLIP of benchmark.clips", values.get("model"), clips)
             values |= {"clip": clips[values["model"]]}
@@ -132,9 +135,24 @@ def _clips(benchmarks: Iterable[Rounds]) -> Iterator[tuple[str, BenchmarkClip]]:
             yield benchmark.model, benchmark.clip
 
 
-def _all_parts(entry: dict[str, Any]) -> dict[str, Any]:
+def _all_parts(entry: Any, source: str, at: tuple[str, ...]) -> dict[str, Any]:
     """An entry of ``clips`` with all of DeOP's parts on, and proposals of random weights."""
+    entry = _mapping({at[-1]: entry}, at[-1], source, at[:-1])
+    network = _mapping(entry, "network", source, at)
+    validated(DeOPSettings, network, source, (*at, "network"))  # as it is, before parts of it are replaced
     return entry | {
-        "network": merged(entry.get("network", {}), _DEOP),
-        "proposals": _UNTRAINED | entry.get("proposals", {}),
+        "network": merged(network, _DEOP),
+        "proposals": _UNTRAINED | _mapping(entry, "proposals", source, at),
     }
+
+
+def _mapping(values: dict[str, Any], key: str, source: str, at: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping under a key, empty if there is none.
+
+    Raises:
+        ConfigError: the value is not a mapping.
+    """
+    value = values.get(key, {})
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: {'.'.join((*at, key))}: a mapping is needed (got {value!r})")
+    return value
