@@ -103,19 +103,19 @@ def read_benchmarks(section: dict[str, Any], source: str) -> dict[str, Rounds]:
         ConfigError: something that cannot be measured.
     """
     shared = {key: value for key, value in section.items() if key not in (*BENCHMARKS, "clips")}
+    place = f"{source}: benchmark"
     clips = {
-        name: _all_parts(entry, source, ("benchmark", "clips", name))
-        for name, entry in _mapping(section, "clips", source, ("benchmark",)).items()
+        name: _all_parts(entry, source, f"benchmark.clips.{name}")
+        for name, entry in _mapping(section.get("clips", {}), f"{place}.clips").items()
     }
     found: dict[str, Rounds] = {}
     for name, model in BENCHMARKS.items():
         if name not in section:
             continue
-        values, at = shared | _mapping(section, name, source, ("benchmark",)), ("benchmark", name)
+        values, at = shared | _mapping(section[name], f"{place}.{name}"), ("benchmark", name)
         if model is ScalingBenchmark:
             if not isinstance(values.get("model"), str) or values["model"] not in clips:
-                place = f"{source}: {'.'.join(at)}.model"
-                raise unknown(place, "CLIP of benchmark.clips", values.get("model"), clips)
+                raise unknown(f"{place}.{name}.model", "CLIP of benchmark.clips", values.get("model"), clips)
             values |= {"clip": clips[values["model"]]}
         else:
             values |= {"clips": clips}
@@ -135,24 +135,21 @@ def _clips(benchmarks: Iterable[Rounds]) -> Iterator[tuple[str, BenchmarkClip]]:
             yield benchmark.model, benchmark.clip
 
 
-def _all_parts(entry: Any, source: str, at: tuple[str, ...]) -> dict[str, Any]:
+def _all_parts(entry: Any, source: str, at: str) -> dict[str, Any]:
     """An entry of ``clips`` with all of DeOP's parts on, and proposals of random weights."""
-    entry = _mapping({at[-1]: entry}, at[-1], source, at[:-1])
-    network = _mapping(entry, "network", source, at)
-    validated(DeOPSettings, network, source, (*at, "network"))  # as it is, before parts of it are replaced
-    return entry | {
-        "network": merged(network, _DEOP),
-        "proposals": _UNTRAINED | _mapping(entry, "proposals", source, at),
-    }
+    entry = _mapping(entry, f"{source}: {at}")
+    network = entry.get("network", {})
+    validated(DeOPSettings, network, source, (f"{at}.network",))  # as it is, before parts of it are replaced
+    proposals = _mapping(entry.get("proposals", {}), f"{source}: {at}.proposals")
+    return entry | {"network": merged(network, _DEOP), "proposals": _UNTRAINED | proposals}
 
 
-def _mapping(values: dict[str, Any], key: str, source: str, at: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping under a key, empty if there is none.
+def _mapping(value: Any, place: str) -> dict[str, Any]:
+    """The value itself.
 
     Raises:
-        ConfigError: the value is not a mapping.
+        ConfigError: it is not a mapping.
     """
-    value = values.get(key, {})
     if not isinstance(value, dict):
-        raise ConfigError(f"{source}: {'.'.join((*at, key))}: a mapping is needed (got {value!r})")
+        raise ConfigError(f"{place}: a mapping is needed (got {value!r})")
     return value
