@@ -39,13 +39,16 @@ def test_a_raised_revision_renames_what_the_stage_makes_and_all_that_is_made_fro
     assert not kept & {"train_proposals", "table", "claims", "picture"}
 
 
-def test_what_a_stage_runs_includes_methods_that_are_loaded_by_name():
-    """In a process of its own, the stage's imports are all among those found in the source."""
+@pytest.mark.parametrize("stage", ["table", pytest.param("evaluate", marks=pytest.mark.slow)])
+def test_what_python_imports_for_a_stage_is_found_in_its_source(stage):
     code = StageCode(PACKAGE, REVISIONS)
-    for stage in ("evaluate", "table"):
-        program = f"import sys, deop.stages.{stage}; print(*(name for name in sys.modules if name[:4] == 'deop'))"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-        assert set(done.stdout.split()) <= set(code.modules_of(stage))
+    program = f"import sys, deop.stages.{stage}; print(*(name for name in sys.modules if name[:4] == 'deop'))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= set(code.modules_of(stage))
+
+
+def test_methods_that_are_loaded_by_name_are_found():
+    code = StageCode(PACKAGE, REVISIONS)
     assert "deop.methods.zegformer" in code.modules_of("evaluate")
     assert "deop.methods.zegformer" not in code.modules_of("table")
 

@@ -167,7 +167,7 @@ class StageCode:
         """The modules of the package that a module imports, anywhere in its code."""
         is_package = self._paths[module].name == "__init__.py"
         package = module if is_package else module.rpartition(".")[0]
-        named = set()
+        named = {package}  # which is imported before it
         for node in ast.walk(self._trees[module]):
             if isinstance(node, ast.Import):
                 named |= {alias.name for alias in node.names}
