@@ -68,15 +68,15 @@ from deop.settings.clip_layers import layers_of
             "table1.datasets: unknown dataset 'voc'; valid: coco_stuff, voc20",
         ),
         (
-            ("multipass", "zegfomer"),
+            ("methods", "zegfomer"),
             {},
-            "config: multipass: unknown method 'zegfomer'; valid: simbaseline, zegformer",
+            "config: methods: unknown method 'zegfomer'; valid: deop, simbaseline, zegformer",
         ),
         (("accelerate",), "gpus3", "config: accelerate: .* 'gpus3'; valid: gpus4, gpus8, nodes2x8, single"),
         (
             ("resources", "training"),
             {},
-            "config: resources: unknown key 'training'; valid: benchmark, claims, download",
+            "config: resources: unknown key 'training'; valid: benchmark, build_system, claims",
         ),
         (("pretrain_clip", "model"), "x", "unknown key 'model'; the model is clip.model"),
         (
@@ -88,6 +88,33 @@ from deop.settings.clip_layers import layers_of
             ("pretrain_clip", "rounds"),
             [{"images": 1, "lrate": 1}],
             "pretrain_clip.rounds.0: unknown key 'lrate'; valid: .*lr",
+        ),
+        (
+            ("pretrain_backbone", "retrain"),
+            "no",
+            r"pretrain_backbone\.retrain: true or false .* \(got 'no'\)",
+        ),
+        (("network", "severance"), "gps", r"config: network\.severance: .* dictionary .*\(got 'gps'\)"),
+        (
+            ("network", "anchors"),
+            {"layer": 2},
+            r"config: network\.anchors: unknown key 'layer'; valid: .*layers",
+        ),
+        (("benchmark", "speed"), 3, r"config: benchmark\.speed: a mapping is needed \(got 3\)"),
+        (
+            ("benchmark", "clips"),
+            {"deop-mini": 3},
+            r"benchmark\.clips\.deop-mini: a mapping is needed \(got 3\)",
+        ),
+        (
+            ("benchmark", "scaling", "model"),
+            ["a"],
+            r"benchmark\.scaling\.model: unknown CLIP .* \['a'\]; valid: ",
+        ),
+        (
+            ("experiments",),
+            {"deop": {"variant": ["large"]}},
+            r"config: experiments\.deop\.variant: unknown variant \['large'\]; valid: large",
         ),
     ],
 )

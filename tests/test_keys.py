@@ -49,7 +49,7 @@ def test_names_on_disk_are_for_readers_and_only_the_key_counts(root, config, edi
     before = Plan(config, root)
     trained, evaluated = (
         next(job for job in before.jobs.values() if (job.stage, name_in(job)) == (stage, "es171-deop-seed0"))
-        for stage in ("train_segmentation", "evaluate")
+        for stage in ("train_system", "evaluate")
     )
     (root / f"{trained.output}.partial").mkdir(parents=True)
     renamed = (root / "config/experiments.yaml").read_text().replace("  deop:", "  ours:")
@@ -60,9 +60,10 @@ def test_names_on_disk_are_for_readers_and_only_the_key_counts(root, config, edi
     assert set(new_jobs(before, after)) == {"measure_speed", "table", "claims", "figure"}
     assert after.jobs[trained.stage, trained.key].output == trained.output
     other = after.jobs[evaluated.stage, evaluated.key]
-    assert name_in(other) == "es171-ours-seed0" and trained.output in other.inputs.values()
+    (system,) = (job for job in after.jobs.values() if job.output == other.inputs["system"])
+    assert name_in(other) == "es171-ours-seed0" and system.inputs["trained"] == trained.output
     # A finished artifact counts before an interrupted one.
-    finished = f"checkpoints/segmentation/es171-a-seed0-{trained.key}"
+    finished = f"checkpoints/training/es171-a-seed0-{trained.key}"
     (root / finished).mkdir()
     again = Plan(config, root)
     assert again.jobs[trained.stage, trained.key].output == finished
@@ -71,13 +72,13 @@ def test_names_on_disk_are_for_readers_and_only_the_key_counts(root, config, edi
 
 def test_what_a_machine_has_room_for_is_told_and_changes_no_key(root, config):
     before, machine = Plan(config, root), {"micro_batch": 2, "gradient_checkpointing": True}
-    config["resources"]["train_segmentation"] |= machine
+    config["resources"]["train_system"] |= machine
     after = Plan(config, root)
     assert jobs(before) == jobs(after)
     for (stage, key), job in after.jobs.items():
-        told = {"machine": machine} if stage == "train_segmentation" else {}
+        told = {"machine": machine} if stage == "train_system" else {}
         assert job.settings == before.jobs[stage, key].settings | told
-    del config["resources"]["train_segmentation"]["gradient_checkpointing"]
+    del config["resources"]["train_system"]["gradient_checkpointing"]
     config["resources"]["train_proposals"]["gradient_checkpointing"] = True
     with pytest.raises(ConfigError, match=r"resources.train_proposals: unknown key 'gradient_checkpointing'"):
         Plan(config, root)

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from asked import Asked
 
 from deop.errors import ConfigError
-from deop.jobs import recipes
+from deop.jobs import pipeline
 from deop.jobs.job import Job
-from deop.jobs.jobs import NAMED, marker
+from deop.jobs.jobs import NAMED
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
 from deop.settings.methods import DeOPSettings
@@ -31,23 +32,24 @@ def new_jobs(before: Plan, after: Plan) -> Counter:
     return Counter(stage for stage, _ in jobs(after) - jobs(before))
 
 
+def system_in(plan: Plan, table: str, role: str) -> Job:
+    """The system that a table shows an evaluation of."""
+    by_output = {job.output: job for job in plan.jobs.values()}
+    return by_output[by_output[plan.tables[table].inputs[role]].inputs["system"]]
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_tables_need_each_piece_once(root, config, seeds):
-    plan = Plan(config | {"seeds": list(range(seeds))}, root)
-    assert Counter(stage for stage, _ in plan.jobs) == {
-        "prepare_data": 2 + 5,
-        "learn_prompts": (2 + 1) * seeds,  # of each dataset, and for the larger CLIP
-        "train_proposals": 2 * seeds,
-        "train_segmentation": (4 * 2 + 3 + 1 + 2) * seeds,  # Tables 3, 5, 6, S1
-        "train_multipass": (2 * 2 + 1) * seeds,  # Tables 1 and 6
-        # Tables 3 and 1, 2, 4, 5, 6, S1, and S3, which has a row of Table 4's
-        "evaluate": ((5 + 2) * 2 + 2 * 5 + 7 + 3 + 2 + 4 + 5) * seeds,
-        "measure_speed": 3,
-        "table": 8,
-        "claims": 1,
-        "benchmark": 2,
-        "figure": 9,
-        "picture": 2,
+    config["seeds"] = list(range(seeds))
+    planned = Counter(stage for stage, _ in Plan(config, root).jobs)
+    assert planned == Asked(config, root).jobs()
+    assert set(planned) >= {
+        "prepare_data",
+        "learn_prompts",
+        "train_proposals",
+        "train_system",
+        "evaluate",
+        "picture",
     }
 
 
@@ -56,28 +58,32 @@ def test_inputs_of_an_evaluation_are_the_whole_chain(root, config):
     plan = Plan(config, root)
     table = plan.tables["table3"]
     by_output = {job.output: job for job in plan.jobs.values()}
-    baseline, deop = (by_output[table.inputs[f"{name}/es20/0"]] for name in ("baseline", "deop"))
+    evaluations = [by_output[table.inputs[f"{name}/es20/0"]] for name in ("baseline", "deop")]
+    baseline, deop = (by_output[evaluation.inputs["system"]] for evaluation in evaluations)
     assert set(baseline.inputs) == {"data", "clip", "prompts", "proposals"}
-    assert set(deop.inputs) == {"data", "clip", "prompts", "proposals", "segmentation"}
     assert {role: by_output[path].stage for role, path in deop.inputs.items()} == {
         "data": "prepare_data",
         "clip": "pretrain_clip",
         "prompts": "learn_prompts",
         "proposals": "train_proposals",
-        "segmentation": "train_segmentation",
+        "trained": "train_system",
     }
     assert {path.split("-")[0] for path in deop.inputs.values()} == {
         "data/es20",
         "checkpoints/clip/deop",
         "checkpoints/prompts/es20",
         "checkpoints/proposals/es20",
-        "checkpoints/segmentation/es20",
+        "checkpoints/training/es20",
     }
     # A CLIP that is trained here is an input; the weights it replaces play no part.
     assert deop.settings["clip"]["pretrained"] is None
-    files = plan.inputs("evaluate")(SimpleNamespace(key=deop.key))
-    assert files == sorted(marker(by_output[path]) for path in deop.inputs.values())
-    assert {Path(file).name for file in files} == {"dataset.json", "model.safetensors"}
+    # What rules are told: one file for each role, none where a system has no such input.
+    trained = plan.input("build_system", "trained")
+    assert trained(SimpleNamespace(key=deop.key)) == [f"{deop.inputs['trained']}/model.safetensors"]
+    assert trained(SimpleNamespace(key=baseline.key)) == []
+    evaluated = plan.inputs("table", made_by="evaluate")(SimpleNamespace(table="table3"))
+    assert evaluated == sorted(table.inputs.values())
+    assert plan.inputs("table", made_by="measure_speed")(SimpleNamespace(table="table3")) == []
 
 
 def test_rounds_of_pretraining_follow_each_other(root, config):
@@ -97,7 +103,7 @@ def test_rounds_of_pretraining_follow_each_other(root, config):
 
 
 def test_the_weights_that_a_text_tower_comes_from_are_part_of_the_key(root, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path)
     (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "00"}))
     config["clip"]["retrain"] = True
     config["variants"]["large"] = {}
@@ -116,31 +122,26 @@ def test_the_weights_that_a_text_tower_comes_from_are_part_of_the_key(root, conf
 def test_a_change_of_one_experiment_changes_it_alone(root, config, edit):
     before = Plan(config, root)
     edit(root / "config/experiments.yaml", "experiments", "deop", "anchors", "layers", to=2)
-    assert new_jobs(before, Plan(config, root)) == {
-        "train_segmentation": 2,
-        "evaluate": 2 + 5,
-        "measure_speed": 2,
-        "table": 4,
-        "claims": 1,
-        "figure": 6,
-        "picture": 2,
-    }
+    assert new_jobs(before, Plan(config, root)) == Asked(config, root).jobs(
+        about=lambda shown: shown.experiment == "deop",
+        without=("prepare_data", "learn_prompts", "train_proposals"),
+    )
 
 
 def test_what_a_multipass_system_is_trained_on_and_what_only_tests_it(root, config, edit):
     config["clip"]["retrain"] = True
     before = Plan(config, root)
-    evaluation = before.tables["table1"].inputs["simbaseline/es20/0"]
-    by_output = {job.output: job for job in before.jobs.values()}
-    assert set(by_output[evaluation].inputs) == {"data", "clip", "prompts", "multipass"}
+    assert set(system_in(before, "table1", "simbaseline/es20/0").inputs) == {
+        "data",
+        "clip",
+        "prompts",
+        "trained",
+    }
     # Templates in place of the learned prompt, in both streams.
-    zegformer = by_output[before.tables["table1"].inputs["zegformer/es20/0"]]
-    assert set(zegformer.inputs) == {"data", "clip", "multipass"}
+    assert set(system_in(before, "table1", "zegformer/es20/0").inputs) == {"data", "clip", "trained"}
     # As the release has it, for the dataset that stands for VOC alone.
     weights = {
-        name: by_output[before.tables["table1"].inputs[f"simbaseline/{name}/0"]].settings["network"][
-            "ensemble_weight"
-        ]
+        name: system_in(before, "table1", f"simbaseline/{name}/0").settings["method"]["ensemble_weight"]
         for name in ("es171", "es20")
     }
     assert weights == {"es171": 0.8, "es20": 0.7}
@@ -150,20 +151,23 @@ def test_what_a_multipass_system_is_trained_on_and_what_only_tests_it(root, conf
     config["prompts"]["iterations"] -= 1
     # The ensemble is a matter of testing, the class head one of training.
     edit(root / "config/experiments.yaml", "experiments", "simbaseline", "ensemble_weight", to=0.6)
-    tested = {"evaluate": 2 + 5, "measure_speed": 2, "table": 2, "claims": 1, "figure": 2}
+    changed = Asked(config, root).jobs(
+        about=lambda shown: shown.experiment == "simbaseline",
+        without=("prepare_data", "pretrain_clip", "learn_prompts"),
+    )
+    tested = {stage: count for stage, count in changed.items() if stage != "train_system"}
     assert new_jobs(before, Plan(config, root)) == tested
     edit(root / "config/experiments.yaml", "experiments", "simbaseline", "class_weight", to=2.0)
-    assert new_jobs(before, Plan(config, root)) == tested | {"train_multipass": 2}
+    assert new_jobs(before, Plan(config, root)) == changed != tested
 
 
 def test_a_transferred_system_is_the_one_trained_for_its_own_dataset(root, config):
     config["clip"]["retrain"] = True
     plan = Plan(config, root)
     by_output = {job.output: job for job in plan.jobs.values()}
-    for name, trained in (("deop", "segmentation"), ("simbaseline", "multipass")):
+    for name in ("deop", "simbaseline"):
         at_home = by_output[plan.tables["table1"].inputs[f"{name}/es171/0"]]
         abroad = by_output[plan.tables["table2"].inputs[f"{name}/om59/0"]]
-        assert abroad.inputs[trained] == at_home.inputs[trained]
         changed = {role for role, path in abroad.inputs.items() if at_home.inputs[role] != path}
         assert (
             changed == {"data"}
@@ -172,9 +176,7 @@ def test_a_transferred_system_is_the_one_trained_for_its_own_dataset(root, confi
         assert abroad.settings["transfer"] == {"trained_on": "es171"} and "transfer" not in at_home.settings
     # As the release has it for datasets that a system was not trained on.
     weights = [
-        by_output[plan.tables["table2"].inputs[f"simbaseline/{name}/0"]].settings["network"][
-            "ensemble_weight"
-        ]
+        by_output[plan.tables["table2"].inputs[f"simbaseline/{name}/0"]].settings["tested"]["ensemble_weight"]
         for name in ("om20", "om59", "om150", "om847")
     ]
     assert weights == [0.4, 0.4, 0.5, 0.7]
@@ -195,11 +197,13 @@ def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, 
     config["variants"]["larger"] = {"clip": {"model": "ViT-B-16"}, "network": {"severance": severance}}
     after = Plan(config, root)
     # Its CLIP has prompts of its own; proposals know no CLIP.
-    new = {"learn_prompts": 1, "evaluate": 1, "table": 1, "figure": 1}
-    assert new_jobs(before, after) == new
-    evaluation = next(after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "evaluate")
-    assert evaluation.settings["clip"]["model"] == "ViT-B-16"
-    assert evaluation.settings["network"]["severance"]["alpha"] == {"-3": 1, "-2": 1, "-1": 0.25}
+    new = Asked(config, root).jobs(
+        about=lambda shown: shown.experiment == "gps_larger", without=("prepare_data", "train_proposals")
+    )
+    assert new["learn_prompts"] == 1 and new_jobs(before, after) == new
+    system = next(after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "build_system")
+    assert system.settings["clip"]["model"] == "ViT-B-16"
+    assert system.settings["method"]["severance"]["alpha"] == {"-3": 1, "-2": 1, "-1": 0.25}
     config["variants"]["larger"] = {"prompts": {"lrr": 1}}
     with pytest.raises(ConfigError, match=r"config with variant 'larger': prompts: unknown key 'lrr'; valid"):
         Plan(config, root)
@@ -209,14 +213,11 @@ def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, 
 
 
 def test_a_network_with_templates_needs_no_learned_prompt(root, config):
-    plan = Plan(config, root)
-    by_output = {job.output: job for job in plan.jobs.values()}
-    job = by_output[plan.tables["tableS1"].inputs["baseline_imagenet/es171/0"]]
-    assert set(job.inputs) == {"data", "proposals"} and "prompts" not in job.settings
-    assert job.settings["network"]["templates"] == "imagenet"
+    system = system_in(Plan(config, root), "tableS1", "baseline_imagenet/es171/0")
+    assert set(system.inputs) == {"data", "proposals"} and "prompts" not in system.settings
+    assert system.settings["method"]["templates"] == "imagenet"
     config["prompts"]["iterations"] += 1
-    after = Plan(config, root)
-    assert job.key in {key for stage, key in jobs(after) if stage == "evaluate"}
+    assert (system.stage, system.key) in jobs(Plan(config, root))
 
 
 def test_identical_experiments_under_two_names_are_one_job(root, config, edit):
@@ -236,16 +237,9 @@ def test_a_change_for_one_dataset_leaves_the_other(root, config):
     before = Plan(config, root)
     config["proposals"]["per_dataset"] = {"es20": {"iterations": 7, "augmentation": {"crop": 32}}}
     after = Plan(config, root)
-    assert new_jobs(before, after) == {
-        "train_proposals": 1,
-        "train_segmentation": 4,
-        "train_multipass": 2,
-        "evaluate": 7,
-        "measure_speed": 1,
-        "table": 2,
-        "claims": 1,
-        "figure": 2,
-    }
+    assert new_jobs(before, after) == Asked(config, root).jobs(
+        about=lambda shown: shown.trained == "es20", without=("prepare_data", "learn_prompts")
+    )
     outputs = {
         job.output for key, job in after.jobs.items() if key not in before.jobs and key[0] not in NAMED
     }
@@ -266,7 +260,7 @@ def test_a_profile_may_drop_what_the_defaults_say_of_one_dataset(root, config):
     assert config["proposals"]["per_dataset"]
     for section in ("proposals", "segmentation"):
         config[section] |= tiny[section]
-    trained = [job for job in Plan(config, root).jobs.values() if job.stage == "train_segmentation"]
+    trained = [job for job in Plan(config, root).jobs.values() if "segmentation" in job.settings]
     assert {job.settings["proposals"]["iterations"] for job in trained} == {tiny["proposals"]["iterations"]}
     assert {job.settings["segmentation"]["lr"] for job in trained} == {config["segmentation"]["lr"]}
 
@@ -291,7 +285,7 @@ def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, c
 
 
 def test_other_bundled_weights_are_another_input(root, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path)
     config["clip"]["pretrained"] = "bundled"
     config["variants"]["large"] = {}
     with pytest.raises(ConfigError, match=r"no weights are bundled for model 'deop-mini'.*clip.retrain"):
@@ -319,7 +313,7 @@ def test_a_backbone_trained_here_is_one_input_of_all_proposals(root, config):
     (backbone,) = (job for (stage, _), job in plan.jobs.items() if stage == "pretrain_backbone")
     assert backbone.settings["pretrain_backbone"]["backbone"] == config["proposals"]["backbone"]
     proposals = [job for (stage, _), job in plan.jobs.items() if stage == "train_proposals"]
-    assert len(proposals) == 2 and all(job.inputs["backbone"] == backbone.output for job in proposals)
+    assert proposals and all(job.inputs["backbone"] == backbone.output for job in proposals)
     config["pretrain_backbone"]["backbone"] = "resnet50"
     with pytest.raises(ConfigError, match=r"unknown key 'backbone'; it is proposals\.backbone"):
         Plan(config, root)
@@ -339,7 +333,7 @@ def test_job_files_hold_the_jobs_and_are_mended(root, config):
 
 def test_every_profile_can_be_planned(tmp_path, monkeypatch):
     """The files as they are; only the checksums of the weights are made up."""
-    monkeypatch.setattr(recipes, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(pipeline, "WEIGHTS", tmp_path)
     for model in ("deop-mini", "deop-mini-large", "resnet10t"):
         (tmp_path / f"{model}.json").write_text('{"sha256": "aa"}')
     default = yaml.safe_load((ROOT / "config/config.yaml").read_text())
@@ -351,9 +345,24 @@ def test_every_profile_can_be_planned(tmp_path, monkeypatch):
             if path.stem == "release":  # put over another one
                 _overlay(config, yaml.safe_load((ROOT / "config/paper.yaml").read_text()))
             _overlay(config, values)
-            assert "table3" in Plan(config, ROOT).tables
+            plan = Plan(config, ROOT)
+            assert "table3" in plan.tables
+            assert inputs_without_a_line(plan) == set()
             profiles.add(values["profile"])
     assert profiles >= {"mini", "tiny"}
+
+
+def inputs_without_a_line(plan: Plan) -> set[tuple[str, str]]:
+    """Stages and roles of inputs that no line of a rule asks Snakemake for."""
+    rules = "".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    by_output = {job.output: job.stage for job in plan.jobs.values()}
+    return {
+        (job.stage, role)
+        for job in plan.jobs.values()
+        for role, path in job.inputs.items()
+        if f'plan.input("{job.stage}", "{role}")' not in rules
+        and f'plan.inputs("{job.stage}", made_by="{by_output[path]}")' not in rules
+    }
 
 
 def _overlay(values: dict, changes: dict) -> None:

@@ -33,7 +33,7 @@ def is_current(job: Job, root: Path) -> bool:
     try:
         found = json.loads((root / job.output).read_text(encoding="utf-8"))
         key, read = found["key"], found.get("inputs", {})
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     now = {role: _hash(root / path) for role, path in job.inputs.items()}
     return key == job.key and all(
