@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -26,3 +26,9 @@ class Job(Settings):
     inputs: Annotated[dict[str, str], Field(default_factory=dict)]
     settings: Annotated[dict[str, dict], Field(default_factory=dict)]
     precision: Precision = "fp32"
+
+
+def schedule_of(job: Job) -> dict[str, Any]:
+    """The settings of the schedule of a job that trains."""
+    name = job.settings["round"]["name"] if job.stage == "train_system" else "proposals"
+    return job.settings["method"].get(name) or job.settings[name]
