@@ -1,7 +1,8 @@
 """Stands in for ``deop`` and for ``accelerate launch ... -m deop`` in workflow tests.
 
 Tables are written by the real stage. Every other stage writes the files that the rules expect, at once, with
-content that follows from the job's key; it fails if an input is missing, and notes each run in ``ran.txt``.
+content that follows from the job's key and, of evaluations, from ``made.txt`` if there is one. It fails if an input is
+missing, and notes each run in ``ran.txt``.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ output, score = Path(job["output"]), int(job["key"], 16) / 16**12
 if stage == "evaluate":
     metrics = dict.fromkeys(("pAcc", "mIoU", "hIoU", "seen", "unseen"), score)
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluated = provenance | {"settings": job["settings"]}
-    result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": evaluated}
+    system = json.loads((Path(job["inputs"]["system"]) / "config.json").read_text())
+    result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": provenance}
+    result |= {
+        "method": system["method"],
+        "made": Path("made.txt").read_text() if Path("made.txt").exists() else "",
+    }
     output.with_suffix(".csv").write_text("image,truth,predicted,pixels\n")
     output.write_text(json.dumps(result))
 elif stage == "measure-speed":
@@ -56,3 +61,5 @@ else:
     names = ("dataset.json", "contact_sheet.png") if stage == "prepare-data" else ("model.safetensors",)
     for name in names:
         (output / name).write_text(job["key"])
+    if stage == "build-system":
+        (output / "config.json").write_text(json.dumps(job["settings"]))

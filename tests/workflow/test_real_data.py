@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from asked import Asked
 from real_archives import served, write_archives
 
 from deop.settings.files import merged
@@ -46,10 +47,7 @@ SMALL = {
         stage: {"gpu": 0, "threads": 1} for stage in ("prepare_data", "learn_prompts", "evaluate", "picture")
     }
     | {stage: {"gpu": 0} for stage in ("measure_speed", "benchmark")}
-    | {
-        stage: {"gpu": 0, "threads": 1, "micro_batch": 3}
-        for stage in ("train_proposals", "train_segmentation", "train_multipass")
-    },
+    | {stage: {"gpu": 0, "threads": 1, "micro_batch": 3} for stage in ("train_proposals", "train_system")},
 }
 DATASETS = ("coco", "voc", "voc20", "pc59", "a150", "pc459", "a847")
 
@@ -104,32 +102,19 @@ def printed_commands() -> list[str]:
     return [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
 
 
-# Of one seed: prompts and proposals of each dataset, the rows that are trained, what is measured.
-TRAINED = {"download": 5, "prepare_data": 2, "learn_prompts": 2, "train_proposals": 2}
-COCO = {"download": 3, "prepare_data": 1, "learn_prompts": 1, "train_proposals": 1, "table": 1}
-PAPER = {
-    "table1": TRAINED
-    | {"train_segmentation": 2, "train_multipass": 4, "evaluate": 6, "measure_speed": 2, "table": 1},
-    "table2": COCO
-    | {"download": 9, "prepare_data": 6, "train_segmentation": 1, "train_multipass": 1, "evaluate": 10},
-    "table3": TRAINED | {"train_segmentation": 8, "evaluate": 10, "table": 1},
-    "table4": COCO | {"evaluate": 7},
-    "table5": COCO | {"train_segmentation": 5, "evaluate": 5},
-    "table6": COCO | {"train_segmentation": 1, "train_multipass": 1, "evaluate": 2, "measure_speed": 1},
-    "tableS1": COCO | {"train_segmentation": 3, "evaluate": 6},
-    "tableS3": COCO | {"evaluate": 7},
-}
+TABLES = yaml.safe_load((ROOT / "config/tables.yaml").read_text())["tables"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", PAPER)
+@pytest.mark.parametrize("table", TABLES)
 def test_every_table_of_the_paper_is_planned(clone, table):
     """As config/paper.yaml stands; nothing is downloaded for it that the table does not show."""
     done = run(clone, f"snakemake -n --cores 8 results/{table}.csv --configfile config/paper.yaml")
     assert done.returncode == 0, done.stdout[-3000:]
     stats = done.stdout.partition("Job stats:")[2].partition("\n\n")[0]
     counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", stats, re.M)}
-    assert {name: count for name, count in counts.items() if name != "total"} == PAPER[table]
+    asked = Asked.in_folder(clone, clone / "config/paper.yaml").jobs(table)
+    assert {name: count for name, count in counts.items() if name != "total"} == asked
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import ast
 import hashlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,7 +114,7 @@ class StageCode:
         if any(change.needs_decision for change in changes):
             lines += [
                 "If a stage now gives other results for the same settings and inputs, raise its number in "
-                f"{self._package.name}/jobs/revisions.py and run `{COMMAND} --record`.",
+                f"{os.path.relpath(self._package / 'jobs' / 'revisions.py')} and run `{COMMAND} --record`.",
                 f"If its results stay the same, run `{COMMAND} --record --same-results`.",
             ]
         else:
