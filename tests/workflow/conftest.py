@@ -1,4 +1,4 @@
-"""Copies of the workflow in folders of their own, with stages that take no time."""
+"""Copies of the workflow in temporary folders, with stand-ins for the stages that take no time."""
 
 from __future__ import annotations
 
@@ -92,10 +92,12 @@ def shipped(tmp_path: Path) -> Workflow:
         shutil.copytree(ROOT / name, tmp_path / name, ignore=machine_only)
     for name in ("Snakefile", "environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
-    # For DVC to watch; the plan knows where the package's own are.
+    # For DVC to watch; the plan uses the package's own.
     weights = tmp_path / "src/deop/models/weights"
     weights.mkdir(parents=True)
     (weights / "deop-mini.json").write_text("{}")
+    (tmp_path / "src/deop/jobs").mkdir()
+    (tmp_path / "src/deop/jobs/revisions.py").write_text("")
     return Workflow(tmp_path)
 
 

@@ -1,5 +1,4 @@
-# Classification of single emoji, which the proposal network's backbone starts from; no job asks for it unless
-# pretrain_backbone.retrain is true.
+# Pre-training of the proposal network's backbone on single emoji; only needed if pretrain_backbone.retrain is true.
 
 
 rule backbone:

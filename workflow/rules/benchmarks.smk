@@ -1,4 +1,4 @@
-# Speed at sizes of its own, with random weights. Like tables they keep their names when what they measure changes.
+# Speed of networks with random weights, in total and by part. The names of the results have no key (see tables.smk).
 
 
 rule benchmarks:

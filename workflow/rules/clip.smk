@@ -1,4 +1,4 @@
-# Contrastive pre-training of the mini CLIP; no job asks for it unless clip.retrain is true.
+# Contrastive pre-training of the mini CLIP; only needed if clip.retrain is true.
 
 
 rule clip:

@@ -1,4 +1,4 @@
-# Datasets: generated, or downloaded, unpacked and prepared; with a picture of some images and their labels.
+# Datasets: generated, or downloaded and prepared, each with a contact sheet of images and labels.
 
 
 rule datasets:

@@ -1,4 +1,4 @@
-# Networks measured on validation sets: how well they segment, and how fast.
+# Systems evaluated on validation sets: how well they segment, and how fast.
 
 
 rule evaluations:

@@ -1,4 +1,4 @@
-# Plots of tables and of what networks do. Like tables they keep their names when what they show changes.
+# Plots of tables, benchmarks, and scores by class. The names of the results have no key (see tables.smk).
 
 
 rule figures:

@@ -1,4 +1,4 @@
-# Pictures of a network at work. Like tables they keep their names when what they show changes.
+# Pictures of a system at work. The names of the results have no key (see tables.smk).
 
 
 rule pictures:

@@ -1,5 +1,5 @@
-# Systems, per experiment, dataset and seed: trained end to end if their method learns anything, and each put into one folder
-# that everything later starts from.
+# Systems, per experiment, dataset and seed: trained end to end, unless their method is not trained, and put into one folder
+# each, which evaluation, speed and pictures start from.
 
 
 rule systems:

@@ -1,4 +1,5 @@
-# Tables. Their names carry no key, so the plan says when one on disk is not the one the configuration asks for.
+# Tables and claims. Their names have no key, so the plan finds out whether those on disk are up to date; if not,
+# "outdated" is a file that is newer than they are.
 
 
 rule tables:

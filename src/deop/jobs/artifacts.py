@@ -1,4 +1,4 @@
-"""Artifacts: folders that appear whole or not at all, each with a ``provenance.json`` that says how it was made."""
+"""Artifacts: output folders that appear only when complete, with a ``provenance.json`` of how they were made."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_inputs(job: Job) -> None:
-    """Nothing, if all inputs of a job are there; for commands that the workflow does not call.
+    """Checks that all inputs of a job exist, for commands that the workflow does not run.
 
     Raises:
-        DeopError: an input that is not there, by path and role.
+        DeopError: an input that does not exist, by path and role.
     """
     for role, path in job.inputs.items():
         found = Path(path)
@@ -62,7 +62,7 @@ def require_inputs(job: Job) -> None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What a git command prints about the code that runs, or None outside a checkout."""
+    """Returns what a git command prints about the running code, or None outside a checkout."""
     folder = str(Path(__file__).parents[1])
     try:
         done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=False)
@@ -73,9 +73,10 @@ def _git(*arguments: str) -> str | None:
 
 @functools.cache
 def code_version() -> dict[str, Any]:
-    """Commit of the code that runs, and whether files differ from it; as first asked, which is before a stage runs.
+    """Returns the commit of the running code, and whether files differ from it (``dirty``).
 
-    Both are None if the code is not in a git checkout, also if it was installed into a folder of someone else's.
+    The answer to the first call is kept: it is made before a stage runs, and files may change while it does. Both are
+    None if the code is not tracked by git, including code that was installed inside another project's checkout.
     """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return {"commit": None, "dirty": None}
@@ -92,7 +93,7 @@ def record_of(path: Path) -> Path:
 
 
 def provenance_of(path: str | Path) -> dict[str, Any] | None:
-    """The provenance of an artifact, a folder or one JSON; None if it is not there or has none."""
+    """Returns the provenance of an artifact, or None if it does not exist or has none."""
     path = Path(path)
     record = record_of(path)
     if not record.is_file():
@@ -102,7 +103,7 @@ def provenance_of(path: str | Path) -> dict[str, Any] | None:
 
 
 def _dirty_inputs(job: Job) -> list[str]:
-    """What a job rests on that was made by code with uncommitted changes: its inputs, and what those rest on."""
+    """Returns the artifacts under a job that were made by code with uncommitted changes, sorted."""
     found: set[str] = set()
     for path in job.inputs.values():
         provenance = provenance_of(path) or {}
@@ -112,7 +113,7 @@ def _dirty_inputs(job: Job) -> list[str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called: ``NVIDIA H100 80GB HBM3``, or ``cpu (Intel(R) Xeon(R) Processor)``."""
+    """Returns the name of a device, such as ``NVIDIA H100 80GB HBM3`` or ``cpu (Intel(R) Xeon(R) Processor)``."""
     import torch
 
     if device.type == "cuda":
@@ -121,9 +122,9 @@ def device_name(device: torch.device) -> str:
 
 
 def _computed_with() -> dict[str, Any]:
-    """Device, precision and number of processes of the stage that this process ran.
+    """Returns device, precision and number of processes of this process's stage.
 
-    Where it made no Accelerator, the CPU, in full precision.
+    A stage that made no Accelerator ran on the CPU in full precision.
     """
     import torch
     from accelerate.state import AcceleratorState, is_initialized
@@ -136,10 +137,10 @@ def _computed_with() -> dict[str, Any]:
 
 
 def describe(job: Job, **more: Any) -> dict[str, Any]:
-    """The provenance of a job's output: what ran, on what, from which commit, by which configuration.
+    """Returns the provenance of a job's output: what ran, on which device, commit and configuration.
 
-    ``dirty`` says whether the code differed from the commit, ``dirty_inputs`` which artifacts under the output were
-    made by code that did.
+    ``dirty`` says whether the code differed from the commit; ``dirty_inputs`` are the artifacts under the output for
+    which it did.
     """
     import torch
 
@@ -162,11 +163,13 @@ def describe(job: Job, **more: Any) -> dict[str, Any]:
 
 
 class Workspace:
-    """The unfinished form of an artifact: ``<output>.partial``, which a killed run leaves and the next one takes up.
+    """An artifact that is being made, in ``<output>.partial``. An interrupted run leaves it, and the next one resumes.
 
-    ``path`` is where the files of the artifact are written; ``state`` holds what is needed to resume and is
-    removed before the artifact is published. Of several processes at one artifact, all but the first (``rank`` 0) write
-    to a ``path`` of their own, which is removed with the state.
+    Attributes:
+        output: the final path of the artifact.
+        path: the folder in which the files of the artifact are written. Of several processes, all but the first
+            (``rank`` 0) have one of their own, which is removed with ``state``.
+        state: the folder of what is needed to resume; removed when the artifact is complete.
     """
 
     def __init__(self, output: Path, rank: int = 0) -> None:
@@ -178,12 +181,12 @@ class Workspace:
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        """Wall time spent on this artifact, earlier, interrupted runs included."""
+        """Returns the wall time spent on this artifact in seconds, including earlier, interrupted runs."""
         before = float(self._clock.read_text()) if self._clock.exists() else 0.0
         return before + time.monotonic() - self._started
 
     def tick(self) -> None:
-        """Remembers the wall time so far; called at every checkpoint."""
+        """Saves the wall time so far; called at every checkpoint."""
         spent = self.seconds()
         self._started = time.monotonic()
         write_text(self._clock, f"{spent:.3f}")
@@ -191,10 +194,10 @@ class Workspace:
 
 @contextlib.contextmanager
 def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
-    """Makes ``job.output``: yields a workspace and, if the block ends well, publishes it under its final name.
+    """Context manager that makes ``job.output``: yields a workspace, which gets its final name if the block succeeds.
 
-    Of weights, ``provenance.json`` has the SHA-256, which is checked whenever they are loaded.
-    Of several processes that Accelerate launched, the first publishes, when all have ended their block.
+    ``provenance.json`` holds the SHA-256 of weights, which is checked whenever they are loaded. If Accelerate launched
+    several processes, the first one renames the workspace when all have finished their block.
     """
     workspace = Workspace(Path(job.output), int(os.environ.get("RANK", "0")))
     workspace.state.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Whether the configuration in force is the one that is committed: what results say of it beside their commit.
+"""Whether the configuration of a run is the committed one, which results state next to their commit.
 
-Keys name what was computed whatever the state of the files, so this enters none of them. The Snakefile finds it out
-when it is read, and tells the stages that it starts through their environment.
+The state is found out when the Snakefile is read, and passed to stages in an environment variable. It is no part of
+keys, which depend on the values of the configuration wherever they come from.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from deop.settings.files import SOURCE, load_yaml, merged, with_text_keys
 
 VARIABLE = "DEOP_CONFIGURATION"
 ORDINARY = ("seeds", "accelerate", "resources", "data.root", "data.keep_archives")
-"""Keys that the command line may give without a remark: results name their seeds, the others change no result."""
+"""Keys whose change on the command line is not reported: results name their seeds, and the others change no result."""
 SHOWN = 5
-"""How many differences a sentence lists."""
+"""How many differences are listed before they are only counted."""
 
 
 def configuration_state(
     values: dict[str, Any], read: Iterable[str], overlays: Iterable[Path], root: Path
 ) -> dict[str, Any]:
-    """What the configuration in force consists of.
+    """Finds out where the values of a configuration come from.
 
     Args:
         values: the merged configuration.
-        read: files below ``root`` that were read, relative to it.
-        overlays: files of profiles put over ``config/config.yaml``, the last on top.
+        read: the configuration files that were read, relative to ``root``.
+        overlays: the profiles put over ``config/config.yaml``, the last on top.
         root: the folder that holds ``config/``.
 
     Returns:
         ``files``: by name, ``"committed"``, ``"modified"``, ``"untracked"`` or, outside a git checkout, ``"unknown"``.
-        ``profiles``: the names of the overlays among them.
-        ``overrides``: by dotted key, values that no file has, as given with ``--config``; null for what was taken out.
+        ``profiles``: the names of the overlays among these files.
+        ``overrides``: by dotted key, values that differ from the files, as given with ``--config``; null for values
+        that were removed.
     """
     values, overlays = with_text_keys(values), list(overlays)
     states = _states([*(root / name for name in sorted(read)), *overlays], root)
@@ -56,18 +57,18 @@ def configuration_state(
 
 
 def tell_stages(state: dict[str, Any]) -> None:
-    """Puts the state into the environment of this process, and so of all that it starts."""
+    """Puts the state into the environment of this process, which the stages inherit."""
     os.environ[VARIABLE] = json.dumps(state, default=str)
 
 
 def told_state() -> dict[str, Any] | None:
-    """The state that :func:`tell_stages` put there; None in a stage that the workflow did not start."""
+    """Returns the state that :func:`tell_stages` passed on, or None in a stage that the workflow did not start."""
     told = os.environ.get(VARIABLE)
     return None if told is None else json.loads(told)
 
 
 def describe_state(state: dict[str, Any] | None) -> str:
-    """A few words: ``as committed``, or what differs from it."""
+    """Returns ``as committed``, or a short list of what differs from the committed configuration."""
     if state is None:
         return "not recorded"
     told = []
@@ -89,7 +90,7 @@ def _value(value: Any) -> str:
 
 
 def _states(paths: list[Path], root: Path) -> dict[Path, str]:
-    """The state of each file in the git checkout that ``root`` lies in."""
+    """Returns the state of each file in the git checkout that contains ``root``."""
     top = _git(root, "rev-parse", "--show-toplevel")
     if top is None:
         return dict.fromkeys(paths, "unknown")
@@ -100,7 +101,7 @@ def _states(paths: list[Path], root: Path) -> dict[Path, str]:
         if path.resolve().is_relative_to(folder)
     }
     tracked = (_git(folder, "ls-files", "-z", "--", *inside.values()) or "").split("\0")
-    # None where nothing is committed yet.
+    # None if the checkout has no commit yet.
     modified = _git(folder, "diff", "--name-only", "-z", "HEAD", "--", *inside.values())
     states = {}
     for path in paths:
@@ -112,7 +113,7 @@ def _states(paths: list[Path], root: Path) -> dict[Path, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What a git command prints, None if it fails or there is no git."""
+    """Returns what a git command prints, or None if it fails or git is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False
@@ -123,18 +124,18 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """The values of ``after`` that are others in ``before``, by dotted key."""
+    """Returns the values of ``after`` that differ from ``before``, by dotted key."""
     found: dict[str, Any] = {}
     for key in dict.fromkeys([*before, *after]):
         old, new, name = before.get(key), after.get(key), f"{at}{key}"
         if isinstance(old, dict) and isinstance(new, dict):
             found |= _differences(old, new, f"{name}.")
-        elif str(old) != str(new):  # Snakemake hands numbers inside a mapping on as text
+        elif str(old) != str(new):  # Snakemake passes numbers inside a mapping on as text
             found[name] = new
     return found
 
 
 def _shown(path: Path, root: Path) -> str:
-    """A file's name below ``root``, or without the folders that lead to it elsewhere."""
+    """Returns a path relative to ``root``, or only the file's name if it is outside."""
     path, root = path.resolve(), root.resolve()
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

@@ -1,4 +1,4 @@
-"""How a stage is started: through ``accelerate launch`` where processes have to be brought together, else directly."""
+"""How stages are started: directly, or through ``accelerate launch`` if several processes work together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import sys
 from typing import Any
 
-# What a launch file says of a single process of this machine; with anything more it is for the launcher.
+# The keys of a launch file that describe a single process on this machine. Any other key needs the launcher.
 _PLAIN = {
     "compute_environment",
     "distributed_type",
@@ -20,15 +20,15 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) -> str:
-    """The shell command that runs ``deop`` as an Accelerate launch file says.
+    """Returns the shell command that runs ``deop`` as an Accelerate launch file says.
 
-    A single process needs no launcher, which would import torch once more to set a variable: of an evaluation
-    on the mini profile, a quarter of the time.
+    A single process is started directly: the launcher would import torch a second time only to set a variable, which
+    takes a quarter of the time of an evaluation on the mini profile.
 
     Args:
         path: the launch file.
-        values: what is in it.
-        alone: one process, whatever the file says of their number, for a stage that has nothing to share out.
+        values: its content.
+        alone: whether to start one process whatever the file says, for a stage that cannot use more.
     """
     direct = f"ACCELERATE_USE_CPU={values.get('use_cpu', False)} deop"
     if alone:
@@ -46,10 +46,10 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep large blocks that it frees, on Linux with glibc; elsewhere nothing changes.
+    """Makes the process reuse large blocks of memory that it freed, on Linux with glibc; elsewhere nothing changes.
 
-    By default each tensor of more than a few hundred kilobytes is new memory of the system, cleared page by page
-    when it is first written: an eighth of a training step on a CPU.
+    By default each tensor of more than a few hundred kilobytes is new memory from the operating system, which is
+    cleared page by page when it is first written. That takes an eighth of a training step on a CPU.
     """
     if not sys.platform.startswith("linux"):
         return

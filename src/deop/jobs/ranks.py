@@ -1,4 +1,4 @@
-"""A decision of the first process of a launch that all its processes learn, before Accelerate joins them."""
+"""A decision that the first process of a launch makes for all of them, before Accelerate connects them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LEAVE_SECONDS = 60.0
 _KEY = "deop/decision"
 _stores: list[
     Store
-] = []  # for as long as the process lives: without a launcher's own, the first process serves it
+] = []  # kept as long as the process lives: unless the launcher serves the store, the first process does
 
 
 def decided_by_first(decide: Callable[[], bool]) -> bool:
-    """What ``decide`` returns in the first process of a launch (rank 0); the others wait for that, however long.
+    """Returns what ``decide`` returns in the first process of a launch (rank 0); the others wait for it without limit.
 
-    A process group would give up on a first process that waits for hours. If it dies, its launcher ends the others, or
-    they notice that its store is gone.
+    A process group would time out if the first process waits for hours. If the first process dies, its launcher ends
+    the others, or they notice that its store is gone.
 
     Raises:
         DeopError: the first process ended before it decided.
@@ -38,7 +38,7 @@ def decided_by_first(decide: Callable[[], bool]) -> bool:
     if rank == 0:
         decision = decide()
         store.set(_KEY, str(int(decision)))
-        if decision:  # it may be the last thing that this process does
+        if decision:  # this process may end now, and its store with it
             _wait_until_read(store, world - 1)
         return decision
     try:

@@ -1,8 +1,4 @@
-"""The configuration files, read and checked as a whole before any job starts.
-
-The models here and in :mod:`deop.settings.stages` are the only description of what the files may say: the planner,
-the stages and the error messages all use them.
-"""
+"""The configuration files, read and checked as a whole before any job starts."""
 
 from __future__ import annotations
 
@@ -45,22 +41,24 @@ VARIED = ("clip", "pretrain_clip", "network", "methods", *SECTIONS)
 
 
 class ProfileSettings:
-    """The settings of every stage, for each dataset, and of every experiment's system.
+    """A profile's settings of every stage for each dataset, and of every experiment's method.
+
+    An experiment may be run with a variant of the profile. Each variant has such settings of its own.
 
     Args:
         values: the merged configuration (profile over ``config/config.yaml``).
         root: the folder that holds ``config/``.
-        source: what errors call ``values``.
-        variant: the variant that ``values`` are of.
+        source: the name of ``values`` in errors.
+        variant: the name of the variant, None for the profile as it is.
 
     Attributes:
         datasets: by name, the settings of every dataset.
-        stands_for: by name, the dataset of the paper whose place a dataset takes in tables.
-        trained_on: by name, the dataset that systems are trained on before they are tested on this one as they are.
+        stands_for: by name, the dataset of the paper that a dataset stands for in tables.
+        trained_on: by name, the dataset that systems are trained on before they are tested on this one.
         stages: by section and dataset, the settings of a stage.
-        experiments: by name and dataset, the system of each experiment that is to be run with this variant.
+        experiments: by name and dataset, the method of each experiment that is run with this variant.
         variant_of: by name, the variant of every experiment that has one.
-        files: the configuration files that results depend on, relative to ``root``, profiles put over them aside.
+        files: the files below ``config/`` that results depend on, relative to ``root``. Profiles are not among them.
 
     Raises:
         ConfigError: the first thing that cannot be run.
@@ -72,7 +70,7 @@ class ProfileSettings:
         self._root, self._source = root, source
         self.files = {f"{SOURCE}/config.yaml", f"{SOURCE}/experiments.yaml"}
         self.main = validated(MainFile, without_nulls(values), source)
-        # Datasets that a profile takes out; the defaults' exceptions for them go with them.
+        # Datasets that a profile removes. Values of per_dataset in the defaults may still name them.
         self._removed = values["datasets"].keys() - self.main.datasets.keys()
         check_model(self.main.clip.model, f"{source}: clip.model")
         self.stands_for: dict[str, str] = {}
@@ -104,7 +102,7 @@ class ProfileSettings:
         }
 
     def pretrain_backbone(self, dataset: str) -> PretrainBackbone:
-        """How the backbone of a dataset's proposal network is pre-trained."""
+        """The settings with which the backbone of a dataset's proposal network is pre-trained."""
         values = {key: value for key, value in self.main.pretrain_backbone.items() if key != "retrain"}
         proposals = self.stages["proposals"][dataset]
         for key in ("backbone", "backbone_args"):
@@ -116,7 +114,7 @@ class ProfileSettings:
         return validated(PretrainBackbone, values, self._source, ("pretrain_backbone",))
 
     def clip(self) -> Clip:
-        """The CLIP that stages load. One trained here reaches them as an input, not as ``pretrained``."""
+        """The settings of the CLIP that stages load. If it is trained here, it is an input and not ``pretrained``."""
         values = self.main.clip.model_dump(exclude={"retrain"})
         own = self.main.clip.retrain or values["pretrained"] == "random"
         return Clip(**values | ({"pretrained": None} if own else {}))
@@ -139,7 +137,7 @@ class ProfileSettings:
         return validated(DATASETS[kind], values, self._source, at)
 
     def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
-        """The rounds of pre-training: each starts from the weights of the one before it, on scenes of its own."""
+        """The settings of each round of pre-training CLIP. A round starts from the weights of the one before it."""
         section = dict(self.main.pretrain_clip)
         rounds = section.pop("rounds", [{}])
         if not isinstance(rounds, list) or not rounds or not all(isinstance(entry, dict) for entry in rounds):
@@ -167,7 +165,7 @@ class ProfileSettings:
         return validated(Vocabulary, load_yaml(self._root / path, path), path)
 
     def _system(self, name: str, values: dict) -> dict[str, MethodSettings]:
-        """An experiment's system for each dataset: its own values over those that the profile has for its method."""
+        """An experiment's method for each dataset: its own values over those that the profile has for the method."""
         source = self._file_of(name)
         place = f"{source}: experiments.{name}.method"
         method = values.get("method", "deop")
@@ -186,7 +184,7 @@ class ProfileSettings:
         }
 
     def _file_of(self, experiment: str) -> str:
-        """Where an experiment is described, as errors call it: a profile may change and add experiments."""
+        """The file that describes an experiment, for errors: a profile may change and add experiments."""
         return SOURCE if experiment in self.main.experiments else f"{SOURCE}/experiments.yaml"
 
     def _by_dataset(self, section: str) -> dict[str, Settings]:
@@ -225,13 +223,13 @@ class Configuration(ProfileSettings):
     """Everything under ``config/``, checked.
 
     Attributes:
-        experiments: by name and dataset, every experiment's system.
+        experiments: by name and dataset, every experiment's method, of all variants.
         variants: by name, the settings with a variant's changes.
-        results: the tables, figures, pictures and claims asked for.
-        names: how tables and figures may call the datasets.
-        benchmarks: by name, what each benchmark of speed measures.
-        launch_file, launch_settings: Accelerate's launch file, and what it says.
-        precision: what networks are trained and evaluated in.
+        results: the tables, figures, pictures and claims to make.
+        names: the names of datasets in tables and figures.
+        benchmarks: by name, the settings of each benchmark of speed.
+        launch_file, launch_settings: the path of Accelerate's launch file, and its content.
+        precision: of training and evaluation.
     """
 
     def __init__(self, values: dict[str, Any], root: Path) -> None:
@@ -297,7 +295,7 @@ class Configuration(ProfileSettings):
         return ProfileSettings(merged(values, changes), self._root, source, name)
 
     def _check_new_experiments(self) -> None:
-        """An experiment that a profile adds is shown somewhere; one that is not is a name misspelt."""
+        """Checks that an experiment which a profile adds is shown somewhere; otherwise its name is misspelt."""
         known = read_experiments(self._root, {})
         shown = {name for table in self.results.tables.values() for name in table.experiments}
         shown |= {name for figure in self.results.figures.values() for name in figure.experiments}
@@ -307,7 +305,7 @@ class Configuration(ProfileSettings):
                 raise unknown(f"{SOURCE}: experiments", "experiment", name, known)
 
     def _check_batches(self) -> None:
-        """Processes share a batch evenly."""
+        """Checks that the processes of a launch can share each batch evenly."""
         processes = self.launch_settings.get("num_processes", 1)
         for section in ("proposals", "segmentation"):
             for name, settings in self.stages[section].items():
@@ -318,7 +316,7 @@ class Configuration(ProfileSettings):
                     )
 
     def _read_precision(self) -> Precision:
-        """The configured precision, which a launch file must not contradict."""
+        """The configured precision; a launch file must not set another."""
         launched = self.launch_settings.get("mixed_precision", "no")
         if launched != "no":
             raise ConfigError(

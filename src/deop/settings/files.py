@@ -1,4 +1,4 @@
-"""What the files under ``config/`` may hold, and how a profile is put over the defaults."""
+"""The content of the files under ``config/``, and how a profile overrides the defaults."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SOURCE = "config"
 
 
 def _printable(name: str) -> str:
-    """The name itself, if Markdown, LaTeX and matplotlib all print it as it is."""
+    """Returns the name, if Markdown, LaTeX and matplotlib all print it as it is."""
     if not name.strip() or not re.fullmatch(r"[\w .,:+=()/-]{1,60}", name):
         raise ValueError("valid: any name of 1 to 60 letters, digits, spaces and . , : + - _ = ( ) /")
     return name
 
 
 ProfileName = Annotated[str, AfterValidator(_printable)]
-"""What the notes under tables and figures call a configuration."""
+"""The name of a configuration in notes under tables and figures."""
 
 
 class DataSection(Settings):
-    """Where datasets that are not generated lie, or are downloaded to. ``root`` may be an existing copy.
+    """The folder of real datasets, ``root``, to which they are downloaded; it may be an existing copy.
 
-    ``sources`` are changes of single downloads by name: fields of :class:`deop.settings.datasets.SourceEntry`, and
-    ``mirrors`` and ``path`` of :class:`deop.settings.datasets.Source`. ``keep_archives`` as there.
+    ``sources`` are changes of single downloads, by name: fields of :class:`deop.settings.datasets.SourceEntry`, and
+    ``mirrors`` and ``path`` of :class:`deop.settings.datasets.Source`, which also explains ``keep_archives``.
     """
 
     root: str = "data/raw"
@@ -41,21 +41,21 @@ class DataSection(Settings):
 
 
 class ClipSection(Clip):
-    """``retrain`` pre-trains the CLIP here instead of loading ``pretrained``, which ``random`` gives it no weights."""
+    """The CLIP. ``retrain`` pre-trains it instead of loading ``pretrained``; ``random`` there loads no weights."""
 
     retrain: bool = False
 
     @model_validator(mode="after")
     def _activation_of_a_file(self) -> ClipSection:
         if self.retrain and self.quick_gelu is not None:
-            raise ValueError("quick_gelu is about weights of a file, and with retrain there is none")
+            raise ValueError("quick_gelu describes weights of a file, and with retrain none are loaded")
         return self
 
 
 class SpeedResources(Settings):
-    """What Snakemake sets aside for a job that measures speed: memory (MB), GPUs, and wall time (minutes).
+    """What a job that measures speed asks of Snakemake: memory (MB), GPUs and wall time (minutes).
 
-    Its CPU threads are all cores, so that nothing runs beside it (see :meth:`deop.jobs.plan.Plan.threads_alone`).
+    It takes all CPU cores, so that nothing runs beside it (see :meth:`deop.jobs.plan.Plan.threads_alone`).
     """
 
     mem_mb: Positive = 1000
@@ -64,33 +64,35 @@ class SpeedResources(Settings):
 
 
 class StageResources(SpeedResources):
-    """The same for other jobs, and the CPU threads of a process.
+    """The same for other jobs, with the number of CPU threads.
 
-    Memory and GPUs are those of a process, too. A job of a stage that trains has as many processes on a machine as the
-    launch file (``accelerate``) says.
+    All values are those of one process. A training job has as many processes on a machine as the launch file
+    (``accelerate``) says.
     """
 
     threads: Positive = 1
 
 
 class TrainingResources(StageResources):
-    """``micro_batch``: images that go through the network at once in a process; none for its whole share of a batch.
+    """The same for a stage that trains.
 
-    Gradients are added up over the parts of a batch, so that any number of GPUs of any size trains with the same one.
+    ``micro_batch`` is the number of images that a process puts through the network at once, None for its whole share
+    of the batch. Gradients are accumulated over a batch, so its size does not depend on the number and memory of GPUs.
     """
 
     micro_batch: Positive | None = None
 
     def machine(self) -> dict[str, Any]:
-        """What a job is told of the machine it trains on: what differs from the defaults."""
+        """Returns the settings of the machine that a training job is told: those that differ from the defaults."""
         own = type(self).model_fields.keys() - StageResources.model_fields.keys()
         return self.model_dump(include=own, exclude_defaults=True)
 
 
 class SystemResources(TrainingResources):
-    """``gradient_checkpointing``: CLIP's blocks are computed a second time for the gradient, what is in them not kept.
+    """The same for end-to-end training.
 
-    A third more time, a fraction of the memory, the same weights.
+    ``gradient_checkpointing`` recomputes the activations of CLIP's blocks in the backward pass instead of keeping them:
+    a third more time, a fraction of the memory, the same weights.
     """
 
     gradient_checkpointing: bool = False
@@ -117,16 +119,15 @@ class Resources(Settings):
 
 
 class MainFile(Settings):
-    """``config/config.yaml``, which a profile such as ``config/tiny.yaml`` overlays.
+    """``config/config.yaml``, with a profile such as ``config/tiny.yaml`` over it.
 
-    Sections stay dictionaries here: they are validated as the settings of their stage once they are complete,
-    that is as datasets of their kind, with a vocabulary filled in (``datasets``), with ``clip.model`` and the changes
-    of each round (``pretrain_clip``), or with the values of ``per_dataset`` for each dataset (the stages in
-    ``SECTIONS``).
-    ``variants`` are changes of other sections, by name, with which an experiment may be run. ``experiments``,
-    ``tables``, ``figures`` and ``pictures`` are changes of what ``config/experiments.yaml`` and ``config/tables.yaml``
-    have under these keys. ``precision`` is what networks are trained and evaluated in (see
-    :func:`deop.settings.precision.resolve`).
+    Some sections are plain dictionaries here, because they are validated when they are complete: ``datasets`` with
+    their vocabularies, ``pretrain_clip`` with ``clip.model`` and the changes of each round, and the sections of stages
+    (``SECTIONS``) with the values of ``per_dataset`` for each dataset.
+
+    ``variants`` are named changes of other sections, with which an experiment can be run. ``experiments``, ``tables``,
+    ``figures`` and ``pictures`` change and add entries of ``config/experiments.yaml`` and ``config/tables.yaml``.
+    ``precision`` is that of training and evaluation (see :func:`deop.settings.precision.resolve`).
     """
 
     profile: ProfileName
@@ -155,19 +156,24 @@ class MainFile(Settings):
 
 
 class ExperimentsFile(Settings):
-    """``config/experiments.yaml``: by name, what each network has, on top of the profile's ``network``."""
+    """``config/experiments.yaml``: by name, the settings of each experiment's method, put over those of the profile."""
 
     experiments: dict[str, dict]
 
 
 def read_experiments(root: Path, profile: dict[str, dict]) -> dict[str, dict]:
-    """The experiments of ``config/experiments.yaml`` with those of a profile put over them."""
+    """Returns the experiments of ``config/experiments.yaml`` with those of a profile put over them."""
     source = f"{SOURCE}/experiments.yaml"
     experiments = validated(ExperimentsFile, load_yaml(root / source, source), source).experiments
     return without_nulls(merged(experiments, profile)) if profile else experiments
 
 
 def load_yaml(path: Path, source: str) -> dict:
+    """Reads a YAML file, which errors call ``source``.
+
+    Raises:
+        ConfigError: the file does not exist or is not a mapping in YAML.
+    """
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -180,10 +186,10 @@ def load_yaml(path: Path, source: str) -> dict:
 
 
 def with_text_keys(values: dict) -> dict:
-    """``values`` with numbers as keys (``alpha: {-1: 1}``) turned into text (``"-1"``).
+    """Returns ``values`` with numbers as keys (``alpha: {-1: 1}``) turned into text (``"-1"``).
 
-    The shipped files quote such keys because DVC reads no others. A profile may spell them either way, and both have to
-    be the same key when it is put over the defaults. Of two spellings in ``values``, the later one counts.
+    The shipped files quote such keys because DVC requires it. A profile may spell them either way, and both must be the
+    same key when it is put over the defaults. If ``values`` has both spellings, the later one counts.
     """
     return {
         str(key) if isinstance(key, int) else key: with_text_keys(value) if isinstance(value, dict) else value
@@ -192,7 +198,7 @@ def with_text_keys(values: dict) -> dict:
 
 
 def without_nulls(values: dict) -> dict:
-    """``values`` without the keys that are null: so a profile takes out what the defaults put in."""
+    """Returns ``values`` without the keys that are null, with which a profile removes what the defaults have."""
     return {
         key: without_nulls(value) if isinstance(value, dict) else value
         for key, value in values.items()
@@ -201,7 +207,7 @@ def without_nulls(values: dict) -> dict:
 
 
 def merged(values: dict, changes: dict) -> dict:
-    """``values`` with ``changes`` put over them, mappings inside mappings too."""
+    """Returns ``values`` with ``changes`` put over them, key by key, also in nested mappings."""
     nested = {
         key: merged(values[key], change)
         for key, change in changes.items()
@@ -211,10 +217,10 @@ def merged(values: dict, changes: dict) -> dict:
 
 
 def read_profile(root: Path, *profiles: Path) -> dict[str, Any]:
-    """``config/config.yaml`` with files of changes put over it in turn, as Snakemake's ``--configfile`` does.
+    """Returns ``config/config.yaml`` with profiles put over it in turn, as Snakemake's ``--configfile`` does.
 
     Raises:
-        ConfigError: a file that is not there or is not a mapping in YAML.
+        ConfigError: a file does not exist or is not a mapping in YAML.
     """
     values = load_yaml(root / SOURCE / "config.yaml", f"{SOURCE}/config.yaml")
     for profile in profiles:

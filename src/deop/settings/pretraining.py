@@ -1,4 +1,4 @@
-"""Settings of the stages that pre-train what the mini profile has in place of OpenAI's CLIP and ImageNet's backbone."""
+"""Settings of the stages that pre-train the mini profile's replacements of OpenAI's CLIP and ImageNet's backbone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from deop.settings.base import Fraction, Positive, Settings
 class PretrainClip(Settings):
     """Contrastive pre-training of the mini CLIP on generated scenes and captions.
 
-    ``textures`` are pictures drawn of each texture and style, parts of which the scenes show; ``accuracy_scenes`` are
-    fresh scenes that the finished CLIP is measured on. ``text_from`` names a model with bundled weights, whose text
-    tower the first round starts from in place of random weights.
+    ``textures`` is the number of pictures of each texture and style, parts of which the scenes show.
+    ``accuracy_scenes`` is the number of new scenes on which the accuracy of the finished CLIP is measured.
+    ``common_share`` is the share of emoji that are drawn from those in ``common``. ``text_from`` names a model
+    with bundled weights: the first round takes over its text tower, instead of starting from random weights.
     """
 
     model: str
@@ -34,7 +35,7 @@ class PretrainClip(Settings):
 
 
 class PretrainBackbone(Settings):
-    """Classification of single emoji by the proposal network's backbone, in the place of ImageNet (mini profile)."""
+    """Pre-training of the proposal network's backbone to classify single emoji, instead of ImageNet (mini profile)."""
 
     backbone: str
     backbone_args: Annotated[dict, Field(default_factory=dict)]

@@ -1,7 +1,7 @@
-"""What each pipeline stage may be told: one strict model a stage, shared by planner, stages and command line.
+"""The settings of the pipeline's stages: one strict model each, used by planner, stages and command line.
 
-A stage is a function of its settings and of the artifacts of earlier stages. The settings of an artifact name
-those artifacts by their keys, so that one hash identifies everything that went into it (see :mod:`deop.jobs.plan`).
+The output of a stage depends on its settings and on the artifacts of earlier stages, and on nothing else. Both are
+part of its key (see :mod:`deop.jobs.plan`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from deop.settings.schedule import Schedule
 
 
 class Clip(Settings):
-    """Which CLIP, from where, and how its input is normalised.
+    """The CLIP model, the origin of its weights, and the normalisation of its input.
 
-    ``quick_gelu`` says which activation the weights of a file were trained with, where that cannot be found out (see
-    :func:`deop.models.clip_build.uses_quick_gelu`).
+    ``quick_gelu`` says which activation the weights of a file were trained with, if that cannot be found out from the
+    model's name (see :func:`deop.models.clip_build.uses_quick_gelu`).
     """
 
     model: str
@@ -30,11 +30,11 @@ class Clip(Settings):
 class TextPrompts(Settings):
     """Offline text prompt learning (section 3.2; SimBaseline's recipe).
 
-    The learned prefix has ``prefix_tokens`` tokens that start from random values (standard deviation ``init_std``) and
-    then those of ``prefix_words``, which start from what they mean. ``logit_scale`` None is the CLIP's own, learned in
-    its pre-training: 100 for OpenAI's. ``crop_fill`` is what surrounds a segment: ``mean``, CLIP's mean colour, filled
-    in before the crop is resized; ``release``, as in the code of SimBaseline and DeOP, the same numbers filled in after
-    the crop is resized and normalised, which is a lighter grey.
+    The learned prefix has ``prefix_tokens`` tokens that start from random values (standard deviation ``init_std``),
+    followed by the tokens of ``prefix_words``, which start from their word embeddings. ``logit_scale`` None is CLIP's
+    own, learned in its pre-training (100 for OpenAI's). ``crop_fill`` is the colour around a segment in its crop:
+    ``mean`` is CLIP's mean colour, filled in before the crop is resized. ``release`` follows the code of SimBaseline
+    and DeOP: the same numbers, filled in after the crop is resized and normalised, which is a lighter grey.
     """
 
     prefix_tokens: Annotated[int, Field(ge=0)] = 16
@@ -53,11 +53,11 @@ class TextPrompts(Settings):
 
 
 class ClassTerm(Settings):
-    """A classification loss beside the mask losses, with which the release trains its proposals.
+    """A classification loss in addition to the mask losses, with which the release trains its proposals.
 
-    Only training has its class head: a network of hidden widths ``head_hidden`` that takes query states to CLIP's joint
-    space, where they are compared with the names of the seen classes in the learned text prompt. ``weight`` is that of
-    the cross-entropy, ``no_object_weight`` that of queries without a segment in it.
+    Its class head is used in training only. It is an MLP of hidden widths ``head_hidden`` that maps query states to
+    CLIP's joint space, where they are compared with the names of the seen classes in the learned text prompt.
+    ``weight`` is the weight of the cross-entropy, and ``no_object_weight`` that of unmatched queries in it.
     """
 
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -68,15 +68,17 @@ class ClassTerm(Settings):
 class Proposals(Schedule):
     """The class-agnostic MaskFormer and its schedule (section 3.1).
 
-    ``pretrained_backbone`` true loads timm's weights (the paper's are ImageNet's), ``"bundled"`` those of this package,
-    or what ``pretrain_backbone`` trains in their place; another text is the path of a file of timm's weights.
-    ``backbone_args`` go to timm, but for ``multi_grid``: the dilations of the blocks of a ResNet's last stage
-    (MaskFormer's ResNet-101c: 1, 2, 4). ``frozen_batch_norm`` keeps the backbone's statistics and scales as they were
-    pre-trained, as detectron2 does, whatever the size of a batch. ``decoder_norm`` ``outputs`` is MaskFormer's own
-    decoder, ``chained`` that of transformers (see :class:`deop.models.proposals.ProposalNetwork`). ``dropout`` is that
-    of the decoder. ``ignored``: pixels of unseen classes are ``excluded`` from the mask losses and the matching, or
-    ``background`` to every mask, as in the release. Norms and embeddings have no weight decay; ``decay_biases`` gives
-    it to biases, as MaskFormer's code does.
+    pretrained_backbone: true loads timm's weights (the paper uses ImageNet's), ``"bundled"`` those of this package or,
+        if ``pretrain_backbone`` is to train them, those. Any other text is the path of a file of timm's weights.
+    backbone_args: arguments for timm. ``multi_grid`` is not timm's: the dilations of the blocks of a ResNet's last
+        stage (1, 2, 4 for MaskFormer's ResNet-101c).
+    frozen_batch_norm: keeps the backbone's statistics and scales as they were pre-trained, as detectron2 does.
+    decoder_norm: ``outputs`` is MaskFormer's own decoder, ``chained`` that of transformers (see
+        :class:`deop.models.proposals.ProposalNetwork`).
+    dropout: of the decoder.
+    ignored: whether pixels of unseen classes are ``excluded`` from the mask losses and the matching or, as in the
+        release, count as ``background`` of every mask.
+    class_term: a classification loss for the proposals, None for class-agnostic training.
     """
 
     backbone: str
@@ -122,9 +124,9 @@ class Proposals(Schedule):
 class Segmentation(Schedule):
     """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
 
-    ``loss`` says what pixels without a seen class are to the loss: left out (``labelled``), or "no object" in its focal
-    part as in the release (see :mod:`deop.models.losses`). ``anchors_lr_factor`` is the anchor decoder's learning rate
-    over ``lr``: it starts from nothing, prompts from CLIP. ``decay_biases`` is as in :class:`Proposals`.
+    ``loss`` says how pixels without a seen class are treated: ignored (``labelled``), or as "no object" in the focal
+    loss, as in the release (see :mod:`deop.models.losses`). ``anchors_lr_factor`` is the learning rate of the anchor
+    decoder relative to ``lr``: it starts from random weights, whereas prompts start from CLIP.
     """
 
     loss: Literal["labelled", "release"] = "labelled"
@@ -136,14 +138,14 @@ class Segmentation(Schedule):
 
 
 class Evaluation(Settings):
-    """Testing on a validation set: whole images, short side resized to ``short_side`` pixels for CLIP.
+    """Evaluation on a validation set: whole images, whose shorter side is resized to ``short_side`` pixels for CLIP.
 
-    Images are padded to multiples of ``size_divisibility`` pixels (the release: 32), on the right and at the bottom,
+    Images are padded to multiples of ``size_divisibility`` pixels (32 in the release), on the right and at the bottom,
     with zeros after normalisation. ``upsample`` says what is resized to the size of the label map: the logits of the
-    ``masks``, or as in the release the class ``scores`` of every pixel of the resized image. Pictures of networks at
-    work use the defaults of both.
+    ``masks`` or, as in the release, the class ``scores`` of every pixel of the resized image. ``miou`` says which
+    classes mIoU averages over: those that occur in the ground truth or the prediction, or in the ground truth alone.
 
-    ``compiled`` has torch.compile make the networks anew: a minute or more that pays where many images are of one size.
+    ``compiled`` uses torch.compile. It takes a minute or more, which pays off if many images have the same size.
     """
 
     short_side: Positive = 512
@@ -164,9 +166,9 @@ class Evaluation(Settings):
 
 
 class Speed(Settings):
-    """How fast systems are: ``images`` of a validation set one by one, after ``warmup`` that do not count.
+    """Measuring the speed of systems: ``images`` of a validation set one by one, after ``warmup`` that do not count.
 
-    The set is gone through again where it has fewer. ``threads`` are those of the CPU.
+    A smaller set is repeated. ``threads`` is the number of CPU threads.
     """
 
     images: Positive = 100
@@ -175,7 +177,7 @@ class Speed(Settings):
 
 
 class PictureSettings(Settings):
-    """Which picture: ``scene``, a validation scene from image to result, or ``anchors``, the paper's figure 5.
+    """The kind of picture: ``scene``, a validation scene from image to result, or ``anchors``, the paper's figure 5.
 
     Images are resized so that their shorter side has ``short_side`` pixels.
     """
