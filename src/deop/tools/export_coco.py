@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from deop.data.coco_results import entries, image_ids, write_results
 from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
 from deop.jobs.artifacts import require_inputs
 from deop.jobs.job import Job
 from deop.methods.inference import prepare
 from deop.methods.networks import build_segmenter
 from deop.settings.stages import Evaluation
-from deop.stages.evaluate import batches, load_batch, resize_short_side
+from deop.stages.evaluate import batches, load_batch
 from deop.training.loop import make_accelerator
 
 

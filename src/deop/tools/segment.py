@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from deop.data.image_files import ImageFiles, LoadedImage, batches_of_one_size, find_images
 from deop.data.segmentation import read_card, write_label_map
+from deop.data.transforms import resize_short_side
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
 from deop.jobs.artifacts import WEIGHTS, require_inputs, sha256_of, write_json
@@ -29,7 +30,6 @@ from deop.methods.inference import prepare
 from deop.methods.networks import build_segmenter
 from deop.reporting.overlay import overlay
 from deop.settings.stages import Evaluation
-from deop.stages.evaluate import resize_short_side
 from deop.training.loop import loader_workers, make_accelerator
 
 CLASSES = "classes.json"
