@@ -45,7 +45,7 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")
 class OneLineErrors(TyperGroup):
     """A :class:`DeopError` is one line on standard error and exit status 1; others keep their traceback."""
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except DeopError as error:
