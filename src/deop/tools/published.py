@@ -1,0 +1,23 @@
+"""The results that readers get, as files: ``python -m deop.tools.published`` prints one a line, for ``make publish``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deop.settings.configuration import Configuration
+from deop.settings.files import read_profile
+
+
+def published(configuration: Configuration) -> list[str]:
+    """The tables, benchmarks, figures and pictures of a configuration in the formats that are read, by path."""
+    layouts = configuration.layouts
+    tables = [*layouts.tables, *(["claims"] if layouts.claims else [])]
+    return [
+        *(f"results/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
+        *(f"results/{name}.{suffix}" for name in configuration.benchmarks for suffix in ("csv", "md")),
+        *(f"results/figures/{name}.png" for name in (*layouts.figures, *layouts.pictures)),
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(published(Configuration(read_profile(Path()), Path()))))
