@@ -40,7 +40,8 @@ def keep_known_results(tables_file: Path) -> None:
 def _known(values: dict[str, Any]) -> dict[str, Any]:
     return values | {
         "tables": {
-            name: table | {"rows": [row for row in table["rows"] if row.get("experiment") in (None, *ROWS[name])]}
+            name: table
+            | {"rows": [row for row in table["rows"] if row.get("experiment") in (None, *ROWS[name])]}
             for name, table in values["tables"].items()
             if name in ROWS
         },

@@ -1,4 +1,4 @@
-"""The results that readers get, as files: ``python -m deop.tools.published`` prints one a line, for ``make publish``."""
+"""The files of results that are published: ``python -m deop.tools.published`` lists them for ``make publish``."""
 
 from __future__ import annotations
 

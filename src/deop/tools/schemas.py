@@ -20,7 +20,7 @@ from deop.settings.benchmarks import BenchmarkClip, Rounds, ScalingBenchmark, Sp
 from deop.settings.configuration import SECTIONS, VARIED
 from deop.settings.datasets import DATASETS, Source, SourceEntry, Vocabulary
 from deop.settings.files import ClipSection, MainFile
-from deop.settings.methods import SYSTEMS, Network
+from deop.settings.methods import METHODS, DeOPSettings
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
 from deop.settings.tables import OF_PROFILE, TablesFile
 
@@ -64,10 +64,10 @@ def _complete(model: type[BaseModel]) -> Schema:
 
 def _profile() -> Schema:
     models = [
-        *(MainFile, ClipSection, PretrainClip, PretrainBackbone, Source, SourceEntry, Network),
+        *(MainFile, ClipSection, PretrainClip, PretrainBackbone, Source, SourceEntry, DeOPSettings),
         *(BenchmarkClip, Rounds, SpeedBenchmark, ScalingBenchmark),
         *DATASETS.values(),
-        *SYSTEMS.values(),
+        *METHODS.values(),
         *SECTIONS.values(),
         *OF_PROFILE.values(),
     ]
@@ -79,13 +79,13 @@ def _profile() -> Schema:
         "pretrain_backbone": _with(
             defs, PretrainBackbone, without=("backbone", "backbone_args"), retrain={"type": "boolean"}
         ),
-        "network": _ref(Network),
-        "multipass": _mapping(
+        "network": _per_dataset(defs, "network", DeOPSettings),
+        "methods": _mapping(
             _ANYTHING,
             **{
                 name: _per_dataset(defs, name, model)
-                for name, model in SYSTEMS.items()
-                if model is not Network
+                for name, model in METHODS.items()
+                if model is not DeOPSettings
             },
         ),
         **{name: _per_dataset(defs, name, model) for name, model in SECTIONS.items()},
@@ -111,7 +111,7 @@ def _profile() -> Schema:
 
 
 def _experiments() -> Schema:
-    defs = _definitions(SYSTEMS.values())
+    defs = _definitions(METHODS.values())
     file = {
         "type": "object",
         "properties": {"experiments": _mapping(_experiment(defs))},
@@ -122,11 +122,11 @@ def _experiments() -> Schema:
 
 def _experiment(defs: Schema) -> Schema:
     """One of the methods of this package, whose keys are known, or another method by name."""
-    known = [_with(defs, model, variant=_TEXT) for model in SYSTEMS.values()]
+    known = [_with(defs, model, variant=_TEXT) for model in METHODS.values()]
     other = {
         "type": "object",
         "required": ["method"],
-        "properties": {"method": {"not": {"enum": list(SYSTEMS)}}},
+        "properties": {"method": {"not": {"enum": list(METHODS)}}},
     }
     return {"anyOf": [*known, other]}
 

@@ -65,13 +65,21 @@ class Trial(NamedTuple):
 
 
 def try_step(
-    job: Job, classes: int, *, processes: int, threads: int, launch: dict[str, Any], seconds: float
+    job: Job,
+    classes: int,
+    schedule: dict[str, Any],
+    *,
+    processes: int,
+    threads: int,
+    launch: dict[str, Any],
+    seconds: float,
 ) -> Trial:
     """Runs the training loop of a ``train_*`` job on images for about ``seconds``, as the workflow would start it.
 
     Args:
         job: the job; what it reads need not be there.
         classes: number of seen classes.
+        schedule: the settings of the training's schedule.
         processes: that share a batch. One of them is tried, without communication.
         threads: CPU threads of a process.
         launch: what Accelerate's launch file says.
@@ -82,8 +90,7 @@ def try_step(
     """
     with tempfile.TemporaryDirectory() as folder, _started_as(launch, threads), _quiet():
         device = make_accelerator(job.precision).device
-        settings = job.settings["segmentation" if job.stage == "train_segmentation" else "proposals"]
-        share, crop = settings["batch_size"] // processes, settings["augmentation"]["crop"]
+        share, crop = schedule["batch_size"] // processes, schedule["augmentation"]["crop"]
         micro_batch = job.settings.get("machine", {}).get("micro_batch") or share
         _write_scenes(Path(folder) / "data", crop, classes)
         job = _without_weights(job, str(Path(folder) / "data"))
@@ -135,11 +142,12 @@ def _quiet() -> Iterator[None]:
 def _without_weights(job: Job, data: str) -> Job:
     """The job with random weights, on the dataset in ``data``."""
     settings = dict(job.settings)
-    settings["proposals"] = settings["proposals"] | {"pretrained_backbone": False}
+    if "proposals" in settings:
+        settings["proposals"] = settings["proposals"] | {"pretrained_backbone": False}
     if "clip" in settings:
         settings["clip"] = settings["clip"] | {"pretrained": None}
-    if job.stage == "train_multipass":  # embeddings of names are computed once, whatever the prompt
-        settings["network"] = settings["network"] | {"proposal_templates": ["{}"], "crop_templates": ["{}"]}
+    if "proposal_templates" in settings.get("method", {}):  # names are embedded once, whatever the prompt
+        settings["method"] = settings["method"] | {"proposal_templates": ["{}"], "crop_templates": ["{}"]}
     return job.model_copy(update={"inputs": {"data": data}, "settings": settings})
 
 
