@@ -1,4 +1,4 @@
-"""Lists that cannot be derived from the configuration, the settings or the command line, but have to agree with them."""
+"""Lists that are written down twice, in dvc.yaml, the rules or the settings, agree with each other."""
 
 from __future__ import annotations
 
