@@ -127,7 +127,7 @@ def test_importing_the_package_is_light() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="pre-commit needs a git checkout")
 def test_linters_are_content(tmp_path: Path) -> None:
-    """ruff check, ruff format and snakefmt over all committed files, as the hooks run them."""
+    """ruff check, ruff format, mypy and snakefmt over all committed files, as the hooks run them."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     run = subprocess.run(
         [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"],

@@ -54,6 +54,7 @@ def test_every_file_names_its_schema_and_fits_it(path: Path, name: str) -> None:
         ("profile", "datasets: {es171: null}", True),
         ("profile", "datasets: {mine: {kind: folder, root: photos, stands_for: voc}}", True),
         ("profile", "datasets: {mine: {kind: folder, roots: photos}}", False),
+        ("profile", "datasets: {mine: {kind: cityscapes, split: fine}}", True),
         ("profile", "prompts: {iterations: 10, per_dataset: {es20: {iterations: 20}}}", True),
         ("profile", "prompts: {iteration: 10}", False),
         ("profile", "prompts: {per_dataset: {es20: {iteration: 20}}}", False),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from deop.settings.tables import OF_PROFILE, TablesFile
 
 FOLDER = Path("workflow/schemas")
 Schema = dict[str, Any]
+
+BUILT_IN = {name: model for name, model in METHODS.items() if model.__module__ == DeOPSettings.__module__}
+"""The methods whose settings are known without importing their modules."""
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TEXT: Schema = {"type": "string"}
@@ -67,7 +71,7 @@ def _profile() -> Schema:
         *(MainFile, ClipSection, PretrainClip, PretrainBackbone, Source, SourceEntry, DeOPSettings),
         *(BenchmarkClip, Rounds, SpeedBenchmark, ScalingBenchmark),
         *DATASETS.values(),
-        *METHODS.values(),
+        *BUILT_IN.values(),
         *SECTIONS.values(),
         *OF_PROFILE.values(),
     ]
@@ -84,7 +88,7 @@ def _profile() -> Schema:
             _ANYTHING,
             **{
                 name: _per_dataset(defs, name, model)
-                for name, model in METHODS.items()
+                for name, model in BUILT_IN.items()
                 if model is not DeOPSettings
             },
         ),
@@ -95,7 +99,9 @@ def _profile() -> Schema:
             defs[f"section {name}"] = section
             sections[name] = {"$ref": f"#/$defs/section {name}"}
     entries = {
-        "datasets": {"anyOf": [_dataset(defs, model) for model in DATASETS.values()]},
+        "datasets": {
+            "anyOf": [*(_dataset(defs, model) for model in DATASETS.values()), _other("kind", DATASETS)]
+        },
         "variants": {"type": "object", "properties": {name: sections[name] for name in VARIED}}
         | {"additionalProperties": False},
         "experiments": _experiment(defs),
@@ -111,7 +117,7 @@ def _profile() -> Schema:
 
 
 def _experiments() -> Schema:
-    defs = _definitions(METHODS.values())
+    defs = _definitions(BUILT_IN.values())
     file = {
         "type": "object",
         "properties": {"experiments": _mapping(_experiment(defs))},
@@ -122,13 +128,14 @@ def _experiments() -> Schema:
 
 def _experiment(defs: Schema) -> Schema:
     """One of the methods of this package, whose keys are known, or another method by name."""
-    known = [_with(defs, model, variant=_TEXT) for model in METHODS.values()]
-    other = {
-        "type": "object",
-        "required": ["method"],
-        "properties": {"method": {"not": {"enum": list(METHODS)}}},
-    }
-    return {"anyOf": [*known, other]}
+    known = [_with(defs, model, variant=_TEXT) for model in BUILT_IN.values()]
+    return {"anyOf": [*known, _other("method", BUILT_IN)]}
+
+
+def _other(key: str, known: Iterable[str]) -> Schema:
+    """A mapping in which ``key`` is there and has none of the ``known`` values; nothing is known of its other keys."""
+    missing = {"properties": {key: False}}
+    return {"type": "object", "properties": {key: {"not": {"enum": list(known)}}}, "not": missing}
 
 
 def _dataset(defs: Schema, model: type[BaseModel]) -> Schema:
@@ -216,14 +223,16 @@ def _untitled(schema: Any) -> Any:
 
 
 def _partial(schema: Any) -> Any:
-    """The same with no key required but the name of an unknown method, and null allowed for each value."""
+    """The same with no key required, and null allowed for each value."""
     if isinstance(schema, list):
         return [_partial(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {key: _partial(value) for key, value in schema.items()}
-    if changed.get("required") != ["method"]:
-        changed.pop("required", None)
+    changed = {
+        key: _partial(value)
+        for key, value in schema.items()
+        if not (key == "required" and isinstance(value, list))
+    }
     if isinstance(changed.get("properties"), dict):
         changed["properties"] = {key: _nullable(value) for key, value in changed["properties"].items()}
     if isinstance(changed.get("additionalProperties"), dict):
@@ -231,7 +240,9 @@ def _partial(schema: Any) -> Any:
     return changed
 
 
-def _nullable(schema: Schema) -> Schema:
+def _nullable(schema: Schema | bool) -> Schema | bool:
+    if isinstance(schema, bool):
+        return schema
     about = {key: schema[key] for key in ("default", "description") if key in schema}
     value = {key: part for key, part in schema.items() if key not in about}
     if "anyOf" in value:
