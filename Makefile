@@ -20,13 +20,14 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test lint format schemas report publish FORCE
+.PHONY: help $(VENV) test lint format revisions schemas report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
 	@echo "make test                 run all tests"
-	@echo "make lint                 run ruff, mypy, snakefmt and snakemake --lint"
+	@echo "make lint                 run ruff, mypy, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
+	@echo "make revisions            check that stages whose code changed have new revisions (src/deop/jobs/revisions.py)"
 	@echo "make schemas              write the JSON Schemas of the configuration files to workflow/schemas"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
@@ -66,6 +67,10 @@ test: $(READY)
 lint: $(READY)
 	$(ACTIVATED) $(VENV)/bin/pre-commit run --all-files
 	$(SNAKEMAKE) --lint
+	$(VENV)/bin/python -m deop.tools.revisions
+
+revisions: $(READY)
+	$(VENV)/bin/python -m deop.tools.revisions
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix-only .

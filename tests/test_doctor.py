@@ -19,7 +19,6 @@ from deop.jobs.job import Job
 from deop.stages.train_proposals import ProposalStep
 from deop.tools import doctor, trial_step
 from deop.tools.doctor import Finding, examine
-from deop.tools.training_hours import schedule_of
 from deop.tools.trial_step import Trial, try_step
 
 SOURCES = ("coco_train2017", "coco_val2017", "coco_stuffthingmaps")
@@ -180,9 +179,7 @@ def test_a_trial_is_the_stages_own_step(monkeypatch, small_job):
 
     monkeypatch.setattr(ProposalStep, "forward", watched)
     before = torch.get_num_threads()
-    trial = try_step(
-        small_job, 150, schedule_of(small_job), processes=2, threads=before + 1, launch={}, seconds=0.0
-    )
+    trial = try_step(small_job, 150, processes=2, threads=before + 1, launch={}, seconds=0.0)
     assert (trial.share, trial.images, trial.peak) == (8, 4, 0)
     assert trial.seconds >= trial.idle_seconds > 0
     assert [shape for shape, _, _ in seen] == [(4, 3, 64, 64)] * 4  # two steps, each of two parts
@@ -194,7 +191,7 @@ def test_a_trial_is_the_stages_own_step(monkeypatch, small_job):
 def test_a_step_that_would_try_ones_patience_is_extrapolated_from_one_image(monkeypatch, small_job):
     monkeypatch.setattr(trial_step, "QUICK_PIXELS", 1)
     monkeypatch.setattr(trial_step, "PATIENCE_S", 0.0)
-    trial = try_step(small_job, 150, schedule_of(small_job), processes=1, threads=1, launch={}, seconds=0.0)
+    trial = try_step(small_job, 150, processes=1, threads=1, launch={}, seconds=0.0)
     assert (trial.share, trial.images) == (16, 1)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from deop.data.readers.folder_files import content
 from deop.errors import ConfigError, DeopError
-from deop.settings.configuration import Setup
+from deop.settings.configuration import ProfileSettings
 from deop.settings.datasets import Folder
 from deop.settings.files import SOURCE
 
@@ -16,12 +16,12 @@ class FolderContents:
     """What datasets in folders hold, each looked at once, when a job first needs it.
 
     Args:
-        setup: the settings of the datasets.
+        profile: the settings of the datasets.
         root: the folder that relative paths start from.
     """
 
-    def __init__(self, setup: Setup, root: Path) -> None:
-        self._setup, self._root = setup, root
+    def __init__(self, profile: ProfileSettings, root: Path) -> None:
+        self._profile, self._root = profile, root
         self._known: dict[str, dict[str, Any]] = {}
 
     def of(self, dataset: str) -> dict[str, Any]:
@@ -43,9 +43,9 @@ class FolderContents:
 
     def _folder(self, dataset: str) -> tuple[Folder, Path]:
         """The settings of a dataset and the folder that holds it."""
-        settings = self._setup.datasets[dataset]
+        settings = self._profile.datasets[dataset]
         assert isinstance(settings, Folder), f"{dataset} is not of kind folder"
-        return settings, self._root / (settings.root or self._setup.main.data.root)
+        return settings, self._root / (settings.root or self._profile.main.data.root)
 
     def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
         """Datasets are named by the names and sizes of their files: different ones with the same would be one."""

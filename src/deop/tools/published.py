@@ -10,12 +10,12 @@ from deop.settings.files import read_profile
 
 def published(configuration: Configuration) -> list[str]:
     """The tables, benchmarks, figures and pictures of a configuration in the formats that are read, by path."""
-    layouts = configuration.layouts
-    tables = [*layouts.tables, *(["claims"] if layouts.claims else [])]
+    results = configuration.results
+    tables = [*results.tables, *(["claims"] if results.claims else [])]
     return [
         *(f"results/{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")),
         *(f"results/{name}.{suffix}" for name in configuration.benchmarks for suffix in ("csv", "md")),
-        *(f"results/figures/{name}.png" for name in (*layouts.figures, *layouts.pictures)),
+        *(f"results/figures/{name}.png" for name in (*results.figures, *results.pictures)),
     ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from deop.jobs.job import Job
+from deop.jobs.job import Job, schedule_of
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
 
@@ -110,20 +110,18 @@ def estimate_group(
     from deop.tools.trial_step import try_step
 
     launch, first = config.launch_settings, jobs[0]
-    schedule = schedule_of(first)
     processes = launch.get("num_processes", 1)
     resources = getattr(plan.resources, first.stage)
     trial = try_step(
         first,
         _seen_classes(plan, first),
-        schedule,
         processes=processes,
         threads=max(1, resources.threads // plan.processes),
         launch=launch,
         seconds=seconds,
     )
     load = os.getloadavg()[0]
-    longest = trial.idle_seconds * schedule["iterations"] / 3600
+    longest = trial.idle_seconds * schedule_of(first)["iterations"] / 3600
     # A trial is a process itself.
     busy = load > machine.cores + 1 if machine.gpus else trial.idle_seconds < UNDISTURBED * trial.seconds
     at_once = machine.gpus // resources.gpu if resources.gpu else machine.cores // resources.threads
@@ -161,12 +159,6 @@ def duration(hours: float) -> str:
     if seconds < 60:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.3g} min" if hours < 1 else f"{hours:.3g} h"
-
-
-def schedule_of(job: Job) -> dict[str, Any]:
-    """The settings of the schedule of a job that trains."""
-    name = job.settings["round"]["name"] if job.stage == "train_system" else "proposals"
-    return job.settings["method"].get(name) or job.settings[name]
 
 
 def _pixels(job: Job) -> int:

@@ -28,7 +28,7 @@ from deop.data.segmentation import (
     write_split,
 )
 from deop.jobs.artifacts import Workspace
-from deop.jobs.job import Job
+from deop.jobs.job import Job, schedule_of
 from deop.training.loop import Training, fit_on_images, make_accelerator
 from deop.utils.timing import PartTimes, wait_for
 
@@ -65,21 +65,13 @@ class Trial(NamedTuple):
 
 
 def try_step(
-    job: Job,
-    classes: int,
-    schedule: dict[str, Any],
-    *,
-    processes: int,
-    threads: int,
-    launch: dict[str, Any],
-    seconds: float,
+    job: Job, classes: int, *, processes: int, threads: int, launch: dict[str, Any], seconds: float
 ) -> Trial:
     """Runs the training loop of a ``train_*`` job on images for about ``seconds``, as the workflow would start it.
 
     Args:
         job: the job; what it reads need not be there.
         classes: number of seen classes.
-        schedule: the settings of the training's schedule.
         processes: that share a batch. One of them is tried, without communication.
         threads: CPU threads of a process.
         launch: what Accelerate's launch file says.
@@ -90,7 +82,8 @@ def try_step(
     """
     with tempfile.TemporaryDirectory() as folder, _started_as(launch, threads), _quiet():
         device = make_accelerator(job.precision).device
-        share, crop = schedule["batch_size"] // processes, schedule["augmentation"]["crop"]
+        settings = schedule_of(job)
+        share, crop = settings["batch_size"] // processes, settings["augmentation"]["crop"]
         micro_batch = job.settings.get("machine", {}).get("micro_batch") or share
         _write_scenes(Path(folder) / "data", crop, classes)
         job = _without_weights(job, str(Path(folder) / "data"))
