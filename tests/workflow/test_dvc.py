@@ -10,6 +10,8 @@ import pytest
 import yaml
 from asked import Asked
 
+from deop.settings.benchmarks import BENCHMARKS
+
 UP_TO_DATE = "Data and pipelines are up to date."
 BEHIND = ("data", "checkpoints", "scores")
 """Stages that keep what Table 3 is made from; what else they keep belongs to other tables."""
@@ -66,8 +68,11 @@ def test_a_fresh_clone_has_parameters_and_a_plan(repository):
 
     # Nothing is there yet, neither results nor the folders that they go to.
     commands = re.findall(r"^> snakemake (.+)$", dvc(repository, "repro", "--dry"), re.M)
-    layouts = yaml.safe_load((repository.path / "config/tables.yaml").read_text())
-    named = [*layouts["tables"], "claims", "speed", "scaling"]
+    layouts, config = (
+        yaml.safe_load((repository.path / f"config/{name}.yaml").read_text()) for name in ("tables", "config")
+    )
+    benchmarks = [name for name in BENCHMARKS if name in config["benchmark"]]
+    named = [*layouts["tables"], "claims", *benchmarks]
     drawn = [*layouts["figures"], *layouts["pictures"]]
     results = [f"results/{name}.csv" for name in named] + [f"results/figures/{name}.png" for name in drawn]
     # What they share comes last, so that it is kept once it is complete.
@@ -86,6 +91,8 @@ def test_a_fresh_clone_has_parameters_and_a_plan(repository):
 
 @pytest.mark.slow
 def test_one_table(repository, tmp_path_factory):
+    layout = yaml.safe_load((repository.path / "config/tables.yaml").read_text())["tables"]["table3"]
+    experiments = [row["experiment"] for row in layout["rows"] if "experiment" in row]
     repository.snakemake("results/table3.csv")
     of_table = Asked.in_folder(repository.path).jobs("table3")
     assert repository.ran().count("evaluate") == of_table["evaluate"]
@@ -141,6 +148,7 @@ def test_one_table(repository, tmp_path_factory):
 
 @pytest.mark.slow
 def test_everything(repository, tmp_path_factory):
+    layouts = yaml.safe_load((repository.path / "config/tables.yaml").read_text())
     repository.snakemake()
     assert Counter(repository.ran()) == Asked.in_folder(repository.path).jobs()
     # Each output of each stage is there: what is missing would be an error.
