@@ -68,5 +68,5 @@ def test_all_that_readers_get_is_published() -> None:
 
 
 def test_every_rule_file_is_included() -> None:
-    included = re.findall(r'^include: "rules/(.+)"$', (ROOT / "workflow/Snakefile").read_text(), re.M)
+    included = re.findall(r'^include: "workflow/rules/(.+)"$', (ROOT / "Snakefile").read_text(), re.M)
     assert sorted(included) == sorted(path.name for path in (ROOT / "workflow/rules").glob("*.smk"))

@@ -91,7 +91,7 @@ def shipped(tmp_path: Path) -> Workflow:
     for name in ("workflow", "profiles", "config", ".dvc"):
         machine_only = shutil.ignore_patterns("tmp", "cache", "config.local")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=machine_only)
-    for name in ("environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("Snakefile", "environment.yml", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)
     # For DVC to watch; the plan uses the package's own.
     weights = tmp_path / "src/deop/models/weights"

@@ -91,8 +91,6 @@ def test_a_fresh_clone_has_parameters_and_a_plan(repository):
 
 @pytest.mark.slow
 def test_one_table(repository, tmp_path_factory):
-    layout = yaml.safe_load((repository.path / "config/tables.yaml").read_text())["tables"]["table3"]
-    experiments = [row["experiment"] for row in layout["rows"] if "experiment" in row]
     repository.snakemake("results/table3.csv")
     of_table = Asked.in_folder(repository.path).jobs("table3")
     assert repository.ran().count("evaluate") == of_table["evaluate"]
@@ -148,7 +146,6 @@ def test_one_table(repository, tmp_path_factory):
 
 @pytest.mark.slow
 def test_everything(repository, tmp_path_factory):
-    layouts = yaml.safe_load((repository.path / "config/tables.yaml").read_text())
     repository.snakemake()
     assert Counter(repository.ran()) == Asked.in_folder(repository.path).jobs()
     # Each output of each stage is there: what is missing would be an error.

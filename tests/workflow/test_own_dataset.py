@@ -31,7 +31,7 @@ SMALL = {
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What a clone holds, with short schedules, and a park in data/raw."""
-    for name in ("workflow", "profiles", "config", "environment.yml"):
+    for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     values, tiny = (yaml.safe_load((ROOT / f"config/{name}.yaml").read_text()) for name in ("config", "tiny"))

@@ -56,7 +56,7 @@ DATASETS = ("coco", "voc", "voc20", "pc59", "a150", "pc459", "a847")
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """What a clone holds, with the results whose jobs these tests count."""
-    for name in ("workflow", "profiles", "config", "environment.yml"):
+    for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     keep_known_results(tmp_path / "config/tables.yaml")
