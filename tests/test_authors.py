@@ -15,6 +15,7 @@ import real_layouts
 import release
 import torch
 import torch.nn.functional as F
+from deop.methods.networks import build_segmenter
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -27,11 +28,10 @@ from deop.jobs.jobs import dump
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.deop import DeOP
 from deop.methods.inference import prepare
-from deop.methods.networks import build_segmenter
 from deop.models.anchors import QueryHeatmapDecoder
 from deop.models.prompts import TextPrompt, VisualPrompts
 from deop.models.proposals import ProposalNetwork
-from deop.settings.methods import Network
+from deop.settings.methods import DeOPSettings
 from deop.settings.stages import Evaluation, Proposals
 from deop.stages import evaluate, prepare_data
 from deop.tools import import_authors
@@ -249,8 +249,8 @@ def test_the_imported_network_labels_images_of_any_size_as_the_release_does(
 
 def test_the_releases_ways_rename_no_result_that_does_not_use_them() -> None:
     """Settings name results, so those of before must be written as before."""
-    assert "resampling" not in dump(Network())
-    assert dump(Network(resampling="release"))["resampling"] == "release"
+    assert "resampling" not in dump(DeOPSettings())
+    assert dump(DeOPSettings(resampling="release"))["resampling"] == "release"
     proposals = {
         "backbone": "resnet10t",
         "pretrained_backbone": False,

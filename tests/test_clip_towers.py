@@ -13,7 +13,7 @@ from deop.models.attention import SelfAttention
 from deop.models.clip import DenseCLIP, load_clip
 from deop.models.prompts import TextPrompt, VisualPrompts
 from deop.models.severance import Severance
-from deop.settings.methods import Network, SeveranceSettings
+from deop.settings.methods import DeOPSettings, SeveranceSettings
 
 SMALL = {"img_size": 64, "embed_dim": 64, "depth": 3, "num_heads": 2}
 NAMES = ["dog", "traffic light", "sky"]
@@ -239,7 +239,7 @@ def test_a_prefix_before_names_of_a_tokenizer_without_start_token() -> None:
 
 def test_the_whole_system_runs_on_a_siglip(small_proposals) -> None:
     clip = build("siglip")
-    network = Network(visual_prompts=True, severance=SeveranceSettings(kind="gps", alpha={-1: 1.0}))
+    network = DeOPSettings(visual_prompts=True, severance=SeveranceSettings(kind="gps", alpha={-1: 1.0}))
     prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
     segmenter = DeOP(clip, small_proposals(3), prompt, network, queries=3).eval()
     scores = segmenter.segment(torch.rand(1, 3, 64, 80), NAMES)

@@ -7,20 +7,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from deop.stages.train_segmentation import SegmentationStep
 
 from deop.methods.deop import DeOP
 from deop.methods.inference import folded, prepare
 from deop.models.clip import load_clip
 from deop.models.prompts import TextPrompt
-from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
-from deop.settings.stages import Augmentation, Segmentation
-from deop.stages.train_segmentation import SegmentationStep
+from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSettings
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import Segmentation
 from deop.training.loop import accumulate, make_accelerator
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5
 CPU = torch.device("cpu")
-DEOP = Network(
+DEOP = DeOPSettings(
     visual_prompts=True,
     text_prompts="online",
     severance=SeveranceSettings(kind="gps", alpha={-1: 1.0}),
@@ -30,7 +31,7 @@ DEOP = Network(
 
 @pytest.fixture
 def build(small_proposals) -> Callable:
-    def build(network: Network = DEOP, *, gradient_checkpointing: bool = False) -> DeOP:
+    def build(network: DeOPSettings = DEOP, *, gradient_checkpointing: bool = False) -> DeOP:
         torch.manual_seed(0)
         clip = load_clip("deop-mini", None)
         loss = Segmentation(iterations=1, augmentation=Augmentation(crop=32))

@@ -17,7 +17,7 @@ from deop.jobs.job import Job
 from deop.jobs.jobs import NAMED, marker
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
-from deop.settings.methods import Network
+from deop.settings.methods import DeOPSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -283,7 +283,7 @@ def test_the_profile_says_how_parts_are_built_and_the_experiment_whether(root, c
     )
     systems = Configuration(config, root).experiments
     networks = {
-        name: of["es171"].severance for name, of in systems.items() if isinstance(of["es171"], Network)
+        name: of["es171"].severance for name, of in systems.items() if isinstance(of["es171"], DeOPSettings)
     }
     assert networks["deop"].alpha == {-2: 1, -1: 1}
     assert networks["baseline_plus_ps"].alpha == {-1: 0.5}  # as a whole, not on top of the profile's

@@ -7,19 +7,20 @@ import sys
 
 import pytest
 import torch
+from deop.methods.networks import build_segmenter
 
 from deop.data.segmentation import DatasetCard, LabelledClass, write_card
 from deop.errors import ConfigError
 from deop.jobs.job import Job
 from deop.methods.deop import DeOP
-from deop.methods.networks import build_segmenter
 from deop.methods.zegformer import ZegFormer
 from deop.models import prompts
 from deop.models.clip import load_clip
 from deop.models.prompts import TextTemplates
 from deop.settings.configuration import Configuration
-from deop.settings.methods import Network, ZegFormerSettings
-from deop.settings.stages import Augmentation, Proposals, Segmentation
+from deop.settings.methods import DeOPSettings, ZegFormerSettings
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import Proposals, Segmentation
 from deop.settings.templates import templates_of
 
 NAMES = ["dog", "brick {wall}", "sea"]
@@ -67,8 +68,8 @@ def test_class_embeddings_are_the_normalised_means_of_the_templates(clip, monkey
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
 
 
-def network(**changes) -> Network:
-    return Network(text_prompts="templates", templates="vild", **changes)
+def network(**changes) -> DeOPSettings:
+    return DeOPSettings(text_prompts="templates", templates="vild", **changes)
 
 
 def test_a_one_pass_network_compares_with_the_templates_and_follows_the_names(clip, small_proposals):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -18,6 +19,7 @@ from deop.jobs.job import Job
 from deop.jobs.jobs import marker
 from deop.jobs.launch import keep_freed_memory
 from deop.jobs.ranks import decided_by_first
+from deop.jobs.systems import find_system, list_systems
 
 STAGES = {
     "download": "Download and unpack an archive of a dataset, or find it in place.",
@@ -26,8 +28,8 @@ STAGES = {
     "pretrain_backbone": "Pre-train the proposal network's backbone to name single emoji.",
     "learn_prompts": "Learn text prompts offline (section 3.2).",
     "train_proposals": "Train the class-agnostic mask proposal network (section 3.1).",
-    "train_segmentation": "Train a segmentation network end to end (section 4).",
-    "train_multipass": "Train a multi-pass system: proposals with a class head on names (figure 1b).",
+    "train_system": "Train a method end to end (section 4, figure 1b).",
+    "build_system": "Put the networks of a trained system into one folder.",
     "evaluate": "Measure a segmentation network on a validation set.",
     "measure_speed": "Measure how many images a second systems segment, side by side.",
     "benchmark": "Measure what systems cost at their true sizes, by part, side by side.",
@@ -39,6 +41,13 @@ STAGES = {
 # Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+SystemOption = Annotated[
+    str, typer.Option(help="a trained system: dataset/experiment, as `deop systems` lists them, or a folder")
+]
+Profiles = Annotated[
+    list[Path] | None,
+    typer.Option(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
+]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")]
 
 
@@ -149,58 +158,86 @@ def doctor(
 
 
 @app.command()
+def systems(profile: Profiles = None) -> None:
+    """List the systems of the configuration: what was trained, and its scores on the dataset it was trained on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("system", "trained", "hIoU", "mIoU", "folder", box=None)
+    for system in list_systems(Path(), profile or []):
+        scores = system.scores or {}
+        values = [
+            f"{100 * scores[name]:.1f}" if scores.get(name) is not None else "" for name in ("hIoU", "mIoU")
+        ]
+        trained = ("yes", *values, str(system.folder)) if system.trained else ("no", *values, "")
+        table.add_row(system.name, *trained)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
 def export_coco(
-    job: Annotated[
-        Path, typer.Argument(help="job file of an evaluation, such as .deop/jobs/evaluate-KEY.json")
-    ],
     results: Annotated[Path, typer.Argument(help="where the results go, one JSON")],
+    system: SystemOption,
+    data: Annotated[
+        Path | None, typer.Option(help="a prepared dataset, for a system that is given as a folder")
+    ] = None,
+    profile: Profiles = None,
     threads: Threads = 1,
 ) -> None:
-    """Write the label maps that an evaluation measures as a COCO results file for stuff segmentation.
+    """Write the label maps of a validation set as a COCO results file for stuff segmentation.
 
-    In the precision of the job. An interrupted run is resumed by the same command.
+    Resumes an interrupted run.
     """
     _prepare(threads)
-    order = read_job(job, "evaluate")
-    with job.open() as job_file:
-        wait_for_others(job_file)
-        importlib.import_module("deop.tools.export_coco").run(order, results)
+    found = find_system(system, Path(), profile or [])
+    command = importlib.import_module("deop.tools.export_coco")
+    command.run(command.evaluation_of(found, data), results)
+
+
+@app.command()
+def pack(
+    system: SystemOption,
+    output: Annotated[Path, typer.Argument(help="folder to make")],
+    profile: Profiles = None,
+) -> None:
+    """Copy a trained system with the weights of its CLIP written in, so that the folder can travel alone."""
+    _prepare(1)
+    importlib.import_module("deop.tools.pack").run(find_system(system, Path(), profile or []).folder, output)
 
 
 @app.command()
 def segment(
-    job: Annotated[
-        Path,
-        typer.Argument(
-            help="job file of an evaluation of the system to use, such as .deop/jobs/evaluate-KEY.json"
-        ),
-    ],
     images: Annotated[
         list[Path],
         typer.Argument(help="images (.jpg, .jpeg, .png, .webp), and folders to search to their depths"),
     ],
+    system: SystemOption,
     output: Annotated[Path, typer.Option(help="folder of the label maps")],
     classes: Annotated[
         str | None,
-        typer.Option(help="any names, 'cat, dog', or @FILE with one a line; the dataset's if left out"),
+        typer.Option(
+            help="any names, 'cat, dog', or @FILE with one a line; those it was trained with if left out"
+        ),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="images of one size to compute at once; the evaluation's if left out"),
-    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images of one size to compute at once")] = 1,
     overlay: Annotated[
         bool, typer.Option("--overlay", help="also a picture of each image: colours of classes, and a legend")
     ] = False,
+    profile: Profiles = None,
     threads: Threads = 1,
 ) -> None:
     """Segment images of your own: a label map each (PNG), and classes.json, which says what the labels mean.
 
-    In the precision of the job. An interrupted run is resumed by the same command. Images that cannot be read are
-    listed at the end, with exit status 1.
+    Resumes an interrupted run. Images that cannot be read are listed at the end, with exit status 1.
     """
     _prepare(threads)
     broken = importlib.import_module("deop.tools.segment").run(
-        read_job(job, "evaluate"), images, output, classes=classes, batch_size=batch_size, pictures=overlay
+        find_system(system, Path(), profile or []).folder,
+        images,
+        output,
+        classes=classes,
+        batch_size=batch_size,
+        pictures=overlay,
     )
     if broken:
         typer.echo(f"deop: {len(broken)} of the images cannot be read, all others are done:", err=True)
@@ -213,9 +250,7 @@ def segment(
 def profile_step(
     job: Annotated[
         Path,
-        typer.Argument(
-            help="job file of a training on images, such as .deop/jobs/train_segmentation-KEY.json"
-        ),
+        typer.Argument(help="job file of a training on images, such as .deop/jobs/train_system-KEY.json"),
     ],
     steps: Annotated[int, typer.Option(min=1, help="steps to measure")] = 20,
     threads: Threads = 1,
@@ -227,7 +262,7 @@ def profile_step(
     as many as there are threads but one.
     """
     _prepare(threads)
-    order = read_job(job, "train_proposals", "train_segmentation", "train_multipass")
+    order = read_job(job, "train_proposals", "train_system")
     typer.echo(importlib.import_module("deop.tools.profile_step").profile_step(order, steps).table())
 
 
@@ -244,10 +279,11 @@ def import_authors(
 
     imported = import_checkpoint(checkpoint, output, data)
     for part, tensors in imported.parts.items():
-        typer.echo(f"{output / part}: {len(tensors)} tensors")
+        typer.echo(f"{part}: {len(tensors)} tensors")
     typer.echo(f"{len(imported.left_out)} left out:")
     for name, reason in imported.left_out.items():
         typer.echo(f"  {name}: {reason}")
+    typer.echo(f"To use it: deop segment --system {output} IMAGES --output FOLDER")
     if data is not None:
         typer.echo(f"Class names: {class_names(output, data)}")
         typer.echo(f"To measure it: deop evaluate {output / 'evaluate.json'}")

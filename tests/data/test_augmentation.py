@@ -11,7 +11,7 @@ import torch
 
 from deop.data.segmentation import HIDDEN, IGNORE, Sample
 from deop.data.transforms import Augment
-from deop.settings.stages import Augmentation
+from deop.settings.schedule import Augmentation
 
 HEIGHT, WIDTH, BLOCK, LEVELS = 48, 60, 6, 4
 DRAWS = 200

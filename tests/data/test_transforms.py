@@ -21,7 +21,7 @@ from deop.data.segmentation import (
 )
 from deop.data.transforms import TrainingBatches, seed_cpu
 from deop.errors import DeopError
-from deop.settings.stages import Augmentation
+from deop.settings.schedule import Augmentation
 
 SIZE, IMAGES = 16, 5
 BYTES = SIZE * SIZE * (3 + 4)  # of a sample that is kept

@@ -116,7 +116,7 @@ from deop.jobs.launch import keep_freed_memory
 from deop.methods.deop import DeOP
 from deop.models.prompts import TextPrompt
 from deop.models.proposals import ProposalNetwork
-from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
+from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSettings
 from deop.stages.evaluate import predict
 
 keep_freed_memory()  # as the command line does
@@ -126,7 +126,7 @@ proposals = ProposalNetwork(
     backbone="resnet50", backbone_args={}, pretrained_backbone=False, out_indices=(1, 2, 3, 4), queries=100,
     decoder_layers=6, width=256, ffn_width=2048, heads=8,
 )
-network = Network(severance=SeveranceSettings(kind="gps", alpha={-1: 1.0}), anchors=AnchorSettings(kind="query"))
+network = DeOPSettings(severance=SeveranceSettings(kind="gps", alpha={-1: 1.0}), anchors=AnchorSettings(kind="query"))
 prompt = TextPrompt(16, clip.text_width, clip.embed_dim)
 segmenter = DeOP(clip, proposals, prompt, network, queries=100).eval()
 labels = torch.randint(847, (1, 512, 683))

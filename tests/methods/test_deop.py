@@ -16,8 +16,9 @@ from deop.models.anchors import mask_pool
 from deop.models.clip import load_clip
 from deop.models.losses import labels_at, release_segmentation_loss, segmentation_loss
 from deop.models.prompts import TextPrompt
-from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
-from deop.settings.stages import Augmentation, Segmentation
+from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSettings
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import Segmentation
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5
@@ -29,15 +30,15 @@ MASK_SUM = {"severance": SeveranceSettings(kind="mask_sum", alpha={-1: 1.0})}
 CONV = {"anchors": AnchorSettings(kind="conv", layers=3)}
 CONV_IMAGE = {"anchors": AnchorSettings(kind="conv_image", layers=1)}
 ROWS = {
-    "baseline": Network(),
-    "baseline_plus": Network(**PLUS),
-    "baseline_plus_ps": Network(**PLUS, **PS),
-    "baseline_plus_cal": Network(**PLUS, **CAL),
-    "deop": Network(**PLUS, **PS, **CAL),
-    "deop_mps": Network(**PLUS, **MPS, **CAL),
-    "deop_mask_sum": Network(**PLUS, **MASK_SUM, **CAL),
-    "deop_conv": Network(**PLUS, **PS, **CONV),
-    "deop_conv_image": Network(**PLUS, **PS, **CONV_IMAGE),
+    "baseline": DeOPSettings(),
+    "baseline_plus": DeOPSettings(**PLUS),
+    "baseline_plus_ps": DeOPSettings(**PLUS, **PS),
+    "baseline_plus_cal": DeOPSettings(**PLUS, **CAL),
+    "deop": DeOPSettings(**PLUS, **PS, **CAL),
+    "deop_mps": DeOPSettings(**PLUS, **MPS, **CAL),
+    "deop_mask_sum": DeOPSettings(**PLUS, **MASK_SUM, **CAL),
+    "deop_conv": DeOPSettings(**PLUS, **PS, **CONV),
+    "deop_conv_image": DeOPSettings(**PLUS, **PS, **CONV_IMAGE),
 }
 
 
@@ -45,7 +46,7 @@ ROWS = {
 def build(small_proposals) -> Callable:
     """``build(network)``: the segmenter of these settings, with random weights that are always the same."""
 
-    def build(network: Network) -> DeOP:
+    def build(network: DeOPSettings) -> DeOP:
         torch.manual_seed(0)
         clip = load_clip("deop-mini", None)
         prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
@@ -149,7 +150,7 @@ def test_severance_and_anchors_each_change_the_answer(build):
 @torch.no_grad()
 @pytest.mark.parametrize("severance", [MPS, MASK_SUM])
 def test_severance_is_guided_by_the_masks_that_features_are_pooled_with(build, severance):
-    segmenter = build(Network(**severance)).eval()
+    segmenter = build(DeOPSettings(**severance)).eval()
     images = torch.rand(2, 3, 37, 50)  # no multiple of the patch size
     output = segmenter(images, NAMES)
     masks = output.heatmaps[:, :, 0]
@@ -179,4 +180,4 @@ def test_answers_to_new_classes_are_not_those_of_the_last_ones(build):
 
 def test_a_layer_that_clip_does_not_have_is_refused_at_once(build):
     with pytest.raises(ValueError, match="layer -9"):
-        build(Network(severance=SeveranceSettings(kind="gps", alpha={-9: 1.0})))
+        build(DeOPSettings(severance=SeveranceSettings(kind="gps", alpha={-9: 1.0})))

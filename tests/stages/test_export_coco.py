@@ -28,7 +28,7 @@ from deop.jobs.job import Job
 from deop.methods.deop import DeOP
 from deop.models.clip import load_clip
 from deop.models.prompts import TextTemplates
-from deop.settings.methods import Network
+from deop.settings.methods import DeOPSettings
 from deop.settings.stages import Evaluation
 from deop.stages import evaluate
 from deop.tools import export_coco
@@ -169,7 +169,7 @@ def job(maps, small_proposals, tmp_path, monkeypatch) -> Job:
     write_split(root, "val", files)
     torch.manual_seed(0)
     clip = load_clip("deop-mini", None)
-    network = Network(text_prompts="templates", templates=("a {}",))
+    network = DeOPSettings(text_prompts="templates", templates=("a {}",))
     prompt = TextTemplates(network.templates, clip.embed_dim)
     segmenter = DeOP(clip, small_proposals(4), prompt, network, queries=4).eval()
     for stage in (evaluate, export_coco):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import real_layouts
 import torch
+from deop.methods.networks import load_weights, save_weights
 from torch import nn
 
 from deop.data.downloads.manifests import record_files
@@ -16,10 +17,10 @@ from deop.data.segmentation import SegmentationDataset
 from deop.errors import DeopError
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
-from deop.methods.networks import load_weights, save_weights
 from deop.models.pretrained import find_clip_weights
 from deop.settings.datasets import Source
-from deop.settings.stages import Augmentation, Proposals
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import Proposals
 from deop.stages import prepare_data, train_proposals
 
 

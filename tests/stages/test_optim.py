@@ -12,7 +12,8 @@ from torch import nn
 
 import deop.models.clip  # noqa: F401  registers the package's own model configs
 from deop.models.proposals import ProposalNetwork
-from deop.settings.stages import Augmentation, Proposals
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import Proposals
 from deop.stages.train_proposals import proposal_optimizer
 from deop.training.optim import cosine, parameter_groups, poly
 

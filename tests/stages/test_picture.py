@@ -29,7 +29,7 @@ from deop.methods.deop import DeOP
 from deop.models.clip import load_clip
 from deop.models.prompts import TextPrompt
 from deop.reporting import anchor_picture
-from deop.settings.methods import AnchorSettings, Network
+from deop.settings.methods import AnchorSettings, DeOPSettings
 from deop.settings.stages import Evaluation
 from deop.stages import picture
 
@@ -59,7 +59,7 @@ def segmenter(small_proposals) -> DeOP:
     clip = load_clip("deop-mini", None)
     proposals = small_proposals(QUERIES)
     prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
-    network = Network(anchors=AnchorSettings(kind="query", layers=1, feature_scale=50))
+    network = DeOPSettings(anchors=AnchorSettings(kind="query", layers=1, feature_scale=50))
     return DeOP(clip, proposals, prompt, network, queries=QUERIES).eval()
 
 
@@ -230,4 +230,4 @@ def test_what_cannot_be_shown_is_said(dataset, segmenter):
         anchor_picture.draw(segmenter, val, SHORT_SIDE)
     parts = (segmenter.clip, segmenter.proposals, segmenter.text_prompt)
     with pytest.raises(DeopError, match="no classification anchors"):
-        anchor_picture.draw(DeOP(*parts, Network(), queries=QUERIES), val, SHORT_SIDE)
+        anchor_picture.draw(DeOP(*parts, DeOPSettings(), queries=QUERIES), val, SHORT_SIDE)

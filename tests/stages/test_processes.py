@@ -86,8 +86,9 @@ DIVIDED = textwrap.dedent(
     from deop.methods.simbaseline import SimBaseline
     from deop.models.prompts import TextPrompt
     from deop.models.proposals import ProposalNetwork
-    from deop.settings.stages import Augmentation, ClassTerm, Segmentation
-    from deop.settings.methods import AnchorSettings, Network, SimBaselineSettings
+    from deop.settings.schedule import Augmentation
+    from deop.settings.stages import ClassTerm, Segmentation
+    from deop.settings.methods import AnchorSettings, DeOPSettings, SimBaselineSettings
     from deop.training.loop import accumulate, make_accelerator
     from deop.stages.train_proposals import ClassLoss, ProposalStep
     from deop.stages.train_segmentation import SegmentationStep
@@ -112,7 +113,7 @@ DIVIDED = textwrap.dedent(
             system = SimBaseline(clip, proposals(), SimBaselineSettings(), seen_names=NAMES, text_prompt=prompt)
         else:
             anchors = AnchorSettings(kind="query", heads=2, ffn_width=16, dropout=0.0)
-            settings = Network(visual_prompts=True, text_prompts="online", anchors=anchors)
+            settings = DeOPSettings(visual_prompts=True, text_prompts="online", anchors=anchors)
             loss = Segmentation(iterations=1, augmentation=Augmentation(crop=48), loss=kind)
             system = DeOP(clip, proposals(), prompt, settings, queries=3, loss=loss)
         return SegmentationStep(system, NAMES)

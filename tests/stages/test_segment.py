@@ -28,7 +28,7 @@ from deop.methods.deop import DeOP
 from deop.models.clip import load_clip
 from deop.models.prompts import TextPrompt, TextTemplates
 from deop.reporting.contact_sheet import class_colours
-from deop.settings.methods import Network
+from deop.settings.methods import DeOPSettings
 from deop.settings.stages import Evaluation
 from deop.stages.evaluate import load_batch, predict
 from deop.tools import segment
@@ -52,7 +52,7 @@ class Varied(DeOP):
 def segmenter(small_proposals) -> DeOP:
     torch.manual_seed(0)
     clip = load_clip("deop-mini", None)
-    network = Network(text_prompts="templates", templates=("a {}",))
+    network = DeOPSettings(text_prompts="templates", templates=("a {}",))
     prompt = TextTemplates(network.templates, clip.embed_dim)
     return Varied(clip, small_proposals(8), prompt, network, queries=8).eval()
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from deop.data.segmentation import HIDDEN, SegmentationDataset
 from deop.jobs.job import Job
 from deop.jobs.jobs import dump
-from deop.settings.stages import Augmentation, ClassTerm, Clip, Proposals, TextPrompts
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import ClassTerm, Clip, Proposals, TextPrompts
 from deop.stages import prepare_data, train_proposals
 from deop.stages.train_proposals import ClassLoss, ProposalStep
 

@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from deop.data.segmentation import IGNORE, Sample, SegmentationDataset
-from deop.settings.stages import Augmentation
+from deop.settings.schedule import Augmentation
 
 
 def seed_cpu(seed: int) -> None:

@@ -22,7 +22,7 @@ from deop.models.clip import load_clip
 from deop.models.prompts import TextPrompt
 from deop.models.proposals import ProposalNetwork
 from deop.settings.benchmarks import BenchmarkClip
-from deop.settings.methods import Network, SimBaselineSettings, ZegFormerSettings
+from deop.settings.methods import DeOPSettings, SimBaselineSettings, ZegFormerSettings
 
 TEMPLATES = ("a photo of a {}.",)
 INSIDE, OUTSIDE = 8.0, -8.0
@@ -110,7 +110,7 @@ class Networks:
         """The system of a case, in evaluation mode."""
         clip, proposals = self._clip, self._proposal_network(case)
         if case.system in ("DeOP", "Baseline"):
-            network = self._settings.network if case.system == "DeOP" else Network()
+            network = self._settings.network if case.system == "DeOP" else DeOPSettings()
             prompt = TextPrompt(16, clip.text_width, clip.embed_dim)
             built: Segmenter = DeOP(clip, proposals, prompt, network, queries=case.queries)
         else:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from deop.errors import ConfigError, unknown
+from deop.jobs.folder_contents import FolderContents
 from deop.jobs.job import Job
 from deop.jobs.jobs import NAMED, Inputs, Jobs, dump, marker, name_of
 from deop.jobs.launch import launch_command
-from deop.jobs.recipes import FolderContents, Recipes
+from deop.jobs.pipeline import Pipeline
 from deop.settings.configuration import Configuration
 from deop.settings.datasets import RealDataset
 from deop.settings.files import Resources
@@ -35,11 +36,12 @@ LAUNCHED = (
     "pretrain_clip",
     "pretrain_backbone",
     "train_proposals",
-    "train_multipass",
-    "train_segmentation",
+    "train_system",
 )
 """Stages that are started as the launch file says, as several processes if it does."""
 SUPERSEDED = Path(".deop/superseded")
+SystemName = tuple[str, str, int]
+"""Dataset, experiment and seed of a trained system."""
 
 
 class Plan:
@@ -54,6 +56,8 @@ class Plan:
         named: by stage and name, the jobs of what readers ask for by name.
         resources: by stage, what a job asks of Snakemake.
         processes: on a machine, those of a job that trains; they share its threads.
+        systems: the trained systems of the evaluations asked for, by (dataset, experiment, seed).
+        evaluations: what measures each of them on the dataset that it was trained on, if anything does.
         launch: the command that runs ``deop`` as the configured Accelerate launch file says.
         launch_alone: the same, but as a single process.
         config_files: the files of the configuration that results depend on, relative to ``root``.
@@ -65,8 +69,10 @@ class Plan:
     def __init__(self, config: dict[str, Any], root: Path = Path()) -> None:
         self._root, self._config, self._jobs = root, Configuration(config, root), Jobs(root)
         of_all = (self._jobs, FolderContents(self._config, root), self._config.precision)
-        self._recipes = Recipes(self._config, *of_all)
-        self._variants = {name: Recipes(setup, *of_all) for name, setup in self._config.variants.items()}
+        self._pipeline = Pipeline(self._config, *of_all)
+        self._variants = {name: Pipeline(setup, *of_all) for name, setup in self._config.variants.items()}
+        self.systems: dict[SystemName, Job] = {}
+        self.evaluations: dict[SystemName, Job] = {}
         layouts = self._config.layouts
         self._tables = {name: self._read_table(name, layout) for name, layout in layouts.tables.items()}
         benchmarks = {name: self._benchmark(name) for name in self._config.benchmarks}
@@ -170,17 +176,22 @@ class Plan:
 
     def _evaluation(self, experiment: str, dataset: str, seed: int, trained_on: str | None = None) -> Job:
         trained_on = trained_on or self._config.names.trained_on(dataset)
-        return self._of(experiment).evaluation(experiment, dataset, seed, trained_on)
+        job = self._of(experiment).evaluation(experiment, dataset, seed, trained_on)
+        name = (trained_on, experiment, seed)
+        self.systems[name] = self._jobs.inputs_of(job)["system"]
+        if trained_on == dataset:
+            self.evaluations[name] = job
+        return job
 
-    def _of(self, experiment: str) -> Recipes:
+    def _of(self, experiment: str) -> Pipeline:
         variant = self._config.variant_of.get(experiment)
-        return self._recipes if variant is None else self._variants[variant]
+        return self._pipeline if variant is None else self._variants[variant]
 
     def _speed(self, experiments: list[str], dataset: str, trained_on: str | None) -> Job:
         """How fast the systems of a table are, in one run: the checkpoints that its scores of the first seed are of."""
         seed = self._config.main.seeds[0]
         measured = {name: self._evaluation(name, dataset, seed, trained_on) for name in experiments}
-        settings = self._recipes.settings(dataset, "speed") | {
+        settings = self._pipeline.settings(dataset, "speed") | {
             "evaluations": {name: job.key for name, job in measured.items()},
             "systems": {name: job.settings for name, job in measured.items()},
         }
@@ -331,13 +342,15 @@ class Plan:
         return next((row.label for row in rows if row.experiment == experiment), experiment)
 
     def _picture(self, name: str) -> Job:
-        """A picture of a system at work: the job that evaluates it, but for what is done with the answer."""
+        """A picture of a system at work on a dataset."""
         layout = self._config.layouts.pictures[name]
         dataset = self._dataset(layout.dataset)
         measured = self._evaluation(layout.experiment, dataset, self._config.main.seeds[0])
-        inputs: Inputs = {**self._jobs.inputs_of(measured), **self._of(layout.experiment).bundled_clip()}
-        settings = measured.settings | {"picture": {"kind": layout.kind}}
-        return self._jobs.add("picture", f"results/figures/{name}.json", settings, inputs)
+        short_side = measured.settings["evaluation"]["short_side"]
+        settings = {"picture": {"kind": layout.kind, "short_side": short_side}}
+        return self._jobs.add(
+            "picture", f"results/figures/{name}.json", settings, dict(self._jobs.inputs_of(measured))
+        )
 
 
 def _of_jobs(resources: Resources, processes: int) -> Resources:

@@ -11,27 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deop.methods.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ClassScores,
-    Segmenter,
-    SegmenterOutput,
-    normalise,
-    to_multiple,
-)
+from deop.data.segmentation import IGNORE
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
+from deop.methods.builder import Builder
+from deop.methods.masks import ClassScores, MaskSegmenter, SegmenterOutput
 from deop.models.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
 from deop.models.clip import DenseCLIP
 from deop.models.losses import SEGMENTATION_LOSSES, labels_at
 from deop.models.prompts import TextPrompt, TextTemplates, VisualPrompts
 from deop.models.proposals import ProposalNetwork
 from deop.models.severance import Severance
-from deop.settings.methods import AnchorSettings, Network
+from deop.settings.methods import AnchorSettings, DeOPSettings, method
 from deop.settings.stages import Segmentation
+from deop.settings.templates import templates_of
 from deop.utils.timing import part
 
 
-class DeOP(Segmenter):
+@method(DeOPSettings)
+class DeOP(MaskSegmenter):
     """A decoupled one-pass segmenter: frozen proposals, frozen CLIP, and what ``network`` lets it learn.
 
     Args:
@@ -52,7 +49,7 @@ class DeOP(Segmenter):
         clip: DenseCLIP,
         proposals: ProposalNetwork,
         text_prompt: TextPrompt | TextTemplates,
-        network: Network,
+        network: DeOPSettings,
         *,
         queries: int,
         normalisation: str = "clip",
@@ -62,7 +59,6 @@ class DeOP(Segmenter):
         super().__init__()
         self.clip, self.proposals, self.text_prompt = clip, proposals.requires_grad_(False), text_prompt
         self.network, self.loss, self.ignore = network, loss, ignore
-        self.gradient_checkpointing = False
         self.logit_scale = network.logit_scale or clip.logit_scale
         self.mean, self.std = (
             (clip.mean, clip.std) if normalisation == "clip" else (IMAGENET_MEAN, IMAGENET_STD)
@@ -87,6 +83,25 @@ class DeOP(Segmenter):
         # Only training can teach what "no object" looks like.
         text_prompt.no_object.requires_grad_(network.trained)
         self._text_cache: tuple[tuple[str, ...], Tensor] | None = None
+
+    @classmethod
+    def build(cls, builder: Builder) -> DeOP:
+        settings = builder.settings
+        return cls(
+            builder.clip,
+            builder.proposals(),
+            TextTemplates(templates_of(settings.templates), builder.clip.embed_dim)
+            if settings.templates
+            else builder.text_prompt(),
+            settings,
+            queries=builder.proposal_settings.queries,
+            normalisation=builder.clip_settings.normalisation,
+            loss=builder.schedule,
+            ignore=IGNORE,
+        )
+
+    def lr_factors(self, schedule: Segmentation) -> dict[str, float]:
+        return {"anchors.": schedule.anchors_lr_factor}
 
     def train(self, mode: bool = True) -> DeOP:
         """The frozen networks stay in evaluation mode, their batch statistics with them."""

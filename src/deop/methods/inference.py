@@ -1,4 +1,4 @@
-"""A trained system made ready for images: the same answers, to rounding, sooner."""
+"""A trained system made ready for inference: batch-norm folding and torch.compile."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map_only
 
 from deop.methods.base import Segmenter
+from deop.methods.masks import MaskSegmenter
 from deop.models.proposals import ProposalNetwork
 
 AnySegmenter = TypeVar("AnySegmenter", bound=Segmenter)
@@ -37,7 +38,8 @@ def prepare(
     """
     segmenter = segmenter.eval().requires_grad_(False)
     segmenter.size_divisibility, segmenter.upsample = size_divisibility, upsample
-    segmenter.proposals = with_folded_norms(segmenter.proposals)
+    if isinstance(segmenter, MaskSegmenter):
+        segmenter.proposals = with_folded_norms(segmenter.proposals)
     segmenter = segmenter.to(device)
     if compiled:
         for method in segmenter.compiled_methods:

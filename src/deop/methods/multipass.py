@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deop.data.segmentation import HIDDEN
-from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, ClassScores, Segmenter, normalise
+from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.methods.builder import Builder
+from deop.methods.masks import ClassScores, MaskSegmenter
 from deop.models.clip import DenseCLIP
 from deop.models.crops import crop_segments
 from deop.models.prompts import TextPrompt, template_embeddings
 from deop.models.proposals import Pairs, ProposalNetwork
 from deop.settings.methods import MultiPassSettings
+from deop.settings.stages import Proposals
 from deop.settings.templates import templates_of
 from deop.utils.timing import part
 
@@ -31,7 +34,7 @@ from deop.utils.timing import part
 class MultiPassOutput(NamedTuple):
     """What a multi-pass system gives for a batch.
 
-    mask_logits: (B, N, h, w) over the image, as :meth:`Segmenter.over_image` has them.
+    mask_logits: (B, N, h, w) over the image, as :meth:`MaskSegmenter.over_image` has them.
     class_scores: (B, N, C), the two streams put together; no logits, and not normalised over the classes.
     calibration: (C,) what is subtracted from every pixel's score of each class.
     passes: (B,) int64, N' of Table 1: how many crops of each image went through CLIP.
@@ -72,7 +75,7 @@ class ClassHead(nn.Module):
             return scale * F.normalize(projected.float(), dim=-1) @ rows.T
 
 
-class MultiPass(Segmenter):
+class MultiPass(MaskSegmenter):
     """Proposals classified by their own stream and by CLIP on crops; a system says how the two are put together.
 
     Args:
@@ -119,6 +122,25 @@ class MultiPass(Segmenter):
             unit_no_object=settings.unit_no_object,
         )
         self._text_cache: tuple[tuple, dict[str | tuple[str, ...], Tensor]] = ((), {})
+
+    @classmethod
+    def build(cls, builder: Builder) -> MultiPass:
+        return cls(
+            builder.clip,
+            builder.proposals(),
+            builder.settings,
+            seen_names=builder.seen_names,
+            text_prompt=builder.text_prompt() if "prompts" in builder.settings.parts else None,
+        )
+
+    def lr_factors(self, schedule: Proposals) -> dict[str, float]:
+        """The backbone is pre-trained, and learns more slowly."""
+        return {"proposals.backbone.": schedule.backbone_lr_factor}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All of the proposals: batch norms that are frozen learn nothing, but are not those of a new network."""
+        proposals = self.proposals.state_dict(prefix="proposals.")
+        return super().trained_state() | proposals
 
     @staticmethod
     @abstractmethod

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from deop.methods.multipass import MultiPass, geometric_ensemble
 from deop.models.crops import crop_segments
-from deop.settings.methods import SimBaselineSettings
+from deop.settings.methods import SimBaselineSettings, method
 
 
+@method(SimBaselineSettings)
 class SimBaseline(MultiPass):
     """A multi-pass segmenter with SimBaseline's ensemble: ``settings`` are :class:`SimBaselineSettings`."""
 

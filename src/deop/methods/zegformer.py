@@ -10,9 +10,10 @@ from torch import Tensor
 
 from deop.methods.multipass import MultiPass, geometric_ensemble
 from deop.models.crops import roi_align_segments
-from deop.settings.methods import ZegFormerSettings
+from deop.settings.methods import ZegFormerSettings, method
 
 
+@method(ZegFormerSettings)
 class ZegFormer(MultiPass):
     """A multi-pass segmenter with ZegFormer's fusion: ``settings`` are :class:`ZegFormerSettings`."""
 

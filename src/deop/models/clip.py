@@ -43,6 +43,7 @@ class DenseCLIP(nn.Module):
         pretrain_grid: (h, w) patches of the image size the model was pre-trained at.
         mean, std: per channel, of images with values in [0, 1].
         context_length, text_width: tokens of a text, start and end included, and their width.
+        quick_gelu: whether its activation is QuickGELU; None where :func:`load_clip` did not make it.
         logit_scale: factor of cosines in the contrastive loss it was pre-trained with (100 for OpenAI's models).
 
     Args:
@@ -54,6 +55,8 @@ class DenseCLIP(nn.Module):
             text tower is not a transformer of open_clip's, into which learned prefixes can be put, or pools otherwise
             than at the end of the text or at the last token.
     """
+
+    quick_gelu: bool | None = None
 
     def __init__(self, model: nn.Module, tokenizer: Callable[[list[str]], Tensor]) -> None:
         super().__init__()
@@ -265,6 +268,7 @@ def load_clip(
     quick_gelu: bool | None = None,
     weights_sha256: str | None = None,
     cache_dir: str | Path | None = None,
+    prefix: str = "",
 ) -> DenseCLIP:
     """An open_clip model, or one of this package's own configs, as a frozen dense encoder.
 
@@ -279,6 +283,7 @@ def load_clip(
         weights_sha256: expected SHA-256 of the weights file. Bundled weights are checked in any case, against
             the sum in the JSON beside them.
         cache_dir: where downloads go, open_clip's default if None.
+        prefix: how the names of the CLIP's tensors start in a file that holds others, too.
 
     Raises:
         WeightsError: unknown model or tag, towers that cannot be read densely, a weights file or tokenizer that is not
@@ -303,7 +308,9 @@ def load_clip(
         if path is not None and weights_sha256 is not None:
             check_sha256(path, weights_sha256)
         quick_gelu = uses_quick_gelu(model, pretrained, path, quick_gelu)
-        return DenseCLIP(build_clip_model(model, pretrained, path, quick_gelu), tokenizer)
+        clip = DenseCLIP(build_clip_model(model, pretrained, path, quick_gelu, prefix), tokenizer)
+        clip.quick_gelu = quick_gelu
+        return clip
     except WeightsError as error:
         told = str(error)
         named = told if f"CLIP model {model!r}" in told else f"CLIP model {model!r}: {told}"

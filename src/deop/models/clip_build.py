@@ -19,14 +19,24 @@ from deop.errors import WeightsError
 from deop.models.weight_files import is_torchscript, read_weights
 
 
-def build_clip_model(model: str, pretrained: str | None, path: Path | None, quick_gelu: bool) -> nn.Module:
+def build_clip_model(
+    model: str, pretrained: str | None, path: Path | None, quick_gelu: bool, prefix: str = ""
+) -> nn.Module:
     """The model with the weights of ``path``, its images normalised as the tag ``pretrained`` says if it is one.
+
+    With ``prefix``, only tensors whose names start with it are the CLIP's.
 
     Raises:
         WeightsError: a file that cannot be read as weights, or is of another model.
     """
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
-    weights = None if path is None else read_weights(path)
+    weights = None
+    if path is not None:
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in read_weights(path).items()
+            if name.startswith(prefix)
+        }
     # Not open_clip's own reading of files, which can be made to run code of theirs.
     with _without_warning_of_random_weights():
         network = open_clip.create_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -14,16 +13,9 @@ import torch
 from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 
 from deop.errors import WeightsError
+from deop.models.weight_files import check_sha256
 
 BUNDLED = Path(__file__).parent / "weights"
-
-
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise WeightsError naming the file and both sums unless its SHA-256 is ``expected`` (hexadecimal)."""
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected.lower():
-        raise WeightsError(f"{path} has SHA-256 {actual}, not the expected {expected}")
 
 
 def check_hub_file(path: Path) -> None:

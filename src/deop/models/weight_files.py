@@ -8,6 +8,8 @@ these may write files.
 from __future__ import annotations
 
 import collections
+import hashlib
+import json
 import pickle
 import re
 import zipfile
@@ -16,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from deop.errors import WeightsError
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -39,6 +42,45 @@ _CLASS = re.compile(
     r"(\s*__buffers__ = \[(?P<buffers>[^\]]*)\])?",
     re.MULTILINE,
 )
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise WeightsError naming the file and both sums unless its SHA-256 is ``expected`` (hexadecimal)."""
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected.lower():
+        raise WeightsError(f"{path} has SHA-256 {actual}, not the expected {expected}")
+
+
+def checked_weights(folder: str | Path) -> Path:
+    """The weights that an earlier stage wrote into ``folder``.
+
+    Raises:
+        WeightsError: another SHA-256 than the ``provenance.json`` beside them has.
+    """
+    path, provenance = Path(folder) / WEIGHTS, Path(folder) / PROVENANCE
+    expected = json.loads(provenance.read_text()).get("sha256") if provenance.exists() else None
+    if expected is not None:
+        check_sha256(path, expected)
+    return path
+
+
+def save_weights(state: dict[str, Tensor], folder: Path) -> None:
+    """Writes named tensors as ``model.safetensors`` in ``folder``."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS)
+
+
+def load_learned(module: nn.Module, path: Path) -> None:
+    """Loads a file of weights; tensors that it lacks (frozen ones) are left as they are.
+
+    Raises:
+        ValueError: it holds a tensor that the module has not, or lacks one that it learns.
+    """
+    result = module.load_state_dict(read_weights(path), strict=False)
+    learned = {name for name, value in module.named_parameters() if value.requires_grad}
+    wrong = [*result.unexpected_keys, *(learned & set(result.missing_keys))]
+    if wrong:
+        raise ValueError(f"{path} does not fit the network: {', '.join(sorted(wrong)[:5])}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -65,6 +107,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "'state_dict'"
         )
     return tensors
+
+
+def learned_state(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
+    learned = {name for name, value in module.named_parameters() if value.requires_grad}
+    owners = {name.rpartition(".")[0] for name in learned}
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {
+        name: value.detach()
+        for name, value in module.state_dict().items()
+        if name in learned or (name not in frozen and name.rpartition(".")[0] in owners)
+    }
 
 
 def read_pickled(path: Path, allowed: tuple[Any, ...] = ()) -> Any:

@@ -11,7 +11,7 @@ from deop.errors import unknown, validated
 from deop.settings.base import Positive, Settings
 from deop.settings.clip_layers import check_model, check_severed_layers
 from deop.settings.files import merged
-from deop.settings.methods import Network
+from deop.settings.methods import DeOPSettings
 from deop.settings.stages import Proposals
 
 MOST_CLASSES = 847
@@ -29,7 +29,7 @@ class BenchmarkClip(Settings):
     """
 
     image: tuple[Positive, Positive]
-    network: Network
+    network: DeOPSettings
     proposals: Proposals
     crops: Annotated[tuple[Positive, ...], Field(min_length=1)]
     base_crops: Positive

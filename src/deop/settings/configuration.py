@@ -25,7 +25,7 @@ from deop.settings.files import (
     with_text_keys,
     without_nulls,
 )
-from deop.settings.methods import SYSTEMS, Network
+from deop.settings.methods import METHODS, DeOPSettings, MethodSettings, method_settings
 from deop.settings.precision import Precision, resolve
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
 from deop.settings.stages import Clip, Evaluation, Proposals, Segmentation, Speed, TextPrompts
@@ -40,7 +40,7 @@ SECTIONS: dict[str, type[Settings]] = {
 }
 
 
-VARIED = ("clip", "pretrain_clip", "network", "multipass", *SECTIONS)
+VARIED = ("clip", "pretrain_clip", "network", "methods", *SECTIONS)
 """Sections that a variant may change."""
 
 
@@ -80,10 +80,12 @@ class Setup:
         self.datasets = {name: self._dataset(name, entry) for name, entry in self.main.datasets.items()}
         self.pretrain_clip = self._read_pretrain_clip()
         self.stages = {section: self._by_dataset(section) for section in SECTIONS}
-        for method in self.main.multipass:
-            if method not in SYSTEMS or method == "deop":
-                valid = [name for name in SYSTEMS if name != "deop"]
-                raise unknown(f"{source}: multipass", "method", method, valid)
+        for method in self.main.methods:
+            if method == "deop":
+                raise ConfigError(
+                    f"{source}: methods.deop: the section of DeOP's own parts is called network"
+                )
+            method_settings(method, f"{source}: methods")
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
         experiments = read_experiments(root, values.get("experiments") or {})
         self.variant_of = {
@@ -158,38 +160,24 @@ class Setup:
         self.files.add(path)
         return validated(Vocabulary, load_yaml(self._root / path, path), path)
 
-    def _system(self, name: str, values: dict) -> dict[str, Settings]:
-        """An experiment's system for each dataset."""
+    def _system(self, name: str, values: dict) -> dict[str, MethodSettings]:
+        """An experiment's system for each dataset: its own values over those that the profile has for its method."""
         source = self._file_of(name)
-        place = f"{source}: experiments.{name}"
+        place = f"{source}: experiments.{name}.method"
         method = values.get("method", "deop")
-        if not isinstance(method, str) or method not in SYSTEMS:
-            raise unknown(f"{place}.method", "method", method, SYSTEMS)
-        if method == "deop":
-            return dict.fromkeys(self.datasets, self._network(name, values))
-        validated(SYSTEMS[method], values, source, ("experiments", name))
-        at = ("multipass", method)
+        if not isinstance(method, str):
+            raise unknown(place, "method", method, METHODS)
+        model = method_settings(method, place)
+        validated(model, values, source, ("experiments", name))
+        profile, at = (
+            (self.main.network, ("network",))
+            if method == "deop"
+            else (self.main.methods.get(method, {}), ("methods", method))
+        )
         return {
-            dataset: validated(SYSTEMS[method], merged(profile, values), self._source, at)
-            for dataset, profile in self._per_dataset(self.main.multipass.get(method, {}), at).items()
+            dataset: validated(model, model.combined(defaults, values), self._source, at)
+            for dataset, defaults in self._per_dataset(profile, at).items()
         }
-
-    def _network(self, name: str, values: dict) -> Network:
-        """An experiment's network: its own values over the profile's ``network``.
-
-        The profile says how a part is built where an experiment has it, not whether: of a part that is off nothing is
-        kept. An experiment's alphas replace the profile's as a whole.
-        """
-        own = validated(Network, values, self._file_of(name), ("experiments", name))
-        combined = merged(self.main.network, values)
-        for part, settings in (("severance", own.severance), ("anchors", own.anchors)):
-            if settings.kind == "none":
-                combined.pop(part, None)
-        if own.severance.alpha:
-            combined["severance"]["alpha"] = values["severance"]["alpha"]
-        if own.severance.kind != "mps":  # the rows of no other kind: they are not to make it another job
-            combined.get("severance", {}).pop("rows", None)
-        return validated(Network, combined, self._source, ("network",))
 
     def _file_of(self, experiment: str) -> str:
         """Where an experiment is described, as errors call it: a profile may change and add experiments."""
@@ -260,7 +248,8 @@ class Configuration(Setup):
             name
             for name, systems in self.experiments.items()
             if all(
-                isinstance(system, Network) and system.anchors.kind != "none" for system in systems.values()
+                isinstance(system, DeOPSettings) and system.anchors.kind != "none"
+                for system in systems.values()
             )
         ]
         self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)

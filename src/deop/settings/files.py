@@ -87,7 +87,7 @@ class TrainingResources(StageResources):
         return self.model_dump(include=own, exclude_defaults=True)
 
 
-class SegmentationResources(TrainingResources):
+class SystemResources(TrainingResources):
     """``gradient_checkpointing``: CLIP's blocks are computed a second time for the gradient, what is in them not kept.
 
     A third more time, a fraction of the memory, the same weights.
@@ -105,8 +105,8 @@ class Resources(Settings):
     pretrain_backbone: StageResources = StageResources()
     learn_prompts: StageResources = StageResources()
     train_proposals: TrainingResources = TrainingResources()
-    train_segmentation: SegmentationResources = SegmentationResources()
-    train_multipass: TrainingResources = TrainingResources()
+    train_system: SystemResources = SystemResources()
+    build_system: StageResources = StageResources()
     evaluate: StageResources = StageResources()
     measure_speed: SpeedResources = SpeedResources()
     benchmark: SpeedResources = SpeedResources()
@@ -143,7 +143,7 @@ class MainFile(Settings):
     speed: Annotated[dict, Field(default_factory=dict)]
     benchmark: Annotated[dict, Field(default_factory=dict)]
     network: Annotated[dict, Field(default_factory=dict)]
-    multipass: Annotated[dict[str, dict], Field(default_factory=dict)]
+    methods: Annotated[dict[str, dict], Field(default_factory=dict)]
     variants: Annotated[dict[str, dict], Field(default_factory=dict)]
     experiments: Annotated[dict[str, dict], Field(default_factory=dict)]
     tables: Annotated[dict[str, dict], Field(default_factory=dict)]

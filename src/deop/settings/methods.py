@@ -1,13 +1,66 @@
-"""What each system of the tables may be told: which of DeOP's parts are on, and how multi-pass systems classify."""
+"""What each method may be told, and the registry of methods.
+
+A method is a module of :mod:`deop.methods`, called by its file name (``deop``, ``simbaseline``), or any other
+importable module, called by its dotted name (``my_lab.dense_clip``). It defines a subclass of
+:class:`deop.methods.base.Segmenter`, decorated with :func:`method`. The settings of the built-in methods are here and
+not in their modules, so that the workflow is planned without importing torch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import importlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from deop.errors import ConfigError, unknown
 from deop.settings.base import Fraction, Positive, Settings
-from deop.settings.templates import Templates
+from deop.settings.files import merged
+from deop.settings.templates import Templates, describe_templates
+
+Class = TypeVar("Class", bound=type)
+
+Part = Literal["clip", "prompts", "proposals", "backbone"]
+"""What a system may be built from: CLIP, the text prompt that was learned offline, the trained proposal network, or a
+proposal network of its own, which starts from the pre-trained backbone."""
+
+
+_LEARNED = {"offline": "learned offline", "online": "learned offline and then end to end"}
+
+
+class MethodSettings(Settings):
+    """Base of the settings of a method. The defaults are those of a method that is built on CLIP and never trained.
+
+    ``rounds`` are the rounds of training, in order: each is the name of a section of the configuration that has its
+    schedule (``segmentation``, ``proposals``), or of a field of the settings that does.
+    """
+
+    method: str
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What a system with these settings is built from."""
+        return ("clip",)
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """The schedules of the rounds of training; none for a method that is not trained."""
+        return ()
+
+    @property
+    def described_prompts(self) -> str | None:
+        """Which text prompts a system uses, for notes under tables; None says nothing."""
+        return None
+
+    def for_training(self) -> MethodSettings:
+        """These settings without what training does not depend on, so that no change of that trains again."""
+        return self
+
+    @classmethod
+    def combined(cls, profile: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+        """The values of an experiment: its ``own``, put over those that the ``profile`` has for its method."""
+        return merged(profile, own)
 
 
 class SeveranceSettings(Settings):
@@ -46,7 +99,7 @@ class AnchorSettings(Settings):
     feature_scale: float = 1.0
 
 
-class Network(Settings):
+class DeOPSettings(MethodSettings):
     """One system of the tables: which of DeOP's parts are on.
 
     ``text_prompts`` are learned ``offline``, go on learning end to end (``online``), or are not learned at all but the
@@ -72,7 +125,7 @@ class Network(Settings):
     )
 
     @model_validator(mode="after")
-    def _templates_or_learned(self) -> Network:
+    def _templates_or_learned(self) -> DeOPSettings:
         if bool(self.templates) != (self.text_prompts == "templates"):
             raise ValueError("text_prompts is 'templates' if, and only if, templates are given")
         return self
@@ -81,6 +134,34 @@ class Network(Settings):
     def trained(self) -> bool:
         """Whether the network has anything to learn end to end (the baseline has not)."""
         return self.visual_prompts or self.text_prompts == "online" or self.anchors.kind != "none"
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return ("clip", "proposals") if self.templates else ("clip", "prompts", "proposals")
+
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        return ("segmentation",) if self.trained else ()
+
+    @property
+    def described_prompts(self) -> str:
+        return describe_templates(self.templates) if self.templates else _LEARNED[self.text_prompts]
+
+    @classmethod
+    def combined(cls, profile: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+        """The profile says how a part is built where an experiment has it, not whether it has it.
+
+        Of a part that is off nothing is kept. An experiment's alphas replace the profile's as a whole.
+        """
+        network, values = cls.model_validate(own), merged(profile, own)
+        for part, settings in (("severance", network.severance), ("anchors", network.anchors)):
+            if settings.kind == "none":
+                values.pop(part, None)
+        if network.severance.alpha:
+            values["severance"]["alpha"] = own["severance"]["alpha"]
+        if network.severance.kind != "mps":  # the rows of no other kind: they are not to make it another job
+            values.get("severance", {}).pop("rows", None)
+        return values
 
 
 _IN_TRAINING = (
@@ -93,7 +174,7 @@ _IN_TRAINING = (
 )
 
 
-class MultiPassSettings(Settings):
+class MultiPassSettings(MethodSettings):
     """What the multi-pass systems have in common; the defaults are those of both releases, but for ``crop_resampling``.
 
     head_hidden: hidden widths of the class head, which takes query states to CLIP's joint space.
@@ -129,17 +210,34 @@ class MultiPassSettings(Settings):
     without_crop: Literal["one", "uniform", "zero"] = "one"
 
     @property
-    def learned_prompts(self) -> bool:
-        """Whether a stream asks for the learned text prompt."""
-        return not (self.proposal_templates and self.crop_templates)
+    def parts(self) -> tuple[Part, ...]:
+        learned = not (self.proposal_templates and self.crop_templates)
+        return ("clip", "prompts", "backbone") if learned else ("clip", "backbone")
 
-    def for_training(self) -> dict[str, Any]:
-        """What training depends on; how crops are made and the streams put together is no reason to train again.
+    @property
+    def described_prompts(self) -> str:
+        of_proposals, of_crops = (
+            describe_templates(templates) if templates else _LEARNED["offline"]
+            for templates in (self.proposal_templates, self.crop_templates)
+        )
+        return (
+            of_proposals
+            if of_proposals == of_crops
+            else f"{of_proposals} for proposals, {of_crops} for crops"
+        )
 
-        Crops play no part in it, so their stream is given the prompts of the other.
+    @property
+    def rounds(self) -> tuple[str, ...]:
+        """As long as the class-agnostic proposals, with the same settings, which were chosen for those."""
+        return ("proposals",)
+
+    def for_training(self) -> MultiPassSettings:
+        """How crops are made and the streams are combined is no reason to train again.
+
+        Crops play no part in training, so their stream is given the prompts of the other.
         """
-        values = self.model_dump(mode="json", include={"method", *_IN_TRAINING})
-        return values | {"crop_templates": values["proposal_templates"]}
+        values = self.model_dump(include={"method", *_IN_TRAINING})
+        return type(self)(**values | {"crop_templates": values["proposal_templates"]})
 
 
 class SimBaselineSettings(MultiPassSettings):
@@ -177,9 +275,59 @@ class ZegFormerSettings(MultiPassSettings):
     calibration: float = 0.1
 
 
-SYSTEMS: dict[str, type[Settings]] = {
-    "deop": Network,
+METHODS: dict[str, type[MethodSettings]] = {
+    "deop": DeOPSettings,
     "simbaseline": SimBaselineSettings,
     "zegformer": ZegFormerSettings,
 }
-"""The settings of a system by its ``method``."""
+"""The settings of each method by its name; methods in files of their own are added when they are first asked for."""
+_CLASSES: dict[str, type] = {}
+
+
+def method(settings: type[MethodSettings]) -> Callable[[Class], Class]:
+    """Class decorator: registers a segmenter as the method that its module is called by, with these ``settings``."""
+
+    def register(segmenter: Class) -> Class:
+        name = segmenter.__module__.removeprefix("deop.methods.")
+        METHODS[name], _CLASSES[name] = settings, segmenter
+        return segmenter
+
+    return register
+
+
+def method_settings(name: str, place: str = "method") -> type[MethodSettings]:
+    """The settings of a method.
+
+    Args:
+        name: of the method.
+        place: where the method is named, for the error.
+
+    Raises:
+        ConfigError: no module of that name, or one that registers no method.
+    """
+    if name not in METHODS:
+        _import(name, place)
+    return METHODS[name]
+
+
+def method_class(name: str) -> type:
+    """The subclass of :class:`deop.methods.base.Segmenter` that implements a method; imports torch.
+
+    Raises:
+        ConfigError: as :func:`method_settings`.
+    """
+    if name not in _CLASSES:
+        _import(name, "method")
+    return _CLASSES[name]
+
+
+def _import(name: str, place: str) -> None:
+    module = name if "." in name else f"deop.methods.{name}"
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise unknown(place, "method", name, METHODS) from None
+    if name not in _CLASSES:
+        raise ConfigError(f"{place}: module {module} registers no method; see docs/adding-a-method.md")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.schedule import Schedule
 
 
 class Clip(Settings):
@@ -51,18 +52,6 @@ class TextPrompts(Settings):
     crop_fill: Literal["mean", "release"] = "mean"
 
 
-class Augmentation(Settings):
-    """Training augmentation: short side drawn from ``scale`` times ``crop``, random crop, flip, colour jitter.
-
-    ``flip`` and ``colour_jitter`` are the shares of images that are flipped and jittered.
-    """
-
-    crop: Positive
-    scale: tuple[float, float] = (0.5, 1.5)
-    flip: Fraction = 0.5
-    colour_jitter: Fraction = 1.0
-
-
 class ClassTerm(Settings):
     """A classification loss beside the mask losses, with which the release trains its proposals.
 
@@ -76,7 +65,7 @@ class ClassTerm(Settings):
     head_hidden: tuple[Positive, ...] = (1024,)
 
 
-class Proposals(Settings):
+class Proposals(Schedule):
     """The class-agnostic MaskFormer and its schedule (section 3.1).
 
     ``pretrained_backbone`` true loads timm's weights (the paper's are ImageNet's), ``"bundled"`` those of this package,
@@ -109,15 +98,8 @@ class Proposals(Settings):
     dice_weight: float = 1.0
     ignored: Literal["excluded", "background"] = "excluded"
     class_term: ClassTerm | None = None
-    iterations: Annotated[int, Field(ge=0)]
-    batch_size: Positive = 32
     lr: float = 1e-4
     backbone_lr_factor: float = 0.1
-    weight_decay: float = 1e-4
-    decay_biases: bool = False
-    clip_grad_norm: float = 0.01
-    warmup: int = 0
-    augmentation: Augmentation
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -140,7 +122,7 @@ class Proposals(Settings):
         }
 
 
-class Segmentation(Settings):
+class Segmentation(Schedule):
     """End-to-end training of a network with CLIP and proposals frozen (sections 3.2 and 4).
 
     ``loss`` says what pixels without a seen class are to the loss: left out (``labelled``), or "no object" in its focal
@@ -153,15 +135,7 @@ class Segmentation(Settings):
     focal_alpha: Fraction = 0.25
     focal_gamma: float = 2.0
     dice_weight: float = 0.8
-    iterations: Annotated[int, Field(ge=0)]
-    batch_size: Positive = 32
-    lr: float = 2e-4
     anchors_lr_factor: float = 1.0
-    weight_decay: float = 1e-4
-    decay_biases: bool = False
-    clip_grad_norm: float = 0.01
-    warmup: int = 0
-    augmentation: Augmentation
 
 
 class Evaluation(Settings):
@@ -204,6 +178,10 @@ class Speed(Settings):
 
 
 class PictureSettings(Settings):
-    """Which picture: ``scene``, a validation scene from image to result, or ``anchors``, the paper's figure 5."""
+    """Which picture: ``scene``, a validation scene from image to result, or ``anchors``, the paper's figure 5.
+
+    Images are resized so that their shorter side has ``short_side`` pixels.
+    """
 
     kind: Literal["scene", "anchors"]
+    short_side: Positive

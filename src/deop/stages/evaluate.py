@@ -19,7 +19,8 @@ from deop.jobs.artifacts import describe, write_json, write_text
 from deop.jobs.job import Job
 from deop.methods.base import Segmenter
 from deop.methods.inference import prepare
-from deop.methods.networks import build_segmenter
+from deop.methods.masks import MaskSegmenter
+from deop.methods.system import load_system, read_config
 from deop.settings.stages import Evaluation
 from deop.training.loop import make_accelerator
 
@@ -36,7 +37,7 @@ def run(job: Job) -> None:
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val").check_labels()
     accelerator = make_accelerator(job.precision)
-    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
+    segmenter = prepare(load_tested(job), accelerator.device, **settings.inference)
     metrics = SegmentationMetrics(
         len(dataset.names),
         dataset.card.unseen,
@@ -55,9 +56,10 @@ def run(job: Job) -> None:
         confusions += [
             confusion_pairs(image, truth).cpu() for image, truth in zip(prediction, labels, strict=True)
         ]
-        classes.append(found.classes.cpu())
-        overlaps.append(found.iou.cpu())
         passes.append(shown.cpu())
+        if found is not None:
+            classes.append(found.classes.cpu())
+            overlaps.append(found.iou.cpu())
     scores = metrics.compute()
     write_text(Path(job.output).with_suffix(".csv"), _confusion_csv(confusions))
     write_json(
@@ -78,12 +80,25 @@ def run(job: Job) -> None:
                 name: _number(iou) for name, iou in zip(dataset.names, scores.iou, strict=True)
             },
             "class_names": dataset.card.spelling,
+            "method": read_config(job.inputs["system"]).sections["method"] | job.settings.get("tested", {}),
             "unseen": [dataset.names[label] for label in dataset.card.unseen],
-            "proposals": proposal_scores(torch.cat(classes), torch.cat(overlaps), dataset.card.unseen),
+            "proposals": proposal_scores(torch.cat(classes), torch.cat(overlaps), dataset.card.unseen)
+            if classes
+            else None,
             "images": len(dataset),
             "provenance": describe(job, wall_time_s=round(time.monotonic() - started, 2)),
         },
     )
+
+
+def load_tested(job: Job) -> Segmenter:
+    """The system that an evaluation tests.
+
+    On a dataset that it was not trained on, no class counts as seen, as in the releases of the multi-pass systems, and
+    the settings of its method may be others (``job.settings["tested"]``).
+    """
+    seen = () if "transfer" in job.settings else None
+    return load_system(job.inputs["system"], changes=job.settings.get("tested"), seen_names=seen)
 
 
 def batches(dataset: SegmentationDataset, batch_size: int) -> list[range]:
@@ -109,10 +124,14 @@ def load_batch(dataset: SegmentationDataset, batch: range, device: torch.device)
 
 @torch.inference_mode()
 def predict(segmenter: Segmenter, images: Tensor, labels: Tensor, names: list[str], short_side: int):
-    """Label map (B, H, W) of images (B, 3, H, W), how well the proposals cover its segments, and the passes."""
+    """Label map (B, H, W) of images (B, 3, H, W), how well proposals cover its segments (None without), and the
+    passes."""
     output = segmenter(resize_short_side(images, short_side), names)
     prediction = segmenter.label_map(output, tuple(labels.shape[-2:]))
-    return prediction, mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE), output.passes
+    found = None
+    if isinstance(segmenter, MaskSegmenter):
+        found = mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE)
+    return prediction, found, output.passes
 
 
 def resize_short_side(images: Tensor, short_side: int) -> Tensor:

@@ -22,10 +22,11 @@ from deop.data.segmentation import SegmentationDataset
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 from deop.methods.base import normalise
-from deop.methods.networks import build_clip, build_prompt, save_weights, seed_everything
+from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP
 from deop.models.crops import bounding_boxes, crop_segment, draw_segments
 from deop.models.prompts import TextPrompt
+from deop.models.weight_files import save_weights
 from deop.settings.stages import TextPrompts
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine
@@ -128,10 +129,10 @@ def embed_segments(
 def run(job: Job) -> None:
     """Learns the prompt of ``job.settings["prompts"]`` on the seen classes and writes it."""
     settings = TextPrompts.model_validate(job.settings["prompts"])
-    seed_everything(job)
+    torch.manual_seed(job.seed)
     dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
-    clip = build_clip(job)
-    prompt = build_prompt(job, clip)
+    builder = Builder(job.settings, job.inputs)
+    clip, prompt = builder.clip, builder.text_prompt()
     # "No object" means nothing to crops that all show one; the segmentation stage learns it.
     prompt.no_object.requires_grad_(False)
     with artifact(job) as workspace:

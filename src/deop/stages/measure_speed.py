@@ -13,9 +13,8 @@ from deop.data.segmentation import SegmentationDataset
 from deop.jobs.artifacts import describe, write_json
 from deop.jobs.job import Job
 from deop.methods.inference import prepare
-from deop.methods.networks import build_segmenter
 from deop.settings.stages import Evaluation, Speed
-from deop.stages.evaluate import resize_short_side
+from deop.stages.evaluate import load_tested, resize_short_side
 from deop.training.loop import make_accelerator
 from deop.utils.timing import wait_for
 
@@ -36,7 +35,7 @@ def run(job: Job) -> None:
     jobs = {name: system_job(job, name) for name in job.settings["systems"]}
     tested = {name: Evaluation.model_validate(each.settings["evaluation"]) for name, each in jobs.items()}
     segmenters = {
-        name: prepare(build_segmenter(each), device, **tested[name].inference) for name, each in jobs.items()
+        name: prepare(load_tested(each), device, **tested[name].inference) for name, each in jobs.items()
     }
     dataset = SegmentationDataset(next(iter(jobs.values())).inputs["data"], "val")
     latencies: dict[str, list[float]] = {name: [] for name in jobs}

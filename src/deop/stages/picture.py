@@ -10,9 +10,9 @@ import torch
 from deop.data.segmentation import SegmentationDataset
 from deop.jobs.artifacts import describe, write_json
 from deop.jobs.job import Job
-from deop.methods.networks import build_segmenter
+from deop.methods.system import load_system
 from deop.reporting import anchor_picture, canvas, scene_picture
-from deop.settings.stages import Evaluation, PictureSettings
+from deop.settings.stages import PictureSettings
 
 DRAW = {"scene": scene_picture.draw, "anchors": anchor_picture.draw}
 
@@ -25,10 +25,10 @@ def run(job: Job) -> None:
         DeopError: a system or a dataset of which this kind of picture cannot be drawn.
     """
     started = time.monotonic()
-    kind = PictureSettings.model_validate(job.settings["picture"]).kind
-    short_side = Evaluation.model_validate(job.settings["evaluation"]).short_side
+    settings = PictureSettings.model_validate(job.settings["picture"])
+    kind, short_side = settings.kind, settings.short_side
     dataset = SegmentationDataset(job.inputs["data"], "val")
-    drawing = DRAW[kind](build_segmenter(job).eval(), dataset, short_side)
+    drawing = DRAW[kind](load_system(job.inputs["system"]), dataset, short_side)
     output = Path(job.output)
     for suffix in (".png", ".svg"):
         canvas.save(drawing.figure, output.with_suffix(suffix))

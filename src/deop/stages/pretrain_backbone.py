@@ -20,7 +20,6 @@ from deop.data.emoji.captioned import CaptionedScenes
 from deop.jobs.artifacts import WEIGHTS, artifact, write_json
 from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
-from deop.methods.networks import seed_everything
 from deop.settings.pretraining import PretrainBackbone
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine, parameter_groups
@@ -67,7 +66,7 @@ class ClassificationStep(nn.Module):
 def run(job: Job) -> None:
     """Trains the backbone of ``job.settings["pretrain_backbone"]`` and writes its weights (fp16), no classifier."""
     settings = PretrainBackbone.model_validate(job.settings["pretrain_backbone"])
-    seed_everything(job)
+    torch.manual_seed(job.seed)
     classifier = timm.create_model(
         settings.backbone, num_classes=len(concepts()), **settings.backbone_args
     ).to(memory_format=torch.channels_last)

@@ -21,9 +21,9 @@ from deop.data.emoji.captioned import CaptionedScenes
 from deop.evaluation.clip_accuracy import clip_accuracy
 from deop.jobs.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
 from deop.jobs.job import Job
-from deop.methods.networks import checked_weights
 from deop.models.clip import load_clip
 from deop.models.clip_build import has_quick_gelu
+from deop.models.weight_files import checked_weights
 from deop.settings.pretraining import PretrainClip
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine, parameter_groups

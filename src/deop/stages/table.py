@@ -16,8 +16,7 @@ from deop.jobs.artifacts import provenance_of, write_json, write_text
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.settings.base import Settings
-from deop.settings.methods import SYSTEMS, Network
-from deop.settings.templates import describe_templates
+from deop.settings.methods import method_settings
 
 MIOU = {
     "occurring": "classes that occur in the ground truth or in the prediction",
@@ -29,7 +28,6 @@ COUNTS = {
 }
 """Columns that are no fractions, and what they count."""
 NOT_RUN = "not run"
-_LEARNED = {"offline": "learned offline", "online": "learned offline and then end to end"}
 
 
 class TableDataset(Settings):
@@ -288,20 +286,11 @@ def text_prompts(table: TableSettings, evaluations: dict[str, dict]) -> str:
         if row.experiment is None:
             continue
         first = evaluations[f"{row.experiment}/{table.datasets[0].name}/{table.seeds[0]}"]
-        rows.setdefault(_prompts_of(first["provenance"]["settings"]["network"]), []).append(row.label)
+        method = first["method"]
+        prompts = method_settings(method["method"]).model_validate(method).described_prompts
+        if prompts is not None:
+            rows.setdefault(prompts, []).append(row.label)
     return "; ".join(f"{prompts} ({', '.join(labels)})" for prompts, labels in rows.items())
-
-
-def _prompts_of(values: dict[str, Any]) -> str:
-    """The prompts of one system, by the settings that it was evaluated with."""
-    system = SYSTEMS[values["method"]].model_validate(values)
-    if isinstance(system, Network):
-        return describe_templates(system.templates) if system.templates else _LEARNED[system.text_prompts]
-    of_proposals, of_crops = (
-        describe_templates(templates) if templates else _LEARNED["offline"]
-        for templates in (system.proposal_templates, system.crop_templates)
-    )
-    return of_proposals if of_proposals == of_crops else f"{of_proposals} for proposals, {of_crops} for crops"
 
 
 def _wall_time_of(artifacts: tuple[str, ...]) -> str:

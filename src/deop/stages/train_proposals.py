@@ -11,12 +11,13 @@ from deop.data.segmentation import HIDDEN
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
+from deop.methods.builder import build_clip, build_prompt, build_proposals
 from deop.methods.multipass import ClassHead, classification_loss
-from deop.methods.networks import build_clip, build_prompt, build_proposals, save_weights, seed_everything
 from deop.models.proposals import Pairs, ProposalNetwork
-from deop.settings.stages import ClassTerm, Proposals
+from deop.models.weight_files import save_weights
+from deop.settings.stages import ClassTerm, Clip, Proposals, TextPrompts
 from deop.training.loop import Training, fit_on_images, make_accelerator, training_dataset
-from deop.training.optim import parameter_groups
+from deop.training.optim import adamw
 
 
 class ClassLoss(nn.Module):
@@ -71,22 +72,25 @@ class ProposalStep(nn.Module):
 def build_step(job: Job, names: list[str]) -> ProposalStep:
     """The network of ``job.settings["proposals"]`` and its losses, for seen classes called ``names``."""
     settings = Proposals.model_validate(job.settings["proposals"])
-    network = build_proposals(job)
+    network = build_proposals(settings, backbone=job.inputs.get("backbone"))
     if settings.class_term is None:
         return ProposalStep(network)
-    clip = build_clip(job)
+    clip = build_clip(Clip.model_validate(job.settings["clip"]), job.inputs.get("clip"))
+    prompt = build_prompt(TextPrompts.model_validate(job.settings["prompts"]), clip, job.inputs["prompts"])
     with torch.no_grad():
-        text = build_prompt(job, clip)(clip, names)
+        text = prompt(clip, names)
     return ProposalStep(network, ClassLoss(settings.class_term, network.width, text, clip.logit_scale))
 
 
 def training(job: Job) -> Training:
     """The network of ``job.settings["proposals"]``, to be trained on the dataset that the job has as input."""
     settings = Proposals.model_validate(job.settings["proposals"])
-    seed_everything(job)
+    torch.manual_seed(job.seed)
     dataset = training_dataset(job)
     step = build_step(job, dataset.names)
-    return Training(step, proposal_optimizer(step, "network.backbone.", settings), dataset, settings)
+    # The backbone is pre-trained, and learns more slowly.
+    optimizer = adamw(step, settings, {"network.backbone.": settings.backbone_lr_factor})
+    return Training(step, optimizer, dataset, settings)
 
 
 def run(job: Job) -> None:
@@ -96,18 +100,3 @@ def run(job: Job) -> None:
         accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
         save_weights(trained.module.network.state_dict(), workspace.path)
-
-
-def proposal_optimizer(module: nn.Module, backbone: str, settings: Proposals) -> torch.optim.AdamW:
-    """AdamW over everything that ``module`` learns.
-
-    ``backbone`` is how the names of the proposal network's backbone start; it is pre-trained, and learns more slowly.
-    """
-    groups = parameter_groups(
-        module,
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        lr_factors={backbone: settings.backbone_lr_factor},
-        decay_biases=settings.decay_biases,
-    )
-    return torch.optim.AdamW(groups, fused=True)

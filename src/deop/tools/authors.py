@@ -17,13 +17,13 @@ from torch import Tensor
 from deop.errors import DeopError
 
 PARTS = ("proposals", "prompts", "clip", "segmentation")
-"""The folders that an import consists of, each with a ``model.safetensors``."""
+"""The networks that a checkpoint holds."""
 
 
 class Imported(NamedTuple):
     """A checkpoint taken apart.
 
-    parts: by folder, tensors by their names here.
+    parts: by network, tensors by their names here.
     left_out: what has no place here, by its name in the checkpoint, and why.
     """
 

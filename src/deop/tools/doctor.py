@@ -296,7 +296,7 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             estimate = estimate_group(plan, config, jobs, machine, STEP_SECONDS)
         except torch.cuda.OutOfMemoryError:
             remedy = f"set resources.{stage}.micro_batch to fewer images; the batch stays the same"
-            if stage == "train_segmentation":
+            if stage == "train_system":
                 remedy += "; if one is too many, set gradient_checkpointing beside it"
             found = f"a step does not fit the GPU's {machine.memory / GIB:.0f} GiB"
             yield Finding(subject, "fail", found, remedy)

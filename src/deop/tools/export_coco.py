@@ -14,12 +14,13 @@ from tqdm import tqdm
 from deop.data.coco_results import entries, image_ids, write_results
 from deop.data.segmentation import DatasetCard, SegmentationDataset
 from deop.errors import DeopError
-from deop.jobs.artifacts import require_inputs
+from deop.jobs.artifacts import WEIGHTS, require_inputs, sha256_of
 from deop.jobs.job import Job
+from deop.jobs.systems import TrainedSystem
 from deop.methods.inference import prepare
-from deop.methods.networks import build_segmenter
+from deop.methods.system import read_config
 from deop.settings.stages import Evaluation
-from deop.stages.evaluate import batches, load_batch, resize_short_side
+from deop.stages.evaluate import batches, load_batch, load_tested, resize_short_side
 from deop.training.loop import make_accelerator
 
 
@@ -52,6 +53,31 @@ def run(job: Job, output: Path) -> None:
     partial.unlink()
 
 
+def evaluation_of(system: TrainedSystem, data: Path | None) -> Job:
+    """The evaluation whose label maps are written: the one of the configuration, or one on the dataset ``data``.
+
+    Raises:
+        DeopError: a system in a folder without ``data``, or the other way round.
+    """
+    if system.evaluation is not None and data is None:
+        return system.evaluation
+    if data is None:
+        raise DeopError(
+            f"--data is needed: nothing says which validation set {system.name} is to be tried on"
+        )
+    inference = read_config(system.folder).inference
+    evaluation = Evaluation(**inference.model_dump())
+    key = sha256_of(system.folder / WEIGHTS)[:12]
+    return Job(
+        stage="evaluate",
+        key=key,
+        output="",
+        inputs={"data": str(data), "system": str(system.folder)},
+        settings={"evaluation": evaluation.model_dump(mode="json")},
+        precision=read_config(system.folder).precision,
+    )
+
+
 def category_ids(card: DatasetCard) -> list[int]:
     """The owners' id of each class, or its label where they have none; counted from 1, as COCO's are.
 
@@ -82,7 +108,7 @@ def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     todo = batches(dataset, settings.batch_size)
     if done == len(todo):
         return
-    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
+    segmenter = prepare(load_tested(job), accelerator.device, **settings.inference)
     for batch in tqdm(
         todo[done:],
         desc="export_coco",

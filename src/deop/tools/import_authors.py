@@ -6,22 +6,25 @@ import collections
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
+from deop import __version__
+from deop.data.readers.class_table import labelled_classes
 from deop.data.readers.release_names import link_dataset, release_names
 from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
 from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version, sha256_of, write_json, write_text
 from deop.jobs.job import Job
 from deop.jobs.jobs import dump
-from deop.methods.networks import save_weights
-from deop.models.weight_files import read_pickled
-from deop.settings.methods import AnchorSettings, Network, SeveranceSettings
-from deop.settings.stages import Augmentation, Clip, Evaluation, Proposals, TextPrompts
+from deop.models.weight_files import read_pickled, save_weights
+from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSettings
+from deop.settings.schedule import Augmentation
+from deop.settings.stages import Clip, Evaluation, Proposals, TextPrompts
+from deop.settings.system import CONFIG, ClipReference, Inference, SystemConfig
 from deop.tools.authors import Imported, convert
 
 CLIP_MODELS = {
@@ -33,8 +36,13 @@ CLIP_MODELS = {
 """open_clip's names of OpenAI's ViTs by token width, patch size and number of positions."""
 
 
-def settings_of(imported: Imported, folder: Path) -> dict[str, dict[str, Any]]:
-    """The settings of the network that reads an import in ``folder``, by section; sizes are those of its tensors.
+INFERENCE = Inference(short_side=512, size_divisibility=32, upsample="scores")
+PREFIXES = {"proposals": "proposals.", "prompts": "text_prompt.", "clip": "clip.", "segmentation": ""}
+"""How the names of each part's tensors start in the weights of a system."""
+
+
+def config_of(imported: Imported) -> SystemConfig:
+    """The configuration of the imported system; sizes are those of its tensors.
 
     What a tensor cannot say is the release's: ImageNet's normalisation also for CLIP, the severance ``mask_sum``, a
     pooled embedding brought to unit length (its heatmap layer does so, though the paper is silent), how its maps
@@ -51,13 +59,10 @@ def settings_of(imported: Imported, folder: Path) -> dict[str, dict[str, Any]]:
             f"the checkpoint's CLIP has width {size[0]}, patches of {size[1]} pixels and {size[2]} positions; known: "
             + ", ".join(CLIP_MODELS.values())
         )
-    return {
+    classes = labelled_classes("coco_stuff", "original")
+    sections = {
         "clip": dump(
-            Clip(
-                model=CLIP_MODELS[size],
-                pretrained=str(folder / "clip" / WEIGHTS),
-                normalisation="imagenet",
-            )
+            Clip(model=CLIP_MODELS[size], pretrained=None, quick_gelu=True, normalisation="imagenet")
         ),
         "proposals": dump(
             Proposals(
@@ -76,8 +81,8 @@ def settings_of(imported: Imported, folder: Path) -> dict[str, dict[str, Any]]:
         "prompts": dump(
             TextPrompts(prefix_tokens=len(imported.parts["prompts"]["context"]), iterations=10_000)
         ),
-        "network": dump(
-            Network(
+        "method": dump(
+            DeOPSettings(
                 visual_prompts=True,
                 text_prompts="online",
                 severance=SeveranceSettings(kind="mask_sum", alpha={-1: 1.0}),
@@ -88,8 +93,16 @@ def settings_of(imported: Imported, folder: Path) -> dict[str, dict[str, Any]]:
                 resampling="release",
             )
         ),
-        "evaluation": dump(Evaluation(short_side=512, size_divisibility=32, upsample="scores")),
     }
+    return SystemConfig(
+        name="deop-release",
+        sections=sections,
+        class_names=tuple(entry.name for entry in classes),
+        seen_names=tuple(entry.name for entry in classes if not entry.unseen),
+        clip=ClipReference(included=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD),
+        inference=INFERENCE,
+        versions={"deop": __version__},
+    )
 
 
 def _layers(tensors: dict[str, Tensor], stem: str) -> int:
@@ -119,13 +132,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imported:
-    """Reads the release's checkpoint and writes ``output``: a folder for each of its parts, and provenance.json.
+    """Reads the release's checkpoint and writes ``output``, the folder of a system (:mod:`deop.methods.system`).
 
-    The parts are :data:`deop.tools.authors.PARTS`. The provenance has the source's SHA-256, what was left out and why,
-    and the settings that read the parts. With ``data``, a prepared dataset, there is also ``evaluate.json``: the job of
-    ``deop evaluate`` that measures the imported network on it, under the class names that the release evaluates with
-    (:func:`deop.data.release_names.release_names`). Where ``data`` has others, the job reads ``output/data``, the same
-    images and label maps under those names.
+    Its CLIP is written in. The provenance has the source's SHA-256, and what was left out and why. With ``data``, a
+    prepared dataset, there is also ``evaluate.json``: the job of ``deop evaluate`` that measures the system on it,
+    under the class names that the release evaluates with (:func:`deop.data.readers.release_names.release_names`). Where
+    ``data`` has others, the job reads ``output/data``, the same images and label maps under those names.
 
     Raises:
         DeopError: a file that cannot be read or is not the release's, an ``output`` that is there already, or a
@@ -137,24 +149,29 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
         own = SegmentationDataset(data, "val").card
     state = read_checkpoint(path)
     imported = convert(state)
-    settings = settings_of(imported, output)
+    config = config_of(imported)
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for part, tensors in imported.parts.items():
-        (partial / part).mkdir(parents=True)
-        # In full precision and apart from each other: the rows of a joint projection share memory.
-        save_weights({name: value.float().clone() for name, value in tensors.items()}, partial / part)
-    sha256 = sha256_of(path)
+    partial.mkdir(parents=True)
+    # In full precision and apart from each other: the rows of a joint projection share memory.
+    tensors = {
+        PREFIXES[part] + name: value.float().clone()
+        for part, of_part in imported.parts.items()
+        for name, value in of_part.items()
+    }
+    save_weights(tensors, partial)
+    write_json(partial / CONFIG, config.model_dump(mode="json"))
+    source = sha256_of(path)
     write_json(
         partial / PROVENANCE,
         {
             "stage": "import_authors",
             "source": path.name,
-            "sha256": sha256,
+            "source_sha256": source,
+            "sha256": sha256_of(partial / WEIGHTS),
             **code_version(),
             "tensors": {"in_checkpoint": len(state), "left_out": len(imported.left_out)},
             "left_out": imported.left_out,
-            "settings": settings,
         },
     )
     if data is not None:
@@ -162,13 +179,12 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
         if named != own:
             link_dataset(data, named, partial / "data")
             data = output / "data"
-        inputs = {"data": data, **{part: output / part for part in ("proposals", "prompts", "segmentation")}}
         job = Job(
             stage="evaluate",
-            key=sha256[:12],
+            key=source[:12],
             output=str(output / "evaluation.json"),
-            inputs={role: str(path) for role, path in inputs.items()},
-            settings=settings,
+            inputs={"data": str(data), "system": str(output)},
+            settings={"evaluation": dump(Evaluation(**INFERENCE.model_dump()))},
         )
         write_text(partial / "evaluate.json", job.model_dump_json(indent=1) + "\n")
     os.replace(partial, output)

@@ -20,15 +20,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from deop.data.image_files import ImageFiles, LoadedImage, batches_of_one_size, find_images
-from deop.data.segmentation import read_card, write_label_map
+from deop.data.segmentation import write_label_map
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
-from deop.jobs.artifacts import WEIGHTS, require_inputs, sha256_of, write_json
-from deop.jobs.job import Job
+from deop.jobs.artifacts import WEIGHTS, sha256_of, write_json
 from deop.methods.inference import prepare
-from deop.methods.networks import build_segmenter
+from deop.methods.system import load_system, read_config
 from deop.reporting.overlay import overlay
-from deop.settings.stages import Evaluation
+from deop.settings.system import CONFIG
 from deop.stages.evaluate import resize_short_side
 from deop.training.loop import loader_workers, make_accelerator
 
@@ -48,7 +47,7 @@ class Target(NamedTuple):
 
 
 def run(
-    job: Job,
+    system: Path,
     images: list[Path],
     output: Path,
     *,
@@ -56,7 +55,7 @@ def run(
     batch_size: int | None = None,
     pictures: bool = False,
 ) -> dict[Path, str]:
-    """Segments images as the evaluation ``job`` segments its own; the images that could not be read, and why.
+    """Segments images with a trained system; returns the images that could not be read, and why.
 
     Written to ``output``: for ``folder/cat.jpg`` of a given folder or file, ``cat.png``, a label map as large as the
     image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more; with ``pictures``
@@ -64,18 +63,19 @@ def run(
     Files appear whole or not at all, and what is there already is left as it is, so a killed run can be given again.
 
     Args:
+        system: the folder of the system (:mod:`deop.methods.system`).
         images: files, and folders that are searched to their depths.
-        classes: as :func:`deop.data.vocabulary.parse_names` reads them; None is those of the evaluation's dataset.
-        batch_size: how many images of one size, one after the other, are computed at once; None is the evaluation's.
+        classes: as :func:`deop.data.vocabulary.parse_names` reads them; None is those of the dataset that the system
+        was trained on.
+        batch_size: how many images of one size, one after the other, are computed at once; one if None.
 
     Raises:
         DeopError: before the network is built, inputs, images or names that cannot be used, or an ``output`` that
             holds other label maps; later, a name that is too long for CLIP, a batch too large for the device, or a
             disk that is full.
     """
-    require_inputs(job)
-    settings = Evaluation.model_validate(job.settings["evaluation"])
-    names = read_card(Path(job.inputs["data"])).names if classes is None else parse_names(classes)
+    config = read_config(system)
+    names = list(config.class_names) if classes is None else parse_names(classes)
     targets = [
         Target(
             image,
@@ -84,20 +84,21 @@ def run(
         )
         for label_map, image in find_images(images, output).items()
     ]
-    _claim(output, _meaning(job, names), targets)
+    _claim(output, _meaning(system, names), targets)
     todo = [target for target in targets if not all(path.exists() for path in target.outputs)]
     if len(todo) < len(targets):
         print(f"segment: {len(targets) - len(todo)} of {len(targets)} images are in {output} already")
     if not todo:
         return {}
-    accelerator = make_accelerator(job.precision)
-    segmenter = prepare(build_segmenter(job), accelerator.device, **settings.inference)
+    accelerator = make_accelerator(config.precision, or_full=True)
+    inference = config.inference.model_dump(exclude={"short_side"})
+    segmenter = prepare(load_system(system), accelerator.device, **inference)
 
     @torch.inference_mode()
     def label(batch: Tensor) -> np.ndarray:
         pixels = batch.to(accelerator.device).float() / 255
         with accelerator.autocast():
-            resized = resize_short_side(pixels, settings.short_side)
+            resized = resize_short_side(pixels, config.inference.short_side)
             return segmenter.label(resized, names, tuple(batch.shape[-2:])).int().cpu().numpy()
 
     with tqdm(
@@ -107,16 +108,16 @@ def run(
         unit="image",
         mininterval=1 if sys.stderr.isatty() else 15,
     ) as progress:
-        return _segment(todo, label, names, batch_size or settings.batch_size, accelerator.device, progress)
+        return _segment(todo, label, names, batch_size or 1, accelerator.device, progress)
 
 
-def _meaning(job: Job, names: list[str]) -> dict[str, Any]:
-    """What ``classes.json`` says: names by label, and by job key and SHA-256 what the label maps are made with."""
-    weights = {role: Path(path) / WEIGHTS for role, path in job.inputs.items()}
+def _meaning(system: Path, names: list[str]) -> dict[str, Any]:
+    """What ``classes.json`` says: names by label, and what the label maps are made with."""
     return {
         "classes": {str(index): name for index, name in enumerate(names)},
-        "evaluation": job.key,
-        "weights": {role: sha256_of(path) for role, path in weights.items() if path.is_file()},
+        "system": read_config(system).name,
+        "weights": sha256_of(system / WEIGHTS),
+        "config": sha256_of(system / CONFIG),
     }
 
 

@@ -13,7 +13,7 @@ from deop.settings.configuration import Configuration
 if TYPE_CHECKING:
     from deop.tools.trial_step import Trial
 
-STAGES = ("train_proposals", "train_segmentation", "train_multipass")
+STAGES = ("train_proposals", "train_system")
 CLASSES = 150
 """Seen classes of a real dataset, about as many as COCO-Stuff has."""
 UNDISTURBED = 0.9
@@ -83,15 +83,17 @@ class Estimate(NamedTuple):
 
 
 def groups(plan: Plan) -> dict[str, list[Job]]:
-    """The training jobs on images by stage, and by CLIP where a stage has several, the largest job of each first."""
-    found: dict[str, dict[str, list[Job]]] = {stage: {} for stage in STAGES}
+    """The training jobs on images by stage and method, and by CLIP where there are several, the largest of each
+    first."""
+    found: dict[str, dict[str, list[Job]]] = {}
     for job in plan.jobs.values():
-        if job.stage in found:
+        if job.stage in STAGES:
+            of = f" of {job.settings['method']['method']}" if "method" in job.settings else ""
             model = job.settings.get("clip", {}).get("model", "")
-            found[job.stage].setdefault(model, []).append(job)
+            found.setdefault(job.stage + of, {}).setdefault(model, []).append(job)
     return {
-        stage if len(by_model) == 1 else f"{stage} with {model}": sorted(jobs, key=_size, reverse=True)
-        for stage, by_model in found.items()
+        subject if len(by_model) == 1 else f"{subject} with {model}": sorted(jobs, key=_size, reverse=True)
+        for subject, by_model in found.items()
         for model, jobs in by_model.items()
     }
 
@@ -119,7 +121,7 @@ def estimate_group(
         seconds=seconds,
     )
     load = os.getloadavg()[0]
-    longest = trial.idle_seconds * _training_of(first)["iterations"] / 3600
+    longest = trial.idle_seconds * schedule_of(first)["iterations"] / 3600
     # A trial is a process itself.
     busy = load > machine.cores + 1 if machine.gpus else trial.idle_seconds < UNDISTURBED * trial.seconds
     at_once = machine.gpus // resources.gpu if resources.gpu else machine.cores // resources.threads
@@ -159,20 +161,21 @@ def duration(hours: float) -> str:
     return f"{seconds / 60:.3g} min" if hours < 1 else f"{hours:.3g} h"
 
 
-def _training_of(job: Job) -> dict[str, Any]:
-    """The settings of a job's schedule: a multi-pass system is trained as proposals are."""
-    return job.settings["segmentation" if job.stage == "train_segmentation" else "proposals"]
+def schedule_of(job: Job) -> dict[str, Any]:
+    """The settings of the schedule of a job that trains."""
+    name = job.settings["round"]["name"] if job.stage == "train_system" else "proposals"
+    return job.settings["method"].get(name) or job.settings[name]
 
 
 def _pixels(job: Job) -> int:
     """What a training's time grows with."""
-    training = _training_of(job)
+    training = schedule_of(job)
     return training["iterations"] * training["batch_size"] * training["augmentation"]["crop"] ** 2
 
 
 def _size(job: Job) -> tuple[int, bool, bool]:
     """Orders jobs by what they take: of networks on as many pixels, those with more parts take longer."""
-    network = job.settings.get("network", {})
+    network = job.settings.get("method", {})
     anchors = network.get("anchors", {}).get("kind", "none") != "none"
     return _pixels(job), anchors, network.get("visual_prompts", False)
 

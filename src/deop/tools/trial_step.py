@@ -29,6 +29,7 @@ from deop.data.segmentation import (
 )
 from deop.jobs.artifacts import Workspace
 from deop.jobs.job import Job
+from deop.tools.training_hours import schedule_of
 from deop.training.loop import Training, fit_on_images, make_accelerator
 from deop.utils.timing import PartTimes, wait_for
 
@@ -82,7 +83,7 @@ def try_step(
     """
     with tempfile.TemporaryDirectory() as folder, _started_as(launch, threads), _quiet():
         device = make_accelerator(job.precision).device
-        settings = job.settings["segmentation" if job.stage == "train_segmentation" else "proposals"]
+        settings = schedule_of(job)
         share, crop = settings["batch_size"] // processes, settings["augmentation"]["crop"]
         micro_batch = job.settings.get("machine", {}).get("micro_batch") or share
         _write_scenes(Path(folder) / "data", crop, classes)
@@ -135,11 +136,12 @@ def _quiet() -> Iterator[None]:
 def _without_weights(job: Job, data: str) -> Job:
     """The job with random weights, on the dataset in ``data``."""
     settings = dict(job.settings)
-    settings["proposals"] = settings["proposals"] | {"pretrained_backbone": False}
+    if "proposals" in settings:
+        settings["proposals"] = settings["proposals"] | {"pretrained_backbone": False}
     if "clip" in settings:
         settings["clip"] = settings["clip"] | {"pretrained": None}
-    if job.stage == "train_multipass":  # embeddings of names are computed once, whatever the prompt
-        settings["network"] = settings["network"] | {"proposal_templates": ["{}"], "crop_templates": ["{}"]}
+    if "proposal_templates" in settings.get("method", {}):  # names are embedded once, whatever the prompt
+        settings["method"] = settings["method"] | {"proposal_templates": ["{}"], "crop_templates": ["{}"]}
     return job.model_copy(update={"inputs": {"data": data}, "settings": settings})
 
 

@@ -28,9 +28,9 @@ from deop.data.transforms import TrainingBatches, seed_cpu
 from deop.errors import DeopError
 from deop.jobs.artifacts import Workspace, device_name
 from deop.jobs.job import Job
-from deop.models.weight_files import read_pickled
+from deop.models.weight_files import learned_state, read_pickled
 from deop.settings.precision import Precision
-from deop.settings.stages import Proposals, Segmentation
+from deop.settings.schedule import Schedule
 from deop.training.optim import poly
 from deop.utils.timing import part, parts_of
 
@@ -51,16 +51,22 @@ class Training(NamedTuple):
     module: nn.Module
     optimizer: torch.optim.Optimizer
     dataset: SegmentationDataset
-    settings: Proposals | Segmentation
+    settings: Schedule
 
 
-def make_accelerator(precision: Precision = "fp32", logging_dir: Path | None = None) -> Accelerator:
+def make_accelerator(
+    precision: Precision = "fp32", logging_dir: Path | None = None, *, or_full: bool = False
+) -> Accelerator:
     """An Accelerator as its launch file or environment says, that computes in ``precision``.
+
+    With ``or_full``, on a device without arithmetic of that precision it computes in full precision instead.
 
     Raises:
         DeopError: a device without arithmetic of that precision. It would be another job.
     """
     device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    if or_full and not has_arithmetic(device, precision):
+        precision = "fp32"
     if not has_arithmetic(device, precision):
         others = [other for other in get_args(Precision) if has_arithmetic(device, other)]
         raise DeopError(
@@ -81,18 +87,6 @@ def has_arithmetic(device: torch.device, precision: Precision) -> bool:
     if device.type == "cuda":
         return precision == "fp16" or torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16" and (device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def learned_state(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
-    learned = {name for name, value in module.named_parameters() if value.requires_grad}
-    owners = {name.rpartition(".")[0] for name in learned}
-    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
-    return {
-        name: value.detach()
-        for name, value in module.state_dict().items()
-        if name in learned or (name not in frozen and name.rpartition(".")[0] in owners)
-    }
 
 
 def fit(

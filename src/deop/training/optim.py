@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from deop.settings.schedule import Schedule
+
 NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance norms of any dimension
     nn.GroupNorm,
@@ -67,3 +69,20 @@ def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
         return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, progress)))))
 
     return factor
+
+
+def adamw(
+    module: nn.Module, schedule: Schedule, lr_factors: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """AdamW over everything that ``module`` learns.
+
+    ``lr_factors`` are factors of the learning rate by how the names of parameters start.
+    """
+    groups = parameter_groups(
+        module,
+        lr=schedule.lr,
+        weight_decay=schedule.weight_decay,
+        lr_factors=lr_factors,
+        decay_biases=schedule.decay_biases,
+    )
+    return torch.optim.AdamW(groups, fused=True)

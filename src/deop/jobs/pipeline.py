@@ -5,72 +5,24 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 from deop.data.downloads.sources import find_entry
-from deop.data.readers.folder_files import content
-from deop.errors import ConfigError, DeopError, validated
+from deop.errors import ConfigError, validated
+from deop.jobs.folder_contents import FolderContents
 from deop.jobs.job import Job
 from deop.jobs.jobs import Inputs, Jobs, dump, name_of
 from deop.settings.clip_layers import check_severed_layers
 from deop.settings.configuration import Setup
 from deop.settings.datasets import EmojiScenes, Folder, Source
 from deop.settings.files import SOURCE
-from deop.settings.methods import MultiPassSettings, Network
+from deop.settings.methods import DeOPSettings, MethodSettings
 from deop.settings.precision import Precision
+from deop.settings.system import Inference
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
 
 
-class FolderContents:
-    """What datasets in folders hold, each looked at once, when a job first needs it.
-
-    Args:
-        setup: the settings of the datasets.
-        root: the folder that relative paths start from.
-    """
-
-    def __init__(self, setup: Setup, root: Path) -> None:
-        self._setup, self._root = setup, root
-        self._known: dict[str, dict[str, Any]] = {}
-
-    def of(self, dataset: str) -> dict[str, Any]:
-        """See :func:`deop.data.readers.folder_files.content`.
-
-        Raises:
-            ConfigError: files that are missing, by key and path.
-        """
-        if dataset not in self._known:
-            settings = self._setup.datasets[dataset]
-            top = self._root / (settings.root or self._setup.main.data.root)
-            try:
-                found = content(settings, top)
-            except DeopError as error:
-                problem = str(error).removeprefix("config error: ")
-                raise ConfigError(f"{SOURCE}: datasets.{dataset}.{problem}") from None
-            self._check_distinct(dataset, found, self._places(settings, top))
-            self._known[dataset] = found
-        return self._known[dataset]
-
-    def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
-        """Datasets are named by the names and sizes of their files: different ones with the same would be one."""
-        for other, known in self._known.items():
-            settings = self._setup.datasets[other]
-            top = self._root / (settings.root or self._setup.main.data.root)
-            if known == found and self._places(settings, top) != places:
-                raise ConfigError(
-                    f"{SOURCE}: datasets.{dataset}: its images and label maps have the same names and sizes as those "
-                    f"of {other!r} in another folder, and results could not tell the two apart; rename files of one"
-                )
-
-    @staticmethod
-    def _places(settings: Folder, top: Path) -> list[Path]:
-        """The folders of images and label maps."""
-        splits = [split for _, split in sorted(settings.splits.items())]
-        return [(top / folder).resolve() for split in splits for folder in (split.images, split.labels)]
-
-
-class Recipes:
+class Pipeline:
     """The jobs of one setup.
 
     Args:
@@ -93,22 +45,90 @@ class Recipes:
                 does not have.
         """
         trained_on = trained_on or dataset
-        system = self._setup.experiments[experiment][trained_on]
-        if isinstance(system, Network):
-            check_severed_layers(
-                system.severance.alpha, self._setup.main.clip.model, f"{SOURCE}: experiment {experiment!r}"
-            )
-            settings, inputs = self._deop(experiment, system, trained_on, seed)
-        else:
-            tested = self._setup.experiments[experiment][dataset]
-            settings, inputs = self._multipass(experiment, system, tested, trained_on, seed)
-        settings |= self.settings(dataset, "evaluation")
+        settings = self.settings(dataset, "evaluation")
+        trained = ()
         if trained_on != dataset:
-            settings["transfer"] = {"trained_on": trained_on}
-        inputs = {**inputs, "data": self._data(dataset)}
-        trained = () if trained_on == dataset else ("trained_on", trained_on)
+            trained = ("trained_on", trained_on)
+            settings |= {
+                "transfer": {"trained_on": trained_on},
+                **self._tested(experiment, dataset, trained_on),
+            }
+        inputs: Inputs = {"data": self._data(dataset), "system": self.system(experiment, trained_on, seed)}
         output = f"results/evaluations/{name_of(dataset, experiment, *trained, f'seed{seed}')}"
         return self._compute("evaluate", output, settings, inputs, seed=seed)
+
+    def system(self, experiment: str, dataset: str, seed: int) -> Job:
+        """An experiment's system, trained on ``dataset``: what its method needs, then each round of its training.
+
+        Raises:
+            ConfigError: as :meth:`evaluation`.
+        """
+        method, name = (
+            self._setup.experiments[experiment][dataset],
+            name_of(dataset, experiment, f"seed{seed}"),
+        )
+        if isinstance(method, DeOPSettings):
+            check_severed_layers(
+                method.severance.alpha, self._setup.main.clip.model, f"{SOURCE}: experiment {experiment!r}"
+            )
+        sections, inputs = self._parts(method, dataset, seed)
+        learned = method.for_training()
+        trained: Inputs = {}
+        for index, schedule in enumerate(method.rounds):
+            settings, needed = self._parts(learned, dataset, seed)
+            if not hasattr(learned, schedule):
+                settings = self._training_sections(dataset, schedule) | settings
+            output = f"checkpoints/training/{name}" + (f"-round{index + 1}" if index else "")
+            job = self._compute(
+                "train_system",
+                output,
+                settings | {"round": {"name": schedule}},
+                {**needed, **({"earlier": trained["trained"]} if trained else {})},
+                seed=seed,
+                local=self._machine("train_system"),
+            )
+            trained = {"trained": job}
+        inputs = {role: job for role, job in inputs.items() if role != "backbone"}
+        evaluation = self._setup.stages["evaluation"][dataset]
+        inference = Inference(**{key: getattr(evaluation, key) for key in Inference.model_fields})
+        return self._compute(
+            "build_system",
+            f"checkpoints/systems/{name}",
+            sections | {"inference": dump(inference)},
+            {**inputs, **trained},
+            seed=seed,
+            local={"system": {"name": name}},
+        )
+
+    def _tested(self, experiment: str, dataset: str, trained_on: str) -> dict[str, dict]:
+        """The settings of the method that are others on ``dataset`` than where the system was trained."""
+        here, there = (dump(self._setup.experiments[experiment][name]) for name in (dataset, trained_on))
+        changed = {key: value for key, value in here.items() if value != there[key]}
+        return {"tested": changed} if changed else {}
+
+    def _parts(self, method: MethodSettings, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
+        """Settings and inputs of whoever builds a method's networks, as it is trained on ``dataset``."""
+        settings: dict[str, dict] = {"method": dump(method)}
+        inputs: Inputs = {"data": self._data(dataset)}
+        for part in method.parts:
+            if part == "clip":
+                settings |= self.settings(dataset, "clip")
+                inputs |= self._clip()
+            elif part == "prompts":
+                settings |= self.settings(dataset, "prompts")
+                inputs |= {"prompts": self._prompts(dataset, seed)}
+            elif part == "proposals":
+                settings |= self.settings(dataset, "proposals")
+                inputs |= {"proposals": self._proposals(dataset, seed)}
+            else:
+                settings |= self._training_sections(dataset, "proposals")
+                inputs |= self._backbone(dataset)
+        return settings, inputs
+
+    def _training_sections(self, dataset: str, section: str) -> dict[str, dict]:
+        """A section with a schedule. The class term is the class-agnostic proposals' alone."""
+        settings = self.settings(dataset, section)
+        return {section: settings[section] | {"class_term": None}} if section == "proposals" else settings
 
     def settings(self, dataset: str, *sections: str) -> dict[str, dict]:
         """The settings of these stages for a dataset."""
@@ -202,57 +222,6 @@ class Recipes:
         """What a stage is told of the machine it trains on; its results are the same on another, but for rounding."""
         machine = getattr(self._setup.main.resources, stage).machine()
         return {"machine": machine} if machine else {}
-
-    def _deop(
-        self, experiment: str, network: Network, dataset: str, seed: int
-    ) -> tuple[dict[str, dict], Inputs]:
-        """Settings and inputs of whoever runs an experiment's network as it was trained on ``dataset``."""
-        learned = network.text_prompts != "templates"
-        sections = ("clip", *(("prompts",) if learned else ()), "proposals")
-        settings = {"network": dump(network), **self.settings(dataset, *sections)}
-        inputs: Inputs = {
-            "data": self._data(dataset),
-            **self._clip(),
-            **({"prompts": self._prompts(dataset, seed)} if learned else {}),
-            "proposals": self._proposals(dataset, seed),
-        }
-        if network.trained:
-            training = settings | self.settings(dataset, "segmentation")
-            output = f"checkpoints/segmentation/{name_of(dataset, experiment, f'seed{seed}')}"
-            local = self._machine("train_segmentation")
-            trained = self._compute("train_segmentation", output, training, inputs, seed=seed, local=local)
-            inputs = {**inputs, "segmentation": trained}
-        return settings, inputs
-
-    def _multipass(
-        self,
-        experiment: str,
-        system: MultiPassSettings,
-        tested: MultiPassSettings,
-        dataset: str,
-        seed: int,
-    ) -> tuple[dict[str, dict], Inputs]:
-        """The same for a system that is trained as ``system`` says and tested as ``tested`` says."""
-        # Neither training nor a test depends on a learned prompt that it does not use.
-        training = ("clip", "proposals", *(() if system.proposal_templates else ("prompts",)))
-        testing = ("clip", "proposals", *(("prompts",) if tested.learned_prompts else ()))
-        learned = {"prompts": self._prompts(dataset, seed)} if "prompts" in (*training, *testing) else {}
-        inputs: Inputs = {"data": self._data(dataset), **self._clip()}
-        trained = self._compute(
-            "train_multipass",
-            f"checkpoints/multipass/{name_of(dataset, experiment, f'seed{seed}')}",
-            {"network": system.for_training(), **self._of_class_head(dataset, *training)},
-            {**inputs, **self._backbone(dataset), **(learned if "prompts" in training else {})},
-            seed=seed,
-            local=self._machine("train_multipass"),
-        )
-        settings = {"network": dump(tested), **self._of_class_head(dataset, *testing)}
-        return settings, {**inputs, **(learned if "prompts" in testing else {}), "multipass": trained}
-
-    def _of_class_head(self, dataset: str, *sections: str) -> dict[str, dict]:
-        """:meth:`settings` of a system with a class head of its own, in the place of the proposals' class term."""
-        values = self.settings(dataset, *sections)
-        return values | {"proposals": values["proposals"] | {"class_term": None}}
 
 
 def _bundled_sha256(model: str, key: str, remedy: str) -> str:

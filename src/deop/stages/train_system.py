@@ -1,0 +1,60 @@
+"""Stage ``train_system``: a round of a method's training, end to end on images and label maps of seen classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deop.jobs.artifacts import artifact
+from deop.jobs.job import Job
+from deop.methods.base import Segmenter
+from deop.methods.builder import Builder
+from deop.models.weight_files import checked_weights, load_learned, save_weights
+from deop.settings.methods import method_class
+from deop.training.loop import Training, fit_on_images, make_accelerator, training_dataset
+from deop.training.optim import adamw
+
+
+class SystemStep(nn.Module):
+    """A segmenter and its losses on a batch."""
+
+    def __init__(self, segmenter: Segmenter, names: list[str]) -> None:
+        super().__init__()
+        self.segmenter, self.names = segmenter, names
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.segmenter.losses(batch["image"], batch["label"], self.names)
+
+    def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By loss, how many of what it is a mean over are in a batch."""
+        return self.segmenter.denominators(batch["label"])
+
+    def networks(self, batch: dict[str, Tensor]) -> Tensor:
+        """A scalar of the raw outputs that the losses supervise."""
+        supervised = self.segmenter.supervised(batch["image"], self.names)
+        return torch.stack([output.float().mean() for output in supervised]).sum()
+
+
+def training(job: Job) -> Training:
+    """The system of ``job.settings["method"]``, to be trained on the dataset that the job has as input."""
+    torch.manual_seed(job.seed)
+    dataset = training_dataset(job)
+    name = job.settings["round"]["name"]
+    builder = Builder(job.settings, job.inputs, seen_names=tuple(dataset.names), round=name)
+    segmenter = method_class(job.settings["method"]["method"]).build(builder)
+    if "earlier" in job.inputs:
+        load_learned(segmenter, checked_weights(job.inputs["earlier"]))
+    segmenter.gradient_checkpointing = job.settings.get("machine", {}).get("gradient_checkpointing", False)
+    segmenter.start_round(name)
+    schedule = builder.schedule
+    optimizer = adamw(segmenter, schedule, segmenter.lr_factors(schedule))
+    return Training(SystemStep(segmenter, dataset.names), optimizer, dataset, schedule)
+
+
+def run(job: Job) -> None:
+    """Trains a system and writes the tensors that training changed."""
+    trained = training(job)
+    with artifact(job) as workspace:
+        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
+        fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
+        save_weights(trained.module.segmenter.trained_state(), workspace.path)

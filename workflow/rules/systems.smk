@@ -1,0 +1,56 @@
+# Systems, per experiment, dataset and seed: trained end to end if their method learns anything, and each put into one folder
+# that everything later starts from.
+
+
+rule systems:
+    input:
+        plan.outputs("build_system"),
+
+
+rule train_system:
+    input:
+        ancient(plan.inputs("train_system")),
+    output:
+        model="checkpoints/training/{name}-{key}/model.safetensors",
+        provenance="checkpoints/training/{name}-{key}/provenance.json",
+    log:
+        "logs/train_system/{name}-{key}.log",
+    benchmark:
+        "benchmarks/train_system/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.train_system.threads
+    resources:
+        mem_mb=plan.resources.train_system.mem_mb,
+        gpu=plan.resources.train_system.gpu,
+        runtime=plan.resources.train_system.runtime,
+    params:
+        launch=plan.launch,
+        threads=lambda wildcards, threads: max(1, threads // plan.processes),
+        job=plan.job_file("train_system"),
+    shell:
+        "{params.launch} train-system {params.job} --threads {params.threads} 2>&1 | tee {log}"
+
+
+rule build_system:
+    input:
+        ancient(plan.inputs("build_system")),
+    output:
+        config="checkpoints/systems/{name}-{key}/config.json",
+        model="checkpoints/systems/{name}-{key}/model.safetensors",
+        provenance="checkpoints/systems/{name}-{key}/provenance.json",
+    log:
+        "logs/build_system/{name}-{key}.log",
+    benchmark:
+        "benchmarks/build_system/{name}-{key}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: plan.resources.build_system.threads
+    resources:
+        mem_mb=plan.resources.build_system.mem_mb,
+        gpu=plan.resources.build_system.gpu,
+        runtime=plan.resources.build_system.runtime,
+    params:
+        job=plan.job_file("build_system"),
+    shell:
+        "deop build-system {params.job} --threads {threads} 2>&1 | tee {log}"
