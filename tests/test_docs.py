@@ -93,5 +93,29 @@ def test_every_target_is_listed() -> None:
     assert sorted(listed) == sorted(expected)
 
 
+def test_modules_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    packages = [path.parent for path in (ROOT / "src/deop").glob("*/__init__.py")]
+    assert packages
+    for package in packages:
+        heading = f"### {package.name}\n"
+        assert heading in text, f"docs/architecture.md has no section {heading.strip()}"
+        table = re.split(r"^##+ ", text.partition(heading)[2], flags=re.M)[0]
+        for cell in re.findall(r"^\| (`.+?) \|", table, flags=re.M):
+            for name in re.findall(r"`([^`]+)`", cell):
+                assert (package / f"{name.replace('.', '/')}.py").is_file(), (
+                    f"deop.{package.name}.{name} is gone"
+                )
+
+
+def test_files_between_a_table_and_a_training_step_exist() -> None:
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## From a table to a training step")[2].partition("\n## ")[0]
+    files = re.findall(r"^\| \d \| `([^`]+)` \|", section, flags=re.M)
+    assert 1 < len(files) <= 8
+    for name in files:
+        assert (ROOT / name).is_file(), name
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
