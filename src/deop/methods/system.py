@@ -21,7 +21,7 @@ from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP, load_clip
 from deop.models.pretrained import find_clip_weights
-from deop.models.weight_files import checked_weights, read_weights, save_weights, sha256_of
+from deop.models.weight_files import checked_weights, read_weights, save_weights
 from deop.settings.methods import method_class
 from deop.settings.stages import Clip
 from deop.settings.system import CONFIG, ClipReference, SystemConfig

@@ -22,12 +22,12 @@ from deop.data.segmentation import SegmentationDataset
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 from deop.methods.base import normalise
-from deop.methods.builder import Builder
+from deop.methods.builder import build_clip, build_prompt
 from deop.models.clip import DenseCLIP
 from deop.models.crops import bounding_boxes, crop_segment, draw_segments
 from deop.models.prompts import TextPrompt
 from deop.models.weight_files import save_weights
-from deop.settings.stages import TextPrompts
+from deop.settings.stages import Clip, TextPrompts
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine
 
@@ -131,8 +131,8 @@ def run(job: Job) -> None:
     settings = TextPrompts.model_validate(job.settings["prompts"])
     torch.manual_seed(job.seed)
     dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
-    builder = Builder(job.settings, job.inputs)
-    clip, prompt = builder.clip, builder.text_prompt()
+    clip = build_clip(Clip.model_validate(job.settings["clip"]), job.inputs.get("clip"))
+    prompt = build_prompt(settings, clip)
     # "No object" means nothing to crops that all show one; the segmentation stage learns it.
     prompt.no_object.requires_grad_(False)
     with artifact(job) as workspace:
