@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from deop.errors import DeopError, WeightsError, explain
-from deop.jobs.artifacts import write_json
+from deop.jobs.artifacts import sha256_of, write_json
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP, load_clip
