@@ -55,7 +55,7 @@ class Vocabulary(Settings):
 
 
 class EmojiScenes(Settings):
-    """A generated dataset (README, "EmojiScenes"). Sizes count scenes, ``image_size`` is in pixels."""
+    """A generated dataset (docs/mini-profile.md). Sizes count scenes, ``image_size`` is in pixels."""
 
     kind: Literal["emoji_scenes"] = "emoji_scenes"
     style: Literal["twemoji", "openmoji"]
