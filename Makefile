@@ -1,45 +1,41 @@
-# Two doors: `make results/table3.csv` and `make test`. Both set up .venv by themselves. `make help` lists the rest.
+# Start with `make results/table3.csv` or `make test`; both create .venv if it is missing. `make help` lists all targets.
 
 SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 
-# Interpreters tried in this order; name another with `make PYTHON=/path/to/python ...`.
+# Python interpreters to try, in this order. To use another one: `make PYTHON=/path/to/python ...`.
 PYTHON ?= python3.11 python3.12 python3.13 python3
 
-# Processes that run the tests side by side; each takes up to about 3 GB.
+# Number of processes that run tests in parallel. Each needs up to about 3 GB of memory.
 TEST_WORKERS ?= 2
 
 VENV := .venv
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
 
-# The workflow's rules call `deop`, the tests call ruff and snakefmt: all of them by name.
+# The workflow calls `deop` by name, and the tests call ruff, snakefmt and mypy.
 ACTIVATED := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 
-TABLES := table1 table2 table3 table4 table5 table6 tableS1 tableS3 claims
-BENCHMARKS := speed scaling
-FIGURES := components severance severance_depth anchor_decoder cross_dataset speed_accuracy speed per_class_iou confusion \
-    scene figure5
-PUBLISHED := $(foreach suffix,csv md tex,$(TABLES:%=results/%.$(suffix))) \
-    $(foreach suffix,csv md,$(BENCHMARKS:%=results/%.$(suffix))) $(FIGURES:%=results/figures/%.png)
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test lint format revisions report publish FORCE
+.PHONY: help $(VENV) test lint format revisions schemas report publish FORCE
 
 help:
-	@echo "make results/table3.csv   set up .venv, make this file (any other under results/ too) on the mini profile"
-	@echo "make test                 set up .venv, run all tests"
-	@echo "make lint                 ruff, snakefmt, snakemake --lint and make revisions"
+	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
+	@echo "make test                 run all tests"
+	@echo "make lint                 run ruff, mypy, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
-	@echo "make revisions            check that changed stages have new revisions (src/deop/jobs/revisions.py)"
-	@echo "make report               results/report.html: all tables and figures, run times and provenance in one page"
-	@echo "make publish              make all of it with three seeds, copy it to $(PUBLISHED_DIR) (refuses a dirty git tree)"
-	@echo "make .venv                set up .venv alone"
+	@echo "make revisions            check that stages whose code changed have new revisions (src/deop/jobs/revisions.py)"
+	@echo "make schemas              write the JSON Schemas of the configuration files to workflow/schemas"
+	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
+	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
+	@echo "                          refused if there are uncommitted changes"
+	@echo "make .venv                create the environment alone; all other targets do this first"
 
-# Python 3.11.4 brought the filters of tarfile, with which archives are unpacked safely (see pyproject.toml).
-# A stamp is written last: an installation that was killed has none, and starts again from an empty folder.
+# Python 3.11.4 is needed for the extraction filters of tarfile, which make unpacking archives safe (see pyproject.toml).
+# The stamp is written last, so an interrupted installation starts again from an empty folder.
 $(LOCKED): requirements.lock
 	@rm -rf $(VENV); \
 	for python in $(PYTHON); do \
@@ -55,13 +51,13 @@ $(LOCKED): requirements.lock
 	echo "Install one (on Debian and Ubuntu: apt install python3 python3-venv), or name one: make PYTHON=/path/to/python" >&2; \
 	exit 1
 
-# The build tool comes from the lock too, hence no isolated build environment.
+# setuptools is in the lock as well, so no isolated build environment is needed.
 $(READY): $(LOCKED) pyproject.toml
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e . && touch $@
 
 $(VENV): $(READY)
 
-# Always ask Snakemake: it alone knows whether a result is up to date.
+# FORCE: only Snakemake knows whether a result is up to date.
 results/%: $(READY) FORCE
 	$(SNAKEMAKE) $@
 
@@ -81,10 +77,13 @@ format: $(READY)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/snakefmt .
 
+schemas: $(READY)
+	$(VENV)/bin/python -m deop.tools.schemas
+
 report: results/report.html
 
-# Not a rule's output: Snakemake writes it from what is there and from its records of how that was made. It needs no
-# network, and nor does who reads it.
+# No rule makes the report: Snakemake writes it from existing results and its records of how they were made. Neither
+# writing nor reading it needs a network.
 results/report.html: $(READY) FORCE
 	$(SNAKEMAKE)
 	$(SNAKEMAKE) --report $@ --report-stylesheet workflow/report/style.css
@@ -92,13 +91,14 @@ results/report.html: $(READY) FORCE
 publish: $(READY)
 	@changes="$$(git status --porcelain)" || exit; \
 	if [ -n "$$changes" ]; then \
-	    echo "error: published tables name the commit that made them, but this tree has uncommitted changes:" >&2; \
+	    echo "error: published tables name the commit that made them, but there are uncommitted changes:" >&2; \
 	    echo "$$changes" >&2; \
 	    echo "Commit or remove them first." >&2; \
 	    exit 1; \
 	fi
-	$(SNAKEMAKE) $(PUBLISHED) --config 'seeds=$(SEEDS)'
-	mkdir -p $(PUBLISHED_DIR)
-	cp $(PUBLISHED) $(PUBLISHED_DIR)/
+	files="$$($(VENV)/bin/python -m deop.tools.published)" && \
+	    $(SNAKEMAKE) $$files --config 'seeds=$(SEEDS)' && \
+	    mkdir -p $(PUBLISHED_DIR) && \
+	    cp $$files $(PUBLISHED_DIR)/
 
 FORCE:

@@ -54,7 +54,7 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")
 class OneLineErrors(TyperGroup):
     """A :class:`DeopError` is one line on standard error and exit status 1; others keep their traceback."""
 
-    def invoke(self, ctx: typer.Context) -> object:
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except DeopError as error:
@@ -167,7 +167,7 @@ def systems(profile: Profiles = None) -> None:
     for system in list_systems(Path(), profile or []):
         scores = system.scores or {}
         values = [
-            f"{100 * scores[name]:.1f}" if scores.get(name) is not None else "" for name in ("hIoU", "mIoU")
+            "" if (score := scores.get(name)) is None else f"{100 * score:.1f}" for name in ("hIoU", "mIoU")
         ]
         trained = ("yes", *values, str(system.folder)) if system.trained else ("no", *values, "")
         table.add_row(system.name, *trained)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deop.stages.evaluate import resize_short_side
+from deop.data.transforms import resize_short_side
 
 
 @pytest.mark.parametrize("short_side", [24, 64, 97])

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from asked import Asked
 
+from deop.settings.benchmarks import BENCHMARKS
+
 UP_TO_DATE = "Data and pipelines are up to date."
 BEHIND = ("data", "checkpoints", "scores")
 """Stages that keep what Table 3 is made from; what else they keep belongs to other tables."""
@@ -66,8 +68,11 @@ def test_a_fresh_clone_has_parameters_and_a_plan(repository):
 
     # Nothing is there yet, neither results nor the folders that they go to.
     commands = re.findall(r"^> snakemake (.+)$", dvc(repository, "repro", "--dry"), re.M)
-    layouts = yaml.safe_load((repository.path / "config/tables.yaml").read_text())
-    named = [*layouts["tables"], "claims", "speed", "scaling"]
+    layouts, config = (
+        yaml.safe_load((repository.path / f"config/{name}.yaml").read_text()) for name in ("tables", "config")
+    )
+    benchmarks = [name for name in BENCHMARKS if name in config["benchmark"]]
+    named = [*layouts["tables"], "claims", *benchmarks]
     drawn = [*layouts["figures"], *layouts["pictures"]]
     results = [f"results/{name}.csv" for name in named] + [f"results/figures/{name}.png" for name in drawn]
     # What they share comes last, so that it is kept once it is complete.

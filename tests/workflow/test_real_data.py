@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from asked import Asked
+from known_results import keep_known_results
 from real_archives import served, write_archives
 
 from deop.settings.files import merged
@@ -54,10 +55,11 @@ DATASETS = ("coco", "voc", "voc20", "pc59", "a150", "pc459", "a847")
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What a clone holds."""
+    """What a clone holds, with the results whose jobs these tests count."""
     for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
+    keep_known_results(tmp_path / "config/tables.yaml")
     return tmp_path
 
 

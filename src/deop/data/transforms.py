@@ -1,9 +1,10 @@
-"""Training augmentation and batches by step number."""
+"""Resizing for CLIP, training augmentation, and batches by step number."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -19,6 +20,15 @@ def seed_cpu(seed: int) -> None:
     time and memory at every call.
     """
     torch.default_generator.manual_seed(seed)
+
+
+def resize_short_side(images: Tensor, short_side: int) -> Tensor:
+    """Images (B, 3, H, W) scaled (bilinear) so that the shorter side is ``short_side`` pixels."""
+    scale = short_side / min(images.shape[-2:])
+    if scale == 1:
+        return images
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class Augment:

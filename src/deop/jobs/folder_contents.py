@@ -31,8 +31,7 @@ class FolderContents:
             ConfigError: files that are missing, by key and path.
         """
         if dataset not in self._known:
-            settings = self._profile.datasets[dataset]
-            top = self._root / (settings.root or self._profile.main.data.root)
+            settings, top = self._folder(dataset)
             try:
                 found = content(settings, top)
             except DeopError as error:
@@ -42,11 +41,16 @@ class FolderContents:
             self._known[dataset] = found
         return self._known[dataset]
 
+    def _folder(self, dataset: str) -> tuple[Folder, Path]:
+        """The settings of a dataset and the folder that holds it."""
+        settings = self._profile.datasets[dataset]
+        assert isinstance(settings, Folder), f"{dataset} is not of kind folder"
+        return settings, self._root / (settings.root or self._profile.main.data.root)
+
     def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
         """Datasets are named by the names and sizes of their files: different ones with the same would be one."""
         for other, known in self._known.items():
-            settings = self._profile.datasets[other]
-            top = self._root / (settings.root or self._profile.main.data.root)
+            settings, top = self._folder(other)
             if known == found and self._places(settings, top) != places:
                 raise ConfigError(
                     f"{SOURCE}: datasets.{dataset}: its images and label maps have the same names and sizes as those "

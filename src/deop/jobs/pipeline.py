@@ -48,7 +48,7 @@ class Pipeline:
         """
         trained_on = trained_on or dataset
         settings = self.settings(dataset, "evaluation")
-        trained = ()
+        trained: tuple[str, ...] = ()
         if trained_on != dataset:
             trained = ("trained_on", trained_on)
             settings |= {

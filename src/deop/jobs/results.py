@@ -120,7 +120,8 @@ class Results:
         return self._jobs.add("table", f"results/{name}.json", {"table": table}, inputs, local=local)
 
     def _claims(self, claims: tuple[Claim, ...]) -> Job:
-        main, inputs, entries = self._config.main, {}, []
+        inputs: Inputs = {}
+        main, entries = self._config.main, []
         for claim in claims:
             table, of_table = self._tables[claim.table]
             rows = {row["experiment"]: row for row in table["rows"]}
@@ -172,6 +173,7 @@ class Results:
         elif layout.benchmark is not None:
             inputs = {"benchmark": benchmarks[layout.benchmark]}
         else:
+            assert layout.dataset is not None  # Figure has checked it
             dataset = self._describe(self._dataset(layout.dataset))
             figure["dataset"] = dataset
             figure["rows"] = [{"label": self._label(of), "experiment": of} for of in layout.experiments]

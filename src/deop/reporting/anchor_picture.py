@@ -21,11 +21,11 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
 from deop.methods.base import Segmenter, normalise, to_multiple
 from deop.methods.deop import DeOP
 from deop.reporting.drawing import Drawing, proposal_masks, proposal_overlaps
-from deop.stages.evaluate import resize_short_side
 
 COVERED = (0.05, 0.35)
 """The part of an image that a segment may cover to be shown: large enough to see, small enough to be a part."""

@@ -27,7 +27,7 @@ from deop.reporting.canvas import (
     grid,
     label_points,
 )
-from deop.stages.table import COUNTS, TableDataset, TableRow, TableSettings, deviates, listed
+from deop.reporting.table_settings import COUNTS, TableDataset, TableRow, TableSettings, deviates, listed
 
 TITLES = {
     "pAcc": "pixel accuracy",

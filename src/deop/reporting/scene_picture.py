@@ -10,10 +10,10 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.data.transforms import resize_short_side
 from deop.methods.base import Segmenter
 from deop.reporting.contact_sheet import class_colours, paint_labels
 from deop.reporting.drawing import Drawing, proposal_masks, proposal_overlaps
-from deop.stages.evaluate import resize_short_side
 
 RULE = (
     "Chosen by rule: the first validation image with the most classes among those that show seen and unseen ones, "

@@ -20,7 +20,8 @@ DEFAULT_LAYERS = 12
 def model_files() -> dict[str, Path]:
     """The configuration files of all models, open_clip's and this package's own, by model name."""
     spec = importlib.util.find_spec("open_clip")
-    folders = [Path(place) / "model_configs" for place in (spec.submodule_search_locations if spec else [])]
+    places = spec.submodule_search_locations if spec else None
+    folders = [Path(place) / "model_configs" for place in places or []]
     return {path.stem: path for folder in (*folders, OWN) for path in folder.glob("*.json")}
 
 

@@ -11,7 +11,7 @@ from deop.settings.base import Settings
 from deop.settings.benchmarks import SpeedBenchmark, read_benchmarks
 from deop.settings.clip_layers import check_model
 from deop.settings.dataset_names import DatasetNames
-from deop.settings.datasets import DATASETS, Vocabulary
+from deop.settings.datasets import DATASETS, AnyDataset, Vocabulary
 from deop.settings.files import (
     SOURCE,
     MainFile,
@@ -119,7 +119,7 @@ class ProfileSettings:
         own = self.main.clip.retrain or values["pretrained"] == "random"
         return Clip(**values | ({"pretrained": None} if own else {}))
 
-    def _dataset(self, name: str, entry: dict[str, Any]) -> Settings:
+    def _dataset(self, name: str, entry: dict[str, Any]) -> AnyDataset:
         at = ("datasets", name)
         values = dict(entry)
         for key, others in (("stands_for", self.stands_for), ("trained_on", self.trained_on)):
@@ -187,7 +187,7 @@ class ProfileSettings:
         """The file that describes an experiment, for errors: a profile may change and add experiments."""
         return SOURCE if experiment in self.main.experiments else f"{SOURCE}/experiments.yaml"
 
-    def _by_dataset(self, section: str) -> dict[str, Settings]:
+    def _by_dataset(self, section: str) -> dict[str, Any]:
         """The settings of one stage for each dataset."""
         values = self._per_dataset(getattr(self.main, section), (section,))
         return {

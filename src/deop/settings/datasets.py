@@ -55,7 +55,7 @@ class Vocabulary(Settings):
 
 
 class EmojiScenes(Settings):
-    """A generated dataset (README, "EmojiScenes"). Sizes count scenes, ``image_size`` is in pixels."""
+    """A generated dataset (docs/mini-profile.md). Sizes count scenes, ``image_size`` is in pixels."""
 
     kind: Literal["emoji_scenes"] = "emoji_scenes"
     style: Literal["twemoji", "openmoji"]
@@ -139,7 +139,7 @@ class Ade20k(RealDataset):
     TITLE = "ADE20K (SceneParse150)"
 
     kind: Literal["ade20k"]
-    names: Spelling = "cleaned"
+    names: Spelling = "cleaned"  # type: ignore[assignment]  # more spellings than others have
 
     def sources(self) -> tuple[str, ...]:
         return ("ade20k",)
@@ -272,7 +272,9 @@ class Source(Settings):
     entry: SourceEntry
 
 
-DATASETS: dict[str, type[Settings]] = {
+AnyDataset = EmojiScenes | RealDataset | Folder
+
+DATASETS: dict[str, type[AnyDataset]] = {
     "emoji_scenes": EmojiScenes,
     "coco_stuff": CocoStuff,
     "pascal_voc": PascalVoc,

@@ -72,7 +72,7 @@ class SeveranceSettings(Settings):
     """
 
     kind: Literal["none", "gps", "mps", "mask_sum"] = "none"
-    alpha: Annotated[dict[int, Fraction], Field(default_factory=dict)]
+    alpha: dict[int, Fraction] = Field(default_factory=dict)
     rows: Literal["share", "softmax"] = "share"
 
     @model_validator(mode="after")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
+from deop.data.transforms import resize_short_side
 from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
 from deop.jobs.artifacts import describe, write_json, write_text
 from deop.jobs.job import Job
@@ -132,15 +132,6 @@ def predict(segmenter: Segmenter, images: Tensor, labels: Tensor, names: list[st
     if isinstance(segmenter, MaskSegmenter):
         found = mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE)
     return prediction, found, output.passes
-
-
-def resize_short_side(images: Tensor, short_side: int) -> Tensor:
-    """Images (B, 3, H, W) scaled (bilinear) so that the shorter side is ``short_side`` pixels."""
-    scale = short_side / min(images.shape[-2:])
-    if scale == 1:
-        return images
-    size = [round(side * scale) for side in images.shape[-2:]]
-    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def proposal_scores(classes: Tensor, iou: Tensor, unseen: list[int]) -> dict[str, float | None]:

@@ -18,8 +18,9 @@ from deop.jobs.job import Job
 from deop.reporting import canvas, plots
 from deop.reporting.origin import made_by
 from deop.reporting.parts_plot import parts
+from deop.reporting.table_settings import TableDataset, TableSettings, described, listed
 from deop.settings.base import Settings
-from deop.stages.table import NOT_RUN, TableDataset, TableSettings, by_seed, described, listed
+from deop.stages.table import NOT_RUN, by_seed
 
 TOP = 8
 """How many wrong classes have a column of their own in a confusion."""

@@ -10,11 +10,12 @@ import torch
 from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
+from deop.data.transforms import resize_short_side
 from deop.jobs.artifacts import describe, write_json
 from deop.jobs.job import Job
 from deop.methods.inference import prepare
 from deop.settings.stages import Evaluation, Speed
-from deop.stages.evaluate import load_tested, resize_short_side
+from deop.stages.evaluate import load_tested
 from deop.training.loop import make_accelerator
 from deop.utils.timing import wait_for
 

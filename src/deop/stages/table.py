@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,60 +15,10 @@ from deop.jobs.artifacts import provenance_of, write_json, write_text
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
-from deop.settings.base import Settings
+from deop.reporting.table_settings import COUNTS, MIOU, TableSettings, described, deviates, listed
 from deop.settings.methods import method_settings
 
-MIOU = {
-    "occurring": "classes that occur in the ground truth or in the prediction",
-    "ground_truth": "classes that occur in the ground truth",
-}
-COUNTS = {
-    "FPS": "images a second, one at a time, from the median latency of systems that take turns in one run",
-    "passes": "how many pictures of an image CLIP is shown (mean over the images)",
-}
-"""Columns that are no fractions, and what they count."""
 NOT_RUN = "not run"
-
-
-class TableDataset(Settings):
-    """A group of columns: the dataset measured on, and the paper's, in whose place it stands if it is another.
-
-    ``images`` says what its images are, ``place`` which of the paper's datasets it is or stands for, if any.
-    ``trained_on`` is the dataset that systems were trained on, if that is another.
-    """
-
-    name: str
-    images: str
-    paper: str | None = None
-    paper_title: str | None = None
-    place: str
-    stand_in: bool = False
-    miou: str
-    trained_on: str | None = None
-
-
-class TableRow(Settings):
-    """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages.
-
-    Without an experiment it is a system that is not implemented here, of which nothing is measured.
-    """
-
-    label: str
-    experiment: str | None = None
-    decoupled: bool | None = None
-    reported: dict[str, float]
-
-
-class TableSettings(Settings):
-    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time."""
-
-    caption: str
-    profile: str
-    seeds: tuple[int, ...]
-    datasets: tuple[TableDataset, ...]
-    metrics: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-    artifacts: tuple[str, ...] = ()
 
 
 def run(job: Job) -> None:
@@ -215,11 +164,6 @@ def _shows_decoupled(table: TableSettings) -> bool:
     return any(row.decoupled is not None for row in table.rows)
 
 
-def deviates(table: TableSettings, metric: str) -> bool:
-    """Whether a metric has a deviation over seeds. Speed is measured once, on the networks of the first."""
-    return len(table.seeds) > 1 and metric != "FPS"
-
-
 def _yes(value: bool | None) -> str:
     return "" if value is None else "yes" if value else "no"
 
@@ -263,21 +207,6 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
         note = f"Rows *paper*: as the paper reports them, on {places}: {others}not measured here."
         notes.insert(1, note)
     return notes
-
-
-def listed(words: list[str]) -> str:
-    """``a, b and c``."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
-def distinct(words: Iterable[str]) -> str:
-    """The same of words each of which is named once."""
-    return listed(list(dict.fromkeys(words)))
-
-
-def described(datasets: tuple[TableDataset, ...]) -> str:
-    """What kinds of images these are."""
-    return distinct(dataset.images for dataset in datasets)
 
 
 def text_prompts(table: TableSettings, evaluations: dict[str, dict]) -> str:

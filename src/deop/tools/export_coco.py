@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from deop.data.coco_results import entries, image_ids, write_results
 from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
 from deop.jobs.artifacts import WEIGHTS, require_inputs, sha256_of
 from deop.jobs.job import Job
@@ -20,7 +21,7 @@ from deop.jobs.systems import TrainedSystem
 from deop.methods.inference import prepare
 from deop.methods.system import read_config
 from deop.settings.stages import Evaluation
-from deop.stages.evaluate import batches, load_batch, load_tested, resize_short_side
+from deop.stages.evaluate import batches, load_batch, load_tested
 from deop.training.loop import make_accelerator
 
 

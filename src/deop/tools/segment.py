@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from deop.data.image_files import ImageFiles, LoadedImage, batches_of_one_size, find_images
 from deop.data.segmentation import write_label_map
+from deop.data.transforms import resize_short_side
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
 from deop.jobs.artifacts import WEIGHTS, sha256_of, write_json
@@ -28,7 +29,6 @@ from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config
 from deop.reporting.overlay import overlay
 from deop.settings.system import CONFIG
-from deop.stages.evaluate import resize_short_side
 from deop.training.loop import loader_workers, make_accelerator
 
 CLASSES = "classes.json"
