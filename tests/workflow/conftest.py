@@ -98,7 +98,7 @@ def shipped(tmp_path: Path) -> Workflow:
     weights.mkdir(parents=True)
     (weights / "deop-mini.json").write_text("{}")
     (tmp_path / "src/deop/jobs").mkdir()
-    (tmp_path / "src/deop/jobs/revisions.py").write_text("")
+    shutil.copy(ROOT / "src/deop/jobs/revisions.py", tmp_path / "src/deop/jobs")
     return Workflow(tmp_path)
 
 

@@ -20,6 +20,7 @@ A plan is built each time the Snakefile is read, so nothing here imports torch.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,7 @@ class Plan:
 
         def files(wildcards: Any) -> list[str]:
             job = self._job(stage, wildcards)
-            return [] if is_current(job, self._root) else [str(_outdated_file(job))]
+            return [str(_outdated_file(job))] if job.output in self._outdated else []
 
         return files
 
@@ -138,9 +139,15 @@ class Plan:
             path, text = self._root / _job_file(job), job.model_dump_json(indent=1) + "\n"
             if not path.exists() or path.read_text() != text:
                 write_text(path, text)
-            if job.stage in NAMED and not is_current(job, self._root):
+            if job.output in self._outdated:
                 # The time makes the content new as well: Snakemake ignores a new date if the content is the same.
                 write_text(self._root / _outdated_file(job), f"outdated as of {time.time_ns()}\n")
+
+    @functools.cached_property
+    def _outdated(self) -> set[str]:
+        """The outputs of results that are not up to date when this is first asked for."""
+        jobs = (job for job in self.jobs.values() if job.stage in NAMED)
+        return {job.output for job in jobs if not is_current(job, self._root)}
 
     def _job(self, stage: str, wildcards: Any) -> Job:
         """The job of ``stage`` with these wildcards: ``key`` or, of results that keep their names, the stage's name."""
