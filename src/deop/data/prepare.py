@@ -20,6 +20,7 @@ from deop.data.readers.registry import open_source
 from deop.data.segmentation import DatasetCard, Entry, ignore_value, write_card, write_split
 from deop.errors import DeopError
 from deop.settings.base import Settings
+from deop.utils.files import whole_file
 
 _CHUNK = 64  # label maps that a process is handed at a time
 _MOST_PROBLEMS = 20  # files at fault after which the rest is not looked at
@@ -71,9 +72,8 @@ class _Converter:
             raise DeopError(
                 f"{pair.label}: holds id {', '.join(unknown[:5])}, which is neither a class nor ignored"
             )
-        temporary = self.unfinished / f"{os.getpid()}.png"
-        Image.fromarray(lookup[raw]).save(temporary, compress_level=_COMPRESSION)
-        os.replace(temporary, target)
+        with whole_file(target) as temporary:
+            Image.fromarray(lookup[raw]).save(temporary, compress_level=_COMPRESSION)
         return tuple(sorted(set(lookup[values].tolist()) - {self.ignore}))
 
 

@@ -14,7 +14,6 @@ time it is read.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from deop.settings.configuration import Configuration
 from deop.settings.datasets import RealDataset
 from deop.settings.files import Resources
 from deop.settings.tables import PLACE, Claim, TableLayout
+from deop.utils.files import write_text
 
 JOBS = Path(".deop/jobs")
 LAUNCHED = (
@@ -146,10 +146,10 @@ class Plan:
         for job in self.jobs.values():
             path, text = self._root / _job_file(job), job.model_dump_json(indent=1) + "\n"
             if not path.exists() or path.read_text() != text:
-                _write(path, text)
+                write_text(path, text)
             if job.stage in NAMED and not self._is_current(job):
                 # The time makes the content new as well: Snakemake overlooks a new file with known content.
-                _write(self._root / _mark(job), f"superseded, as seen at {time.time_ns()}\n")
+                write_text(self._root / _mark(job), f"superseded, as seen at {time.time_ns()}\n")
 
     def _inputs(self, stage: str, wildcards: Any, *, of_names: bool) -> list[str]:
         jobs = self._jobs.inputs_of(self._job(stage, wildcards)).values()
@@ -362,14 +362,6 @@ def _of_jobs(resources: Resources, processes: int) -> Resources:
             update={key: processes * getattr(one, key) for key in ("threads", "mem_mb", "gpu")}
         )
     return resources.model_copy(update=scaled)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that another process that reads it finds the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.rename(path)
 
 
 def _job_file(job: Job) -> Path:

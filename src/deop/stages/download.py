@@ -19,9 +19,10 @@ from deop.data.downloads.download import obtain, put_aside, read_record, record_
 from deop.data.downloads.manifests import ARCHIVES, manifest_path, record_files, verify
 from deop.data.downloads.sources import count, differences
 from deop.errors import DeopError
-from deop.jobs.artifacts import describe, write_json
+from deop.jobs.artifacts import describe
 from deop.jobs.job import Job
 from deop.settings.datasets import Source
+from deop.utils.files import write_json
 
 
 def run(job: Job) -> None:

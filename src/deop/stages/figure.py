@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 from deop.errors import DeopError, validated
-from deop.jobs.artifacts import write_json
 from deop.jobs.job import Job
 from deop.reporting import canvas, plots
 from deop.reporting.origin import made_by
 from deop.reporting.parts_plot import parts
 from deop.settings.base import Settings
 from deop.stages.table import NOT_RUN, TableDataset, TableSettings, by_seed, described, listed
+from deop.utils.files import write_json
 
 TOP = 8
 """How many wrong classes have a column of their own in a confusion."""

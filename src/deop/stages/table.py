@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from deop.errors import DeopError, validated
-from deop.jobs.artifacts import provenance_of, write_json, write_text
+from deop.jobs.artifacts import provenance_of
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.settings.base import Settings
 from deop.settings.methods import method_settings
+from deop.utils.files import write_json, write_text
 
 MIOU = {
     "occurring": "classes that occur in the ground truth or in the prediction",

@@ -17,7 +17,7 @@ from deop.data.readers.class_table import labelled_classes
 from deop.data.readers.release_names import link_dataset, release_names
 from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version, sha256_of, write_json, write_text
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version
 from deop.jobs.job import Job
 from deop.jobs.jobs import dump
 from deop.models.weight_files import read_pickled, save_weights
@@ -26,6 +26,7 @@ from deop.settings.schedule import Augmentation
 from deop.settings.stages import Clip, Evaluation, Proposals, TextPrompts
 from deop.settings.system import CONFIG, ClipReference, Inference, SystemConfig
 from deop.tools.authors import Imported, convert
+from deop.utils.files import file_hash, write_json, write_text
 
 CLIP_MODELS = {
     (768, 32, 50): "ViT-B-32-quickgelu",
@@ -161,14 +162,14 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
     }
     save_weights(tensors, partial)
     write_json(partial / CONFIG, config.model_dump(mode="json"))
-    source = sha256_of(path)
+    source = file_hash(path)
     write_json(
         partial / PROVENANCE,
         {
             "stage": "import_authors",
             "source": path.name,
             "source_sha256": source,
-            "sha256": sha256_of(partial / WEIGHTS),
+            "sha256": file_hash(partial / WEIGHTS),
             **code_version(),
             "tensors": {"in_checkpoint": len(state), "left_out": len(imported.left_out)},
             "left_out": imported.left_out,

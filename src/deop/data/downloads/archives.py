@@ -12,7 +12,6 @@ import gzip
 import os
 import shutil
 import stat
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -22,12 +21,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 from deop.data.downloads.manifests import Record, write_manifest
 from deop.data.downloads.sources import count, differences
 from deop.errors import DeopError
 from deop.settings.datasets import Source
+from deop.utils.progress import progress_bar
 
 _BLOCK = 1 << 20
 _DISK_BLOCK = 4096  # files take whole blocks of a file system
@@ -200,12 +198,11 @@ def unpack(source: Source, archive: Path, require_space: Callable[[Path, int, st
                 shutil.rmtree(left)
         size = sum(-(-member.size // _DISK_BLOCK) * _DISK_BLOCK for member in members)
         require_space(home, size, f"to unpack {archive.name}")
-        with tqdm(
+        with progress_bar(
             total=sum(member.size for member in members),
             desc=f"unpacking {archive.name}",
             unit="B",
             unit_scale=True,
-            mininterval=1 if sys.stderr.isatty() else 15,
         ) as progress:
             try:
                 records = opened.extract(members, unfinished / entry.into, progress.update)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from deop.data.downloads.sources import count, differences, matches
 from deop.errors import DeopError
 from deop.settings.datasets import Source
+from deop.utils.files import whole_file
+from deop.utils.progress import progress_bar
 
 ARCHIVES = "archives"
 """Folder under the data root that holds archives, what is known of them, and manifests."""
@@ -44,13 +42,10 @@ def manifest_path(source: Source) -> Path:
 def write_manifest(source: Source, records: Iterable[Record]) -> None:
     """Writes ``records`` as CSV with the columns path, size, crc32 (hexadecimal); whole or not at all."""
     path = manifest_path(source)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with gzip.open(temporary, "wt", encoding="utf-8", newline="") as file:
+    with whole_file(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Record._fields)
         writer.writerows((record.path, record.size, f"{record.crc32:08x}") for record in sorted(records))
-    os.replace(temporary, path)
 
 
 def read_manifest(source: Source) -> list[Record] | None:
@@ -142,12 +137,7 @@ def _in_threads(
     results: list[Result] = []
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(
-            total=len(items),
-            desc=description,
-            unit="file",
-            mininterval=1 if sys.stderr.isatty() else 15,
-        ) as progress,
+        progress_bar(total=len(items), desc=description, unit="file") as progress,
         # closed first: where one fails, those not yet begun are dropped
         closing(pool.map(lambda batch: [function(item) for item in batch], batches)) as done,
     ):
