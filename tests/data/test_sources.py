@@ -10,8 +10,12 @@ import pytest
 import yaml
 
 from deop.data.downloads.sources import CATALOGUE, count, differences, find_entry
+from deop.data.readers.ade20k import Ade20k
+from deop.data.readers.ade20k_full import Ade20kFull
+from deop.data.readers.coco_stuff import CocoStuff
+from deop.data.readers.pascal_context import PascalContext
+from deop.data.readers.pascal_voc import PascalVoc
 from deop.errors import ConfigError
-from deop.settings.datasets import Ade20k, Ade20kFull, CocoStuff, PascalContext, PascalVoc
 
 NAMES = list(yaml.safe_load(CATALOGUE.read_text()))
 

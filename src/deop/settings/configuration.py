@@ -15,7 +15,7 @@ from deop.settings.base import Settings
 from deop.settings.benchmarks import SpeedBenchmark, read_benchmarks
 from deop.settings.clip_layers import check_model
 from deop.settings.dataset_names import DatasetNames
-from deop.settings.datasets import DATASETS, Vocabulary
+from deop.settings.datasets import Vocabulary, dataset_settings
 from deop.settings.files import (
     SOURCE,
     MainFile,
@@ -125,12 +125,10 @@ class Setup:
                     raise ConfigError(
                         f"{self._source}: {'.'.join(at)}.{key}: the name of a dataset is needed (got {others[name]!r})"
                     )
-        kind = values.get("kind")
-        if not isinstance(kind, str) or kind not in DATASETS:
-            raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
+        model = dataset_settings(values.get("kind"), f"{self._source}: {'.'.join(at)}.kind")
         if isinstance(values.get("vocabulary"), str):
             values["vocabulary"] = self._vocabulary(f"{'.'.join(at)}.vocabulary", values["vocabulary"])
-        return validated(DATASETS[kind], values, self._source, at)
+        return validated(model, values, self._source, at)
 
     def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
         """The rounds of pre-training: each starts from the weights of the one before it, on scenes of its own."""

@@ -31,8 +31,8 @@ ProfileName = Annotated[str, AfterValidator(_printable)]
 class DataSection(Settings):
     """Where datasets that are not generated lie, or are downloaded to. ``root`` may be an existing copy.
 
-    ``sources`` are changes of single downloads by name: fields of :class:`deop.settings.datasets.SourceEntry`, and
-    ``mirrors`` and ``path`` of :class:`deop.settings.datasets.Source`. ``keep_archives`` as there.
+    ``sources`` are changes of single downloads by name: fields of :class:`deop.settings.downloads.CatalogueEntry`, and
+    ``mirrors`` and ``path`` of :class:`deop.settings.downloads.Download`. ``keep_archives`` as there.
     """
 
     root: str = "data/raw"

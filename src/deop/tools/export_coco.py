@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from deop.data.card import DatasetCard
 from deop.data.coco_results import entries, image_ids, write_results
-from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.data.segmentation import SegmentationDataset
 from deop.errors import DeopError
 from deop.jobs.artifacts import WEIGHTS, require_inputs
 from deop.jobs.job import Job

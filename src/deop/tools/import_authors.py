@@ -13,8 +13,8 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from deop import __version__
-from deop.data.readers.class_table import labelled_classes
-from deop.data.readers.release_names import link_dataset, release_names
+from deop.data.class_lists import labelled_classes
+from deop.data.release_names import link_dataset, release_names
 from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
 from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version
@@ -137,7 +137,7 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
 
     Its CLIP is written in. The provenance has the source's SHA-256, and what was left out and why. With ``data``, a
     prepared dataset, there is also ``evaluate.json``: the job of ``deop evaluate`` that measures the system on it,
-    under the class names that the release evaluates with (:func:`deop.data.readers.release_names.release_names`). Where
+    under the class names that the release evaluates with (:func:`deop.data.release_names.release_names`). Where
     ``data`` has others, the job reads ``output/data``, the same images and label maps under those names.
 
     Raises:

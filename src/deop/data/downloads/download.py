@@ -21,7 +21,7 @@ import requests
 from tqdm import tqdm
 
 from deop.errors import DeopError
-from deop.settings.datasets import Source, SourceEntry
+from deop.settings.downloads import CatalogueEntry, Download
 from deop.utils.files import file_hash, write_json
 from deop.utils.progress import progress_bar
 
@@ -97,7 +97,7 @@ def read_record(archive: Path) -> dict[str, Any] | None:
         raise DeopError(f"{record_path(archive)} is damaged: remove it, and it is made anew") from None
 
 
-def check(path: Path, entry: SourceEntry, archive: Path) -> dict[str, Any]:
+def check(path: Path, entry: CatalogueEntry, archive: Path) -> dict[str, Any]:
     """``bytes`` and ``sha256`` of the file at ``path``, which is or will be ``archive``.
 
     Where ``entry`` has no hash, that in the archive's record counts.
@@ -151,7 +151,7 @@ def require_space(needs: list[tuple[Path, int, str]]) -> None:
             )
 
 
-def obtain(source: Source, archive: Path) -> tuple[Path, dict[str, Any]]:
+def obtain(source: Download, archive: Path) -> tuple[Path, dict[str, Any]]:
     """The archive of a source, checked, and its ``bytes``, ``sha256`` and ``url`` (None where it was not fetched here).
 
     It is the user's (``source.path``), or at ``archive`` already, or downloaded to there.
@@ -181,7 +181,7 @@ def obtain(source: Source, archive: Path) -> tuple[Path, dict[str, Any]]:
     return path, record
 
 
-def _fetch(source: Source, archive: Path) -> tuple[dict[str, Any], str]:
+def _fetch(source: Download, archive: Path) -> tuple[dict[str, Any], str]:
     """Downloads ``archive`` from the first URL that gives the right one; its size and hash, and the URL."""
     entry = source.entry
     if not (urls := (*source.mirrors, *entry.urls)):
@@ -213,7 +213,7 @@ def _fetch(source: Source, archive: Path) -> tuple[dict[str, Any], str]:
     )
 
 
-def _fetch_from(url: str, partial: _Partial, source: Source) -> None:
+def _fetch_from(url: str, partial: _Partial, source: Download) -> None:
     """Fetches until the archive is whole, as long as there is progress."""
     failures = 0
     while True:
@@ -246,7 +246,7 @@ def _in_words(error: requests.RequestException) -> str:
     return "no connection"
 
 
-def _transfer(url: str, partial: _Partial, source: Source) -> None:
+def _transfer(url: str, partial: _Partial, source: Download) -> None:
     """One request for what is missing; returns when the archive is whole.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from deop.data.downloads.sources import count, differences, matches
 from deop.errors import DeopError
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 from deop.utils.files import whole_file
 from deop.utils.progress import progress_bar
 
@@ -35,11 +35,11 @@ class Record(NamedTuple):
     crc32: int
 
 
-def manifest_path(source: Source) -> Path:
+def manifest_path(source: Download) -> Path:
     return Path(source.root) / ARCHIVES / f"{source.name}.manifest.csv.gz"
 
 
-def write_manifest(source: Source, records: Iterable[Record]) -> None:
+def write_manifest(source: Download, records: Iterable[Record]) -> None:
     """Writes ``records`` as CSV with the columns path, size, crc32 (hexadecimal); whole or not at all."""
     path = manifest_path(source)
     with whole_file(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8", newline="") as file:
@@ -48,7 +48,7 @@ def write_manifest(source: Source, records: Iterable[Record]) -> None:
         writer.writerows((record.path, record.size, f"{record.crc32:08x}") for record in sorted(records))
 
 
-def read_manifest(source: Source) -> list[Record] | None:
+def read_manifest(source: Download) -> list[Record] | None:
     """The records of a source, None if there are none."""
     path = manifest_path(source)
     try:
@@ -63,7 +63,7 @@ def read_manifest(source: Source) -> list[Record] | None:
         raise DeopError(f"{path} cannot be read ({error}): remove it, and it is made anew") from None
 
 
-def record_files(source: Source, workers: int = 8) -> None:
+def record_files(source: Download, workers: int = 8) -> None:
     """Writes the manifest of files that were there before: as they are now is how they should stay."""
     root = Path(source.root)
     paths = [str(path.relative_to(root)) for pattern in source.entry.holds for path in matches(root, pattern)]
@@ -74,7 +74,7 @@ def record_files(source: Source, workers: int = 8) -> None:
     write_manifest(source, _in_threads(read, paths, f"recording {source.name}", workers))
 
 
-def verify(source: Source, *, full: bool = False, workers: int = 8) -> dict[str, int]:
+def verify(source: Download, *, full: bool = False, workers: int = 8) -> dict[str, int]:
     """Whether the unpacked files are all there and as they were unpacked (or first found).
 
     Counts are compared with the entry's, and sizes with those in the manifest, where there is one.
