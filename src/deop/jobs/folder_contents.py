@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deop.errors import ConfigError, DeopError
-from deop.settings.configuration import Setup
+from deop.settings.configuration import ProfileSettings
 from deop.settings.files import SOURCE
 
 
@@ -14,12 +14,12 @@ class FolderContents:
     """What datasets in folders hold, each looked at once, when a job first needs it.
 
     Args:
-        setup: the settings of the datasets.
+        profile: the settings of the datasets.
         root: the folder that relative paths start from.
     """
 
-    def __init__(self, setup: Setup, root: Path) -> None:
-        self._setup, self._root = setup, root
+    def __init__(self, profile: ProfileSettings, root: Path) -> None:
+        self._profile, self._root = profile, root
         self._known: dict[str, dict[str, Any] | None] = {}
 
     def of(self, dataset: str) -> dict[str, Any] | None:
@@ -29,7 +29,7 @@ class FolderContents:
             ConfigError: files that are missing, by key and path.
         """
         if dataset not in self._known:
-            settings, data_root = self._setup.datasets[dataset], Path(self._setup.main.data.root)
+            settings, data_root = self._profile.datasets[dataset], Path(self._profile.main.data.root)
             try:
                 found = settings.contents(data_root, self._root)
             except DeopError as error:
@@ -43,7 +43,7 @@ class FolderContents:
     def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
         """Datasets are named by the names and sizes of their files: different ones with the same would be one."""
         for other, known in self._known.items():
-            settings, data_root = self._setup.datasets[other], Path(self._setup.main.data.root)
+            settings, data_root = self._profile.datasets[other], Path(self._profile.main.data.root)
             if known == found and settings.folders(data_root, self._root) != places:
                 raise ConfigError(
                     f"{SOURCE}: datasets.{dataset}: its images and label maps have the same names and sizes as those "
