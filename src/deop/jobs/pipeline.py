@@ -11,12 +11,11 @@ from deop.errors import ConfigError, validated
 from deop.jobs.folder_contents import FolderContents
 from deop.jobs.job import Job
 from deop.jobs.jobs import Inputs, Jobs, dump, name_of
-from deop.settings.clip_layers import check_severed_layers
 from deop.settings.configuration import ProfileSettings
 from deop.settings.datasets import GeneratedDataset
 from deop.settings.downloads import Download
 from deop.settings.files import SOURCE
-from deop.settings.methods import DeOPSettings, MethodSettings
+from deop.settings.methods import MethodSettings
 from deop.settings.precision import Precision
 from deop.settings.system import Inference
 
@@ -27,16 +26,16 @@ class Pipeline:
     """The jobs of a profile, or of a profile with the changes of a variant.
 
     Args:
-        setup: the settings of all stages, experiments and datasets.
+        profile: the settings of all stages, experiments and datasets.
         jobs: where the jobs are added.
         contents: what datasets in folders hold.
         precision: what networks are trained and evaluated in.
     """
 
     def __init__(
-        self, setup: ProfileSettings, jobs: Jobs, contents: FolderContents, precision: Precision
+        self, profile: ProfileSettings, jobs: Jobs, contents: FolderContents, precision: Precision
     ) -> None:
-        self._setup, self._jobs, self._contents = setup, jobs, contents
+        self._profile, self._jobs, self._contents = profile, jobs, contents
         # Of stages whose results depend on it.
         self._compute = functools.partial(jobs.add, precision=precision)
 
@@ -44,7 +43,7 @@ class Pipeline:
         """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
 
         Raises:
-            ConfigError: weights that the setup asks for are not bundled, or the experiment severs a layer that its CLIP
+            ConfigError: weights that the profile asks for are not bundled, or the experiment severs a layer that its CLIP
                 does not have.
         """
         trained_on = trained_on or dataset
@@ -67,13 +66,10 @@ class Pipeline:
             ConfigError: as :meth:`evaluation`.
         """
         method, name = (
-            self._setup.experiments[experiment][dataset],
+            self._profile.experiments[experiment][dataset],
             name_of(dataset, experiment, f"seed{seed}"),
         )
-        if isinstance(method, DeOPSettings):
-            check_severed_layers(
-                method.severance.alpha, self._setup.main.clip.model, f"{SOURCE}: experiment {experiment!r}"
-            )
+        method.check_clip(self._profile.main.clip.model, f"{SOURCE}: experiment {experiment!r}")
         sections, inputs = self._parts(method, dataset, seed)
         learned = method.for_training()
         trained: Inputs = {}
@@ -92,7 +88,7 @@ class Pipeline:
             )
             trained = {"trained": job}
         inputs = {role: job for role, job in inputs.items() if role != "backbone"}
-        evaluation = self._setup.stages["evaluation"][dataset]
+        evaluation = self._profile.stages["evaluation"][dataset]
         inference = Inference(**{key: getattr(evaluation, key) for key in Inference.model_fields})
         return self._compute(
             "build_system",
@@ -105,7 +101,7 @@ class Pipeline:
 
     def _tested(self, experiment: str, dataset: str, trained_on: str) -> dict[str, dict]:
         """The settings of the method that are others on ``dataset`` than where the system was trained."""
-        here, there = (dump(self._setup.experiments[experiment][name]) for name in (dataset, trained_on))
+        here, there = (dump(self._profile.experiments[experiment][name]) for name in (dataset, trained_on))
         changed = {key: value for key, value in here.items() if value != there[key]}
         return {"tested": changed} if changed else {}
 
@@ -135,25 +131,25 @@ class Pipeline:
 
     def settings(self, dataset: str, *sections: str) -> dict[str, dict]:
         """The settings of these stages for a dataset."""
-        values = {"clip": self._setup.clip()}
-        values |= {section: by_dataset[dataset] for section, by_dataset in self._setup.stages.items()}
+        values = {"clip": self._profile.clip()}
+        values |= {section: by_dataset[dataset] for section, by_dataset in self._profile.stages.items()}
         return {section: dump(values[section]) for section in sections}
 
     def bundled_clip(self) -> Inputs:
-        """The checksum of the bundled CLIP, if that is what the setup asks for."""
-        clip = self._setup.main.clip
+        """The checksum of the bundled CLIP, if that is what the profile asks for."""
+        clip = self._profile.main.clip
         if clip.retrain or clip.pretrained != "bundled":
             return {}
         return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain: true")}
 
     def _data(self, dataset: str) -> Job:
-        values = self._setup.datasets[dataset]
+        values = self._profile.datasets[dataset]
         settings, output = {"dataset": dump(values)}, f"data/{dataset}"
         if isinstance(values, GeneratedDataset):
             return self._jobs.add("prepare_data", output, settings, {}, seed=values.seed)
         sources = {name: self._source(name) for name in values.sources()}
         files = [job.settings["source"] for job in sources.values()]
-        local = {"data": {"root": self._setup.main.data.root, "sources": files}}
+        local = {"data": {"root": self._profile.main.data.root, "sources": files}}
         contents = self._contents.of(dataset)
         if contents is not None:  # named by what is there, not by where it is
             local, settings = local | settings, {"content": contents}
@@ -161,7 +157,7 @@ class Pipeline:
 
     def _source(self, name: str) -> Job:
         """The download of an archive; where it comes from and where it goes change nothing about what it is."""
-        section = self._setup.main.data
+        section = self._profile.main.data
         changes = dict(section.sources.get(name, {}))
         elsewhere = {key: changes.pop(key) for key in ("mirrors", "path") if key in changes}
         values = elsewhere | {
@@ -181,12 +177,12 @@ class Pipeline:
         )
 
     def _clip(self) -> Inputs:
-        clip = self._setup.main.clip
+        clip = self._profile.main.clip
         if not clip.retrain:
             return self.bundled_clip()
         # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
         inputs: Inputs = {}
-        for index, values in enumerate(self._setup.pretrain_clip):
+        for index, values in enumerate(self._profile.pretrain_clip):
             if index == 0 and values.text_from is not None:
                 keys = ("pretrain_clip.text_from", "no text_from")
                 inputs = {"text": _bundled_sha256(values.text_from, *keys)}
@@ -196,11 +192,11 @@ class Pipeline:
         return inputs
 
     def _backbone(self, dataset: str) -> Inputs:
-        network = self._setup.stages["proposals"][dataset]
+        network = self._profile.stages["proposals"][dataset]
         if network.pretrained_backbone != "bundled":
             return {}
-        if self._setup.retrain_backbone:
-            settings = {"pretrain_backbone": dump(self._setup.pretrain_backbone(dataset))}
+        if self._profile.retrain_backbone:
+            settings = {"pretrain_backbone": dump(self._profile.pretrain_backbone(dataset))}
             output = f"checkpoints/backbone/{network.backbone}"
             return {"backbone": self._compute("pretrain_backbone", output, settings, {})}
         keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain: true")
@@ -215,7 +211,7 @@ class Pipeline:
     def _proposals(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "proposals")
         inputs: Inputs = {"data": self._data(dataset), **self._backbone(dataset)}
-        if self._setup.stages["proposals"][dataset].class_term is not None:
+        if self._profile.stages["proposals"][dataset].class_term is not None:
             settings |= self.settings(dataset, "clip", "prompts")
             inputs |= {**self._clip(), "prompts": self._prompts(dataset, seed)}
         output = f"checkpoints/proposals/{name_of(dataset, f'seed{seed}')}"
@@ -224,7 +220,7 @@ class Pipeline:
 
     def _machine(self, stage: str) -> dict[str, dict]:
         """What a stage is told of the machine it trains on; its results are the same on another, but for rounding."""
-        machine = getattr(self._setup.main.resources, stage).machine()
+        machine = getattr(self._profile.main.resources, stage).machine()
         return {"machine": machine} if machine else {}
 
 

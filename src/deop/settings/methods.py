@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from deop.errors import ConfigError, unknown
 from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.clip_layers import check_severed_layers
 from deop.settings.files import merged
 from deop.settings.templates import Templates, describe_templates
 
@@ -52,6 +53,9 @@ class MethodSettings(Settings):
     def described_prompts(self) -> str | None:
         """Which text prompts a system uses, for notes under tables; None says nothing."""
         return None
+
+    def check_clip(self, model: str, place: str) -> None:
+        """Raises a ConfigError, beginning with ``place``, if the settings do not fit the CLIP called ``model``."""
 
     def for_training(self) -> MethodSettings:
         """These settings without what training does not depend on, so that no change of that trains again."""
@@ -139,6 +143,9 @@ class DeOPSettings(MethodSettings):
     @property
     def rounds(self) -> tuple[str, ...]:
         return ("segmentation",) if self.trained else ()
+
+    def check_clip(self, model: str, place: str) -> None:
+        check_severed_layers(self.severance.alpha, model, place)
 
     @property
     def described_prompts(self) -> str:
