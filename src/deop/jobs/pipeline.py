@@ -43,8 +43,8 @@ class Pipeline:
         """An experiment's system, trained on ``dataset`` or on another, measured on ``dataset``.
 
         Raises:
-            ConfigError: weights that the profile asks for are not bundled, or the experiment severs a layer that its CLIP
-                does not have.
+            ConfigError: weights that the profile asks for are not bundled, or the experiment severs a layer that its
+                CLIP does not have.
         """
         trained_on = trained_on or dataset
         settings = self.settings(dataset, "evaluation")
