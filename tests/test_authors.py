@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from deop.cli import app
-from deop.data.segmentation import DatasetCard, LabelledClass, write_card, write_split
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import write_card, write_split
 from deop.errors import DeopError
 from deop.jobs.job import Job
 from deop.jobs.jobs import dump

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from deop.cli import app
+from deop.data.emoji.settings import EmojiScenes
 from deop.jobs.job import Job
-from deop.settings.datasets import EmojiScenes, Vocabulary
+from deop.settings.datasets import Vocabulary
 from deop.stages import prepare_data
 from deop.tools.profile_step import profile_step
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from deop.methods.networks import build_segmenter
 
-from deop.data.segmentation import DatasetCard, LabelledClass, write_card
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import write_card
 from deop.errors import ConfigError
 from deop.jobs.job import Job
 from deop.methods.deop import DeOP

@@ -13,11 +13,11 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from deop.methods.networks import build_proposals, load_weights
 
 from deop.errors import DeopError
 from deop.jobs.artifacts import Workspace
 from deop.jobs.job import Job
-from deop.methods.networks import build_proposals, load_weights
 from deop.models.clip import load_clip
 from deop.models.weight_files import read_weights
 from deop.tools.import_authors import import_checkpoint

@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from deop.data.readers.class_table import read_table
+from deop.data.class_lists import read_class_list
 
 Truth = dict[str, dict[str, np.ndarray]]
 SIZES = ((96, 72), (72, 96), (80, 80))  # height, width
 
 
 def class_ids(table: str) -> list[int]:
-    return [row.raw_id for row in read_table(table)]
+    return [row.raw_id for row in read_class_list(table)]
 
 
 def in_turn(ids: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
@@ -156,7 +156,8 @@ def write_pascal_context(root: Path, train: int = 4, val: int = 3) -> Truth:
             truth[split][key] = label
         write_lines(voc / f"ImageSets/Main/{split}.txt", truth[split])
     write_lines(
-        context / "labels.txt", [f"{row.raw_id}: {row.original}" for row in read_table("pascal_context_459")]
+        context / "labels.txt",
+        [f"{row.raw_id}: {row.original}" for row in read_class_list("pascal_context_459")],
     )
     return truth
 

@@ -18,7 +18,7 @@ from deop.data.downloads.archives import CorruptArchive, pending, place, unpack
 from deop.data.downloads.manifests import read_manifest
 from deop.data.downloads.sources import count
 from deop.errors import DeopError
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 
 FILES = {f"set/{part}/{number}.jpg": bytes([number]) * 5000 for part in ("a", "b") for number in range(3)}
 HOLDS = {"set/a/*.jpg": 3, "set/b/*.jpg": 3}
@@ -51,9 +51,9 @@ WRITERS = {
 }
 
 
-def source(root: Path, archive: Path, **entry) -> Source:
+def source(root: Path, archive: Path, **entry) -> Download:
     values = {"archive": archive.name, "format": "zip" if archive.suffix == ".zip" else "tar", "holds": HOLDS}
-    return Source(name="data", root=str(root), entry=values | entry)
+    return Download(name="data", root=str(root), entry=values | entry)
 
 
 def everything(root: Path) -> set[str]:
@@ -263,9 +263,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from deop.data.downloads import archives
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 
-archive, source, slow = Path(sys.argv[1]), Source.model_validate_json(sys.argv[2]), sys.argv[3]
+archive, source, slow = Path(sys.argv[1]), Download.model_validate_json(sys.argv[2]), sys.argv[3]
 original = getattr(archives, slow)
 def slowly(*arguments):
     result = original(*arguments)
@@ -277,7 +277,7 @@ archives.unpack(source, archive, lambda *_: None)
 """
 
 
-def kill_in(slow: str, archive: Path, data: Source) -> None:
+def kill_in(slow: str, archive: Path, data: Download) -> None:
     """Unpacks in a process that is killed when it first returns from the function ``slow``."""
     command = [sys.executable, "-c", KILLED, str(archive), data.model_dump_json(), slow]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from deop.data.readers.class_table import FOLDER, labelled_classes, read_table
-from deop.settings.datasets import Ade20k, Ade20kFull, CocoStuff, PascalVoc
+from deop.data.class_lists import FOLDER, labelled_classes, read_class_list
+from deop.data.readers.ade20k import Ade20k
+from deop.data.readers.ade20k_full import Ade20kFull
+from deop.data.readers.coco_stuff import CocoStuff
+from deop.data.readers.pascal_voc import PascalVoc
 
 SIZES = {
     "coco_stuff": (171, 15),
@@ -36,12 +39,12 @@ BY_HAND = {
 
 
 def cleaned(table: str) -> dict[str, str]:
-    return {row.original: row.cleaned for row in read_table(table)}
+    return {row.original: row.cleaned for row in read_class_list(table)}
 
 
 @pytest.mark.parametrize("table", SIZES)
 def test_sizes_are_the_papers_and_nothing_comes_twice(table):
-    rows = read_table(table)
+    rows = read_class_list(table)
     assert (len(rows), sum(row.unseen for row in rows)) == SIZES[table]
     for column in ("raw_id", "original", "cleaned"):
         assert len({getattr(row, column) for row in rows}) == len(rows)
@@ -55,34 +58,34 @@ def test_every_table_is_tested():
 
 def test_unseen_classes_are_the_papers():
     unseen = "frisbee skateboard cardboard carrot scissors suitcase giraffe cow road wall-concrete tree grass river"
-    rows = read_table("coco_stuff")
+    rows = read_class_list("coco_stuff")
     assert {row.original for row in rows if row.unseen} == {*unseen.split(), "clouds", "playingfield"}
     # the ids that SimBaseline's release has for them
     ids = [20, 24, 32, 33, 40, 56, 86, 99, 105, 123, 144, 147, 148, 168, 171]
     assert [row.raw_id for row in rows if row.unseen] == ids
-    names = {row.cleaned for row in read_table("pascal_voc") if row.unseen}
+    names = {row.cleaned for row in read_class_list("pascal_voc") if row.unseen}
     assert names == {"potted plant", "sheep", "sofa", "train", "tv monitor"}
 
 
 def test_ids_are_those_of_the_label_maps():
-    coco = read_table("coco_stuff")
+    coco = read_class_list("coco_stuff")
     never_annotated = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
     assert [row.raw_id for row in coco] == sorted(set(range(182)) - never_annotated)
     assert sum(row.kind == "thing" for row in coco) == 80
     assert all((row.kind == "thing") == (row.raw_id < 91) for row in coco)
     for table in ("pascal_voc", "pascal_context_459", "ade20k_150"):
-        rows = read_table(table)
+        rows = read_class_list(table)
         assert [row.raw_id for row in rows] == list(range(1, len(rows) + 1))
-    assert {row.raw_id: row.original for row in read_table("ade20k_847")} | {
+    assert {row.raw_id: row.original for row in read_class_list("ade20k_847")} | {
         2978: "wall",
         312: "building, edifice",
         3148: "adding machine, totalizer, totaliser",
-    } == {row.raw_id: row.original for row in read_table("ade20k_847")}
+    } == {row.raw_id: row.original for row in read_class_list("ade20k_847")}
 
 
 def test_the_59_classes_of_context_are_among_the_459():
-    every = {row.raw_id: row for row in read_table("pascal_context_459")}
-    for row in read_table("pascal_context_59"):
+    every = {row.raw_id: row for row in read_class_list("pascal_context_459")}
+    for row in read_class_list("pascal_context_59"):
         assert (row.cleaned, row.kind) == (every[row.raw_id].cleaned, every[row.raw_id].kind)
         assert row.original == every[row.raw_id].original or row.original == "diningtable"
 
@@ -90,7 +93,7 @@ def test_the_59_classes_of_context_are_among_the_459():
 @pytest.mark.parametrize("table", ["ade20k_150", "ade20k_847"])
 def test_of_synonyms_the_first_is_used_but_for_a_reviewed_few(table):
     by_hand = BY_HAND[table]
-    for row in read_table(table):
+    for row in read_class_list(table):
         synonyms = row.original.split(", ")
         assert row.cleaned == by_hand.get(row.raw_id, synonyms[0])
         assert row.cleaned in (*synonyms, "basketball hoop")
@@ -98,7 +101,7 @@ def test_of_synonyms_the_first_is_used_but_for_a_reviewed_few(table):
 
 def test_detectron2_has_short_names_for_ade20k():
     """And for no other table. As in its ``ADE20K_SEM_SEG_CATEGORIES``, without spaces at ends."""
-    rows = read_table("ade20k_150")
+    rows = read_class_list("ade20k_150")
     assert len({row.detectron2 for row in rows}) == 150
     for row in rows:  # some of the synonyms, in their order
         synonyms, kept = row.original.split(", "), row.detectron2.split(", ")
@@ -116,7 +119,7 @@ def test_detectron2_has_short_names_for_ade20k():
     assert sum(row.original != row.detectron2 for row in rows) == 42
     assert sum(row.cleaned != row.detectron2 for row in rows) == 51
     for table in SIZES.keys() - {"ade20k_150"}:
-        assert {row.detectron2 for row in read_table(table)} == {None}
+        assert {row.detectron2 for row in read_class_list(table)} == {None}
 
 
 def test_names_are_english():
@@ -144,9 +147,8 @@ def test_settings_choose_names(model):
         Ade20k: "ade20k_150",
         Ade20kFull: "ade20k_847",
     }[model]
-    rows = read_table(table)
-    kind = model.model_fields["kind"].annotation.__args__[0]
+    rows = read_class_list(table)
     for names in ("original", "cleaned"):
-        classes = labelled_classes(table, model(kind=kind, names=names).names)
+        classes = labelled_classes(table, model(kind=model.__module__, names=names).names)
         assert [entry.name for entry in classes] == [getattr(row, names) for row in rows]
         assert [entry.raw_id for entry in classes] == [row.raw_id for row in rows]

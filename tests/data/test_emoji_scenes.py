@@ -12,10 +12,11 @@ from deop.data.emoji import dataset as emoji_scenes
 from deop.data.emoji.artwork import STYLES, concepts, draw
 from deop.data.emoji.captioned import CaptionedScenes
 from deop.data.emoji.scenes import Placement, compose
+from deop.data.emoji.settings import EmojiScenes
 from deop.data.emoji.textures import draw_texture, texture_names
 from deop.data.segmentation import HIDDEN, IGNORE, SegmentationDataset
 from deop.errors import DeopError
-from deop.settings.datasets import EmojiScenes, Vocabulary
+from deop.settings.datasets import Vocabulary
 
 VOCABULARY = Vocabulary(things=("dog", "cow", "carrot", "key"), stuff=("grass", "sky"), unseen=("cow", "sky"))
 SETTINGS = EmojiScenes(style="twemoji", vocabulary=VOCABULARY, train=14, val=6, image_size=64, seed=3)

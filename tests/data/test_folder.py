@@ -11,9 +11,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from deop.data.prepare import prepare
+from deop.data.readers.folder import Folder
 from deop.data.segmentation import IGNORE, SegmentationDataset, restore_raw
 from deop.errors import DeopError
-from deop.settings.datasets import Folder
 
 ROOT = Path(__file__).parents[2]
 IDS = np.array([[0, 1, 1, 2], [3, 3, 255, 2]])

@@ -9,13 +9,13 @@ import pytest
 
 from deop.data.downloads.manifests import manifest_path, read_manifest, record_files, verify
 from deop.errors import DeopError
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 
 HOLDS = {"set/images/*.jpg": 300, "set/labels/*.png": 300, "set/list.txt": 1}
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Source:
+def source(tmp_path: Path) -> Download:
     """A dataset that is in place and recorded, with files that are not of it."""
     for folder, suffix in (("images", "jpg"), ("labels", "png")):
         (tmp_path / "set" / folder).mkdir(parents=True)
@@ -24,17 +24,17 @@ def source(tmp_path: Path) -> Source:
     (tmp_path / "set/list.txt").write_text("000")
     (tmp_path / "set/notes.txt").write_text("mine")
     entry = {"archive": "x.zip", "format": "zip", "holds": HOLDS}
-    source = Source(name="data", root=str(tmp_path), entry=entry)
+    source = Download(name="data", root=str(tmp_path), entry=entry)
     record_files(source)
     return source
 
 
-def test_unchanged_files_pass(source: Source) -> None:
+def test_unchanged_files_pass(source: Download) -> None:
     assert len(read_manifest(source)) == 601
     assert verify(source) == verify(source, full=True) == HOLDS
 
 
-def test_flipped_byte_of_a_label_is_found_by_name(source: Source, tmp_path: Path) -> None:
+def test_flipped_byte_of_a_label_is_found_by_name(source: Download, tmp_path: Path) -> None:
     label = tmp_path / "set/labels/123.png"
     data = bytearray(label.read_bytes())
     data[50] ^= 1
@@ -44,7 +44,7 @@ def test_flipped_byte_of_a_label_is_found_by_name(source: Source, tmp_path: Path
         verify(source, full=True)
 
 
-def test_cut_and_missing_files_are_found_by_name_without_reading(source: Source, tmp_path: Path) -> None:
+def test_cut_and_missing_files_are_found_by_name_without_reading(source: Download, tmp_path: Path) -> None:
     os.truncate(tmp_path / "set/images/007.jpg", 50)
     with pytest.raises(DeopError, match=r"images/007\.jpg has 50 bytes instead of 107"):
         verify(source)
@@ -54,7 +54,7 @@ def test_cut_and_missing_files_are_found_by_name_without_reading(source: Source,
 
 
 @pytest.mark.parametrize(("extra", "found"), [(1, 301), (-1, 299)])
-def test_wrong_counts_are_named(source: Source, tmp_path: Path, extra: int, found: int) -> None:
+def test_wrong_counts_are_named(source: Download, tmp_path: Path, extra: int, found: int) -> None:
     if extra > 0:
         (tmp_path / "set/images/new.jpg").touch()
     else:
@@ -63,7 +63,7 @@ def test_wrong_counts_are_named(source: Source, tmp_path: Path, extra: int, foun
         verify(source)
 
 
-def test_many_changes_are_counted_and_some_named(source: Source, tmp_path: Path) -> None:
+def test_many_changes_are_counted_and_some_named(source: Download, tmp_path: Path) -> None:
     for label in (tmp_path / "set/labels").iterdir():
         os.truncate(label, 1)
     with pytest.raises(DeopError, match=r"300 of 601 files.*; and 297 more\.") as error:
@@ -71,7 +71,7 @@ def test_many_changes_are_counted_and_some_named(source: Source, tmp_path: Path)
     assert str(error.value).count(" has 1 bytes") == 3
 
 
-def test_damaged_manifest_is_named(source: Source) -> None:
+def test_damaged_manifest_is_named(source: Download) -> None:
     os.truncate(manifest_path(source), 100)
     with pytest.raises(DeopError, match=rf"{manifest_path(source)} cannot be read .*remove it"):
         verify(source)

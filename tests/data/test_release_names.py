@@ -8,11 +8,12 @@ import pytest
 import real_layouts
 import torch
 
+from deop.data.card import DatasetCard, LabelledClass
 from deop.data.prepare import prepare
-from deop.data.readers.release_names import link_dataset, release_names
-from deop.data.segmentation import DatasetCard, LabelledClass, SegmentationDataset
+from deop.data.release_names import link_dataset, release_names
+from deop.data.segmentation import SegmentationDataset
 from deop.errors import ConfigError, DeopError, validated
-from deop.settings.datasets import DATASETS
+from deop.settings.datasets import dataset_kinds, dataset_settings
 
 # What the release calls some of the classes that ``cleaned`` calls otherwise, by label.
 RELEASED = {
@@ -50,7 +51,7 @@ def test_a_dataset_is_read_under_the_releases_names_whatever_its_own(tmp_path: P
     write, more, released = RELEASED[kind]
     write(tmp_path / "raw")
     values = {"kind": kind, "names": names, "splits": ["val"], "complete": False, **more}
-    settings = validated(DATASETS[kind], values, "dataset")
+    settings = validated(dataset_settings(kind), values, "dataset")
     card = prepare(tmp_path / "data", kind, settings, tmp_path / "raw")
     assert card.spelling == names
     named = release_names(card)
@@ -80,11 +81,14 @@ def test_a_dataset_of_ones_own_keeps_its_names():
     assert release_names(card) == card
 
 
-@pytest.mark.parametrize("kind", sorted(DATASETS.keys() - {"ade20k", "emoji_scenes", "folder"}))
+@pytest.mark.parametrize("kind", sorted(set(dataset_kinds()) - {"ade20k", "emoji_scenes", "folder"}))
 def test_detectron2s_names_are_ade20ks_alone(kind):
     with pytest.raises(
         ConfigError, match=r"names: unknown value 'detectron2'; valid: 'cleaned' or 'original'"
     ):
         validated(
-            DATASETS[kind], {"kind": kind, "names": "detectron2", "classes": 59}, "config.yaml", ("names",)
+            dataset_settings(kind),
+            {"kind": kind, "names": "detectron2", "classes": 59},
+            "config.yaml",
+            ("names",),
         )

@@ -15,7 +15,7 @@ import requests
 from deop.data.downloads import download
 from deop.data.downloads.download import WrongArchive, obtain
 from deop.errors import DeopError
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 
 SIZE = 400_000
 DATA = random.Random(0).randbytes(SIZE)
@@ -43,9 +43,9 @@ def archive(tmp_path: Path) -> Path:
 def source(tmp_path: Path, file_server):
     """``source(mirrors=..., bytes=..., ...)``: one whose archive is ``a.zip`` of the server."""
 
-    def make(mirrors: tuple[str, ...] = (), path: str | None = None, **entry) -> Source:
+    def make(mirrors: tuple[str, ...] = (), path: str | None = None, **entry) -> Download:
         values = {"urls": [file_server.url("a.zip")], "archive": "data.zip", "format": "zip"}
-        return Source(
+        return Download(
             name="data",
             root=str(tmp_path / "root"),
             mirrors=mirrors,

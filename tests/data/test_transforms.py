@@ -10,15 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deop.data.segmentation import (
-    DatasetCard,
-    Entry,
-    LabelledClass,
-    SegmentationDataset,
-    write_card,
-    write_label_map,
-    write_split,
-)
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.data.transforms import TrainingBatches, seed_cpu
 from deop.errors import DeopError
 from deop.settings.schedule import Augmentation

@@ -16,7 +16,7 @@ import pytest
 
 from deop.errors import DeopError
 from deop.jobs.job import Job
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 from deop.stages import download
 from deop.stages.download import provide
 
@@ -39,9 +39,9 @@ def source(tmp_path: Path, file_server):
     """``source(path=..., **entry)``: five images in an archive of the server."""
     file_server.files["a.zip"] = ARCHIVE
 
-    def make(name: str = "data", path: Path | None = None, keep_archives: bool = True, **entry) -> Source:
+    def make(name: str = "data", path: Path | None = None, keep_archives: bool = True, **entry) -> Download:
         values = {"urls": [file_server.url("a.zip")], "archive": "data.zip", "format": "zip", "into": "set"}
-        return Source(
+        return Download(
             name=name,
             root=str(tmp_path / "root"),
             path=None if path is None else str(path),
@@ -214,8 +214,8 @@ def test_no_room_to_unpack_is_found_before_anything_is_written(source, tmp_path:
 
 def test_processes_at_one_source_wait_for_each_other(source, file_server, tmp_path: Path) -> None:
     code = (
-        "import sys; from deop.stages.download import provide; from deop.settings.datasets import Source; "
-        "provide(Source.model_validate_json(sys.argv[1]))"
+        "import sys; from deop.stages.download import provide; from deop.settings.downloads import Download; "
+        "provide(Download.model_validate_json(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, source().model_dump_json()]
     processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]

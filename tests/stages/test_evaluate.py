@@ -6,15 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deop.data.segmentation import (
-    DatasetCard,
-    Entry,
-    LabelledClass,
-    SegmentationDataset,
-    write_card,
-    write_label_map,
-    write_split,
-)
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.stages.evaluate import batches, load_batch
 
 SIZES = [(4, 6), (4, 6), (4, 6), (6, 4), (4, 6), (5, 5), (5, 5)]

@@ -20,9 +20,10 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from deop.cli import app
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.class_lists import labelled_classes
 from deop.data.coco_results import entries, image_ids, write_results
-from deop.data.readers.class_table import labelled_classes
-from deop.data.segmentation import DatasetCard, Entry, LabelledClass, write_card, write_label_map, write_split
+from deop.data.segmentation import Entry, write_card, write_label_map, write_split
 from deop.evaluation.metrics import SegmentationMetrics
 from deop.jobs.job import Job
 from deop.methods.deop import DeOP

@@ -18,7 +18,7 @@ from deop.errors import DeopError
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 from deop.models.pretrained import find_clip_weights
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 from deop.settings.schedule import Augmentation
 from deop.settings.stages import Proposals
 from deop.stages import prepare_data, train_proposals
@@ -36,7 +36,7 @@ def sources(root: Path) -> list[dict]:
     found = []
     for name in ("coco_train2017", "coco_val2017", "coco_stuffthingmaps"):
         holds = {pattern: len(list(root.glob(pattern))) for pattern in find_entry(name).holds}
-        source = Source(name=name, root=str(root), entry=find_entry(name, {"holds": holds}))
+        source = Download(name=name, root=str(root), entry=find_entry(name, {"holds": holds}))
         record_files(source)
         found.append(source.model_dump(mode="json"))
     return found

@@ -9,15 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deop.data.segmentation import (
-    DatasetCard,
-    Entry,
-    LabelledClass,
-    SegmentationDataset,
-    write_card,
-    write_label_map,
-    write_split,
-)
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.stages.learn_prompts import embed_segments
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

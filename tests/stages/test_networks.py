@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import bundle, write_json
+from deop.jobs.artifacts import bundle
 from deop.jobs.job import Job
 from deop.methods import networks
+from deop.utils.files import write_json
 
 CHANNELS = {"channels": [8, 8, 16, 16], "stem_width": 8}
 

@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from deop.data.card import DatasetCard, LabelledClass
 from deop.data.segmentation import (
     IGNORE,
-    DatasetCard,
     Entry,
-    LabelledClass,
     SegmentationDataset,
     write_card,
     write_label_map,

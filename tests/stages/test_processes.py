@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deop.data.emoji.settings import EmojiScenes
 from deop.jobs.job import Job
 from deop.jobs.plan import Plan
-from deop.settings.datasets import EmojiScenes, Vocabulary
+from deop.settings.datasets import Vocabulary
 from deop.settings.files import read_profile
 from deop.stages import prepare_data
 

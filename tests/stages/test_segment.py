@@ -12,15 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deop.cli import app
-from deop.data.segmentation import (
-    DatasetCard,
-    Entry,
-    LabelledClass,
-    SegmentationDataset,
-    write_card,
-    write_label_map,
-    write_split,
-)
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.errors import DeopError
 from deop.jobs.job import Job
 from deop.methods.base import ClassScores, SegmenterOutput

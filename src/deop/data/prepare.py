@@ -1,4 +1,4 @@
-"""Preparation of real datasets: label maps with contiguous ids, and lists of the images, which stay where they are."""
+"""Preparation of datasets: label maps with contiguous ids, and lists of the images, which stay where they are."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deop.data.readers.base import Source
-from deop.data.readers.pairs import Pair
-from deop.data.readers.registry import open_source
-from deop.data.segmentation import DatasetCard, Entry, ignore_value, write_card, write_split
+from deop.data.card import DatasetCard, ignore_value
+from deop.data.pairs import Pair
+from deop.data.raw_dataset import RawDataset, SceneGenerator
+from deop.data.segmentation import Entry, write_card, write_split
 from deop.errors import DeopError
-from deop.settings.base import Settings
+from deop.settings.datasets import DatasetSettings, dataset_opener
+from deop.utils.files import whole_file
 
 _CHUNK = 64  # label maps that a process is handed at a time
 _MOST_PROBLEMS = 20  # files at fault after which the rest is not looked at
@@ -30,7 +31,7 @@ _COMPRESSION = 3  # of PNG, 0 to 9: a COCO-Stuff map takes 24 kB in 6 ms; with 6
 class _Converter:
     """What a process needs to know to convert label maps of one dataset."""
 
-    source: Source  # without its splits
+    source: RawDataset  # without its splits
     ignore: int
     unfinished: Path
 
@@ -71,9 +72,8 @@ class _Converter:
             raise DeopError(
                 f"{pair.label}: holds id {', '.join(unknown[:5])}, which is neither a class nor ignored"
             )
-        temporary = self.unfinished / f"{os.getpid()}.png"
-        Image.fromarray(lookup[raw]).save(temporary, compress_level=_COMPRESSION)
-        os.replace(temporary, target)
+        with whole_file(target) as temporary:
+            Image.fromarray(lookup[raw]).save(temporary, compress_level=_COMPRESSION)
         return tuple(sorted(set(lookup[values].tolist()) - {self.ignore}))
 
 
@@ -139,25 +139,30 @@ def _run(work: list, workers: int) -> Iterator[list[tuple[int, ...] | str]]:
 def prepare(
     output: Path,
     name: str,
-    settings: Settings,
+    settings: DatasetSettings,
     root: Path,
     *,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> DatasetCard:
-    """Prepares a real dataset in the folder ``output``. What an earlier, killed run finished there is kept.
+    """Prepares a dataset in the folder ``output``. Label maps that an interrupted run finished there are kept.
 
     Args:
-        settings: of any kind that :data:`deop.data.readers.registry.READERS` has.
-        root: the data root, below which the dataset lies in the layout of its owners.
+        settings: of any kind of dataset.
+        root: the data root, below which the dataset lies in its original layout.
         workers: number of processes.
-        progress: called with the number of label maps just done and that of all.
+        progress: called with the number of images just done and that of all.
 
     Raises:
         DeopError: files that are missing, before anything is written; label maps and images that are damaged, differ
             in size or hold unknown ids, by name, when all or the first of them have been met.
     """
-    source = open_source(settings, Path(os.path.abspath(root)))
+    source = dataset_opener(settings.kind)(settings, Path(os.path.abspath(root)))
+    if isinstance(source, SceneGenerator):
+        total = source.images
+        return source.write(
+            output, name, workers=workers, progress=progress and (lambda done: progress(done, total))
+        )
     card = DatasetCard(
         name=name,
         classes=source.classes,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,55 +27,13 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from deop.data.card import DatasetCard
 from deop.errors import DeopError
-from deop.settings.base import Settings
-from deop.settings.datasets import Spelling
 
 IGNORE = -1
 """What label maps hold in memory where a pixel has no class; on disk it is the largest value of the map's depth."""
 HIDDEN = -2
 """What label maps hold in training where a pixel has a class, but an unseen one."""
-
-
-class LabelledClass(Settings):
-    """One class of a dataset; its label id is its position in the list, ``raw_id`` that of the dataset's owners."""
-
-    name: str
-    kind: Literal["thing", "stuff"]
-    unseen: bool = False
-    raw_id: int | None = None
-
-
-class DatasetCard(Settings):
-    """What ``dataset.json`` holds.
-
-    image_root: absolute path that the images of the split files are relative to; None is the dataset's folder.
-    raw_ignore: what the owners' label maps hold where there is no class.
-    images: number of images of each split.
-    spelling: which spelling of its class list (``data/classes``) the names have; None for a list of one's own.
-    """
-
-    name: str
-    classes: tuple[LabelledClass, ...]
-    ignore: int = 255
-    image_root: str | None = None
-    raw_ignore: int | None = None
-    images: dict[str, int] | None = None
-    spelling: Spelling | None = None
-
-    @property
-    def names(self) -> list[str]:
-        return [entry.name for entry in self.classes]
-
-    @property
-    def unseen(self) -> list[int]:
-        """Label ids of the unseen classes."""
-        return [index for index, entry in enumerate(self.classes) if entry.unseen]
-
-    @property
-    def seen(self) -> list[int]:
-        """Label ids of the seen classes."""
-        return [index for index, entry in enumerate(self.classes) if not entry.unseen]
 
 
 class Sample(NamedTuple):
@@ -93,11 +51,6 @@ class Entry:
     label: Path
     classes: tuple[int, ...]
     crc32: int | None = None
-
-
-def ignore_value(classes: int) -> int:
-    """The ignore value on disk: 255 in 8-bit maps, 65535 in the 16-bit maps of 256 classes and more."""
-    return 255 if classes <= 255 else 65535
 
 
 def write_label_map(path: Path, label: np.ndarray, ignore: int) -> None:

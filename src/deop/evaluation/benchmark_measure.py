@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
+from deop.utils.progress import progress_bar
 from deop.utils.timing import PartTimes, wait_for
 
 Name = TypeVar("Name")
@@ -62,7 +62,7 @@ def interleave(
     counted: ``counted_in`` names for it another call of the same operations.
     """
     measured, counted_in = {name: Measured() for name in calls}, counted_in or {}
-    for name, call in tqdm(calls.items(), desc=f"{description}: warm-up", mininterval=5):
+    for name, call in progress_bar(calls.items(), desc=f"{description}: warm-up"):
         if name in counted_in:
             call()
         else:
@@ -74,7 +74,7 @@ def interleave(
         measured[name].flop = measured[other].flop
     parts: dict[Name, list[dict[str, float]]] = {name: [] for name in calls}
     on_gpu, begun = device.type == "cuda", time.monotonic()
-    for _ in tqdm(range(rounds), desc=f"{description}: rounds", mininterval=5):
+    for _ in progress_bar(range(rounds), desc=f"{description}: rounds"):
         for name, call in calls.items():
             if on_gpu:
                 with PartTimes(device) as times:

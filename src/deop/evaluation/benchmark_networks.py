@@ -11,7 +11,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from deop.data.readers.class_table import read_table
+from deop.data.class_lists import read_class_list
 from deop.evaluation.benchmark_cases import BARE_CLIP, BARE_PROPOSALS, Case
 from deop.methods.base import Segmenter, to_multiple
 from deop.methods.deop import DeOP
@@ -60,7 +60,7 @@ def discs(shown: int, shape: tuple[int, int, int]) -> Tensor:
 
 def class_names(number: int) -> list[str]:
     """So many class names: the first of the full ADE20K's."""
-    return [row.cleaned for row in read_table("ade20k_847")[:number]]
+    return [row.cleaned for row in read_class_list("ade20k_847")[:number]]
 
 
 class Call(NamedTuple):

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from deop.data.emoji.artwork import STYLES
 from deop.data.emoji.dataset import draw_scene, plan_split
+from deop.data.emoji.settings import EmojiScenes
 from deop.data.emoji.textures import texture_names
 from deop.methods.base import normalise
 from deop.models.anchors import mask_pool
 from deop.models.clip import DenseCLIP
 from deop.models.crops import crop_segment
 from deop.models.severance import Severance
-from deop.settings.datasets import EmojiScenes, Vocabulary
+from deop.settings.datasets import Vocabulary
 
 _SEED = 0xACC  # of scenes that neither pre-training nor any dataset draws
 _BATCH = 64

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -21,25 +20,13 @@ from deop.errors import DeopError
 from deop.jobs.configuration_state import told_state
 from deop.jobs.job import Job
 from deop.settings.precision import cpu_name
+from deop.utils.files import file_hash, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
 
 PROVENANCE = "provenance.json"
 WEIGHTS = "model.safetensors"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as :func:`write_text` does."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def require_inputs(job: Job) -> None:
@@ -211,19 +198,13 @@ def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
         return
     weights = workspace.path / WEIGHTS
     if weights.exists():
-        more["sha256"] = sha256_of(weights)
+        more["sha256"] = file_hash(weights)
     write_json(workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more))
     shutil.rmtree(workspace.state)
     workspace._clock.unlink(missing_ok=True)
     if workspace.output.exists():
         shutil.rmtree(workspace.output)
     os.replace(workspace.path, workspace.output)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def bundle(folder: Path, name: str, package_weights: Path) -> Path:
@@ -235,7 +216,7 @@ def bundle(folder: Path, name: str, package_weights: Path) -> Path:
     target = package_weights / f"{name}.safetensors"
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(folder / WEIGHTS, target)
-    sha256 = sha256_of(target)
+    sha256 = file_hash(target)
     provenance, accuracy = (json.loads((folder / part).read_text()) for part in (PROVENANCE, "accuracy.json"))
     write_json(target.with_suffix(".json"), {**provenance, "sha256": sha256, "accuracy": accuracy})
     return target

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deop.jobs.artifacts import record_of, sha256_of
+from deop.jobs.artifacts import record_of
 from deop.jobs.job import Job
+from deop.utils.files import file_hash
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -43,4 +44,4 @@ def is_current(job: Job, root: Path) -> bool:
 
 def _hash(path: Path) -> str | None:
     record = record_of(path)
-    return sha256_of(record)[:16] if record.is_file() else None
+    return file_hash(record)[:16] if record.is_file() else None

@@ -13,7 +13,8 @@ from deop.jobs.job import Job
 from deop.jobs.jobs import Inputs, Jobs, dump, name_of
 from deop.settings.clip_layers import check_severed_layers
 from deop.settings.configuration import ProfileSettings
-from deop.settings.datasets import EmojiScenes, Folder, Source
+from deop.settings.datasets import GeneratedDataset
+from deop.settings.downloads import Download
 from deop.settings.files import SOURCE
 from deop.settings.methods import DeOPSettings, MethodSettings
 from deop.settings.precision import Precision
@@ -148,13 +149,14 @@ class Pipeline:
     def _data(self, dataset: str) -> Job:
         values = self._setup.datasets[dataset]
         settings, output = {"dataset": dump(values)}, f"data/{dataset}"
-        if isinstance(values, EmojiScenes):
+        if isinstance(values, GeneratedDataset):
             return self._jobs.add("prepare_data", output, settings, {}, seed=values.seed)
         sources = {name: self._source(name) for name in values.sources()}
         files = [job.settings["source"] for job in sources.values()]
         local = {"data": {"root": self._setup.main.data.root, "sources": files}}
-        if isinstance(values, Folder):  # named by what is there, not by where it is
-            local, settings = local | settings, {"content": self._contents.of(dataset)}
+        contents = self._contents.of(dataset)
+        if contents is not None:  # named by what is there, not by where it is
+            local, settings = local | settings, {"content": contents}
         return self._jobs.add("prepare_data", output, settings, dict(sources), local=local)
 
     def _source(self, name: str) -> Job:
@@ -168,7 +170,7 @@ class Pipeline:
             "keep_archives": section.keep_archives,
             "entry": find_entry(name, changes),
         }
-        source = validated(Source, values, SOURCE, ("data", "sources", name))
+        source = validated(Download, values, SOURCE, ("data", "sources", name))
         entry = source.entry.model_dump(mode="json", exclude={"urls", "how_to_get"})
         return self._jobs.add(
             "download",

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from deop.errors import unknown
-from deop.jobs.artifacts import write_text
 from deop.jobs.freshness import is_current
 from deop.jobs.job import Job
 from deop.jobs.jobs import NAMED, Jobs, done_file
@@ -35,6 +34,7 @@ from deop.jobs.launch import launch_command
 from deop.jobs.results import Results
 from deop.settings.configuration import Configuration
 from deop.settings.files import Resources
+from deop.utils.files import write_text
 
 JOBS = Path(".deop/jobs")
 OUTDATED = Path(".deop/outdated")

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from deop.errors import DeopError, WeightsError, explain
-from deop.jobs.artifacts import sha256_of, write_json
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP, load_clip
@@ -25,6 +24,7 @@ from deop.models.weight_files import checked_weights, read_weights, save_weights
 from deop.settings.methods import method_class
 from deop.settings.stages import Clip
 from deop.settings.system import CONFIG, ClipReference, SystemConfig
+from deop.utils.files import file_hash, write_json
 
 _CLIP = "clip."
 _PACKAGES = ("deop", "torch", "open_clip_torch", "timm", "transformers")
@@ -112,7 +112,7 @@ def save_system(
             state |= {f"{_CLIP}{name}": _compact(value) for name, value in clip.model.state_dict().items()}
             sections["clip"] = sections["clip"] | {"pretrained": None, "quick_gelu": clip.quick_gelu}
         else:
-            sha256 = sha256_of(find_clip_weights(settings.model, settings.pretrained, None))
+            sha256 = file_hash(find_clip_weights(settings.model, settings.pretrained, None))
         reference = ClipReference(included=included, sha256=sha256, mean=clip.mean, std=clip.std)
     versions = {name: version(name) for name in _PACKAGES}
     config = config.model_copy(update={"sections": sections, "clip": reference, "versions": versions})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from deop.errors import WeightsError
 from deop.models.weight_files import is_torchscript, read_weights
+from deop.utils.files import file_hash
 
 
 def build_clip_model(
@@ -167,8 +167,7 @@ def _tags(model: str) -> list[dict]:
 def _quick_gelu_by_sha256(tags: list[dict], path: Path) -> bool | None:
     """Whether a file needs QuickGELU, if it is one of which open_clip knows the SHA-256, or how that begins."""
     sums = {_sha256_in(tag.get("url") or ""): bool(tag.get("quick_gelu")) for tag in tags}
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = file_hash(path)
     return next((quick for known, quick in sums.items() if known and actual.startswith(known)), None)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deop.errors import ClassNameError
 from deop.models.clip import DenseCLIP
 from deop.models.clip_towers import resize_grid
+from deop.utils.progress import progress_bar
 
 _TEXTS = 256
 """How many texts go through the text encoder at a time, so that a large vocabulary needs little memory."""
@@ -107,7 +107,7 @@ def template_embeddings(clip: DenseCLIP, names: list[str], templates: tuple[str,
     sums: list[Tensor | int] = [0] * len(chunks)
     # What is made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-        for index, template in tqdm(steps, desc="embed templates", delay=5, mininterval=5, leave=False):
+        for index, template in progress_bar(steps, desc="embed templates", delay=5, leave=False):
             sums[index] = sums[index] + clip.encode_text(chunks[index], template)
         return F.normalize(torch.cat(sums), dim=-1)
 

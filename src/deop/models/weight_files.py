@@ -8,7 +8,6 @@ these may write files.
 from __future__ import annotations
 
 import collections
-import hashlib
 import json
 import pickle
 import re
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from deop.errors import WeightsError
 from deop.jobs.artifacts import PROVENANCE, WEIGHTS
+from deop.utils.files import file_hash
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -46,8 +46,7 @@ _CLASS = re.compile(
 
 def check_sha256(path: Path, expected: str) -> None:
     """Raise WeightsError naming the file and both sums unless its SHA-256 is ``expected`` (hexadecimal)."""
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = file_hash(path)
     if actual != expected.lower():
         raise WeightsError(f"{path} has SHA-256 {actual}, not the expected {expected}")
 

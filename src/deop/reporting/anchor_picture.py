@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.data.card import DatasetCard
+from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
 from deop.methods.base import Segmenter, normalise, to_multiple

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
+
+from deop.utils.files import whole_file
 
 STYLE = (
     sns.axes_style("whitegrid")
@@ -127,13 +128,9 @@ def _shared(one: Bbox, other: Bbox) -> float:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format of the path's suffix, under a temporary name that is then changed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    kind = path.suffix.removeprefix(".")
-    metadata = {"Date": None} if kind == "svg" else None  # the same values make the same file on any day
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(
-            temporary, format=kind, dpi=200, bbox_inches="tight", pad_inches=0.08, metadata=metadata
-        )
-    os.replace(temporary, path)
+    """Writes a figure in the format of the path's suffix."""
+    metadata = (
+        {"Date": None} if path.suffix == ".svg" else None
+    )  # the same values make the same file on any day
+    with matplotlib.rc_context(STYLE), whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=200, bbox_inches="tight", pad_inches=0.08, metadata=metadata)

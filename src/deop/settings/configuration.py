@@ -11,7 +11,7 @@ from deop.settings.base import Settings
 from deop.settings.benchmarks import SpeedBenchmark, read_benchmarks
 from deop.settings.clip_layers import check_model
 from deop.settings.dataset_names import DatasetNames
-from deop.settings.datasets import DATASETS, AnyDataset, Vocabulary
+from deop.settings.datasets import DatasetSettings, Vocabulary, dataset_settings
 from deop.settings.files import (
     SOURCE,
     MainFile,
@@ -119,7 +119,7 @@ class ProfileSettings:
         own = self.main.clip.retrain or values["pretrained"] == "random"
         return Clip(**values | ({"pretrained": None} if own else {}))
 
-    def _dataset(self, name: str, entry: dict[str, Any]) -> AnyDataset:
+    def _dataset(self, name: str, entry: dict[str, Any]) -> DatasetSettings:
         at = ("datasets", name)
         values = dict(entry)
         for key, others in (("stands_for", self.stands_for), ("trained_on", self.trained_on)):
@@ -129,12 +129,10 @@ class ProfileSettings:
                     raise ConfigError(
                         f"{self._source}: {'.'.join(at)}.{key}: the name of a dataset is needed (got {others[name]!r})"
                     )
-        kind = values.get("kind")
-        if not isinstance(kind, str) or kind not in DATASETS:
-            raise unknown(f"{self._source}: {'.'.join(at)}.kind", "kind of dataset", kind, DATASETS)
+        model = dataset_settings(values.get("kind"), f"{self._source}: {'.'.join(at)}.kind")
         if isinstance(values.get("vocabulary"), str):
             values["vocabulary"] = self._vocabulary(f"{'.'.join(at)}.vocabulary", values["vocabulary"])
-        return validated(DATASETS[kind], values, self._source, at)
+        return validated(model, values, self._source, at)
 
     def _read_pretrain_clip(self) -> tuple[PretrainClip, ...]:
         """The settings of each round of pre-training CLIP. A round starts from the weights of the one before it."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from deop.errors import ConfigError, unknown
-from deop.settings.datasets import AnyDataset
+from deop.settings.datasets import DatasetSettings
 from deop.settings.files import SOURCE
 
 
@@ -30,7 +30,7 @@ class DatasetNames:
 
     def __init__(
         self,
-        datasets: Mapping[str, AnyDataset],
+        datasets: Mapping[str, DatasetSettings],
         stands_for: Mapping[str, str],
         trained_on: Mapping[str, str],
         paper_datasets: Mapping[str, str],

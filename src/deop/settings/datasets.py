@@ -1,35 +1,32 @@
-"""What each kind of dataset may be told: generated scenes, the paper's datasets in their original form, a folder.
+"""What the settings of all datasets have in common, and the registry of the kinds of datasets.
 
-``names`` says what classes are called in prompts: ``original``, as the dataset's owners spell them, or ``cleaned``, as
-English has it (``tvmonitor`` is a tv monitor; of synonyms the first). ADE20K's 150 classes can also have the names that
-detectron2 gives them (``detectron2``). The authors' release evaluates with the original names, and on ADE20K's 150
-classes with detectron2's. ``splits`` are those that are prepared: a
-dataset that is only tested on needs no training images. ``complete`` false takes a dataset of which a part is there,
-such as one's first trial; otherwise the published number of images has to be.
+A kind of dataset is a module of :mod:`deop.data.readers`, called by its file name (``coco_stuff``), or any other
+importable module, called by its dotted name (``my_lab.cityscapes``). It holds the settings of such a dataset and the
+function that opens one, decorated with :func:`dataset`. See docs/adding-a-dataset.md.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from deop.settings.base import Fraction, Positive, Settings
+from deop.errors import ConfigError, unknown
+from deop.settings.base import Settings
 
+READERS = "deop.data.readers"
+"""The package whose modules are the kinds of datasets."""
 
-def _inside(path: str) -> str:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError("is a path that leads out of the data root")
-    return path
-
+Opener = TypeVar("Opener", bound=Callable)
 
 Names = Literal["cleaned", "original"]
 Spelling = Literal["cleaned", "original", "detectron2"]
-"""All values of ``names``; which of them a dataset takes, its own settings say."""
+"""All values of ``names``; the settings of a dataset say which of them it takes."""
 Splits = Annotated[tuple[Literal["train", "val"], ...], Field(min_length=1)]
-InRoot = Annotated[str, AfterValidator(_inside)]
-Digest = Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$")]
 
 
 class Vocabulary(Settings):
@@ -54,34 +51,59 @@ class Vocabulary(Settings):
         return self
 
 
-class EmojiScenes(Settings):
-    """A generated dataset (docs/mini-profile.md). Sizes count scenes, ``image_size`` is in pixels."""
+class DatasetSettings(Settings):
+    """Base of the settings of a dataset. Each has ``splits``, whose names are ``train`` and ``val``."""
 
-    kind: Literal["emoji_scenes"] = "emoji_scenes"
-    style: Literal["twemoji", "openmoji"]
-    vocabulary: Vocabulary
-    train: Annotated[int, Field(ge=0)]
-    val: Positive
-    image_size: Positive = 96
-    objects: tuple[Positive, Positive] = (2, 4)
-    object_size: tuple[Fraction, Fraction] = (0.3, 0.6)
-    label_stuff: bool = True
-    seed: int = 0
+    kind: str
+    if TYPE_CHECKING:  # a field or a property of each kind
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that have images."""
-        return ("train", "val") if self.train else ("val",)
+        @property
+        def splits(self) -> Collection[str]: ...
 
     @property
     def images(self) -> str:
-        """What the images are, as notes under tables say it."""
-        artwork = {"twemoji": "Twemoji", "openmoji": "OpenMoji"}[self.style]
-        return f"generated EmojiScenes scenes, {artwork} artwork"
+        """What the images are, for notes under tables."""
+        return "images of one's own"
+
+    def sources(self) -> tuple[str, ...]:
+        """The archives that it is unpacked from, by name in the catalogue (``data/downloads/sources.yaml``)."""
+        return ()
+
+    def contents(self, data_root: Path, start: Path) -> dict[str, Any] | None:
+        """What its files hold, in values for JSON, so that results are named after it and follow its changes.
+
+        None, the default, names results after the settings alone, as for published datasets, which do not change.
+
+        Args:
+            data_root: the folder of all datasets (``data.root``).
+            start: the folder that relative paths start from.
+
+        Raises:
+            DeopError: files that are missing; the message begins with the key of the settings.
+        """
+        return None
+
+    def folders(self, data_root: Path, start: Path) -> list[Path]:
+        """Where files lie that :meth:`contents` describes, resolved."""
+        return []
 
 
-class RealDataset(Settings):
-    """Base of datasets that are not generated: read in place, under ``data.root``, in the layout of their owners."""
+class GeneratedDataset(DatasetSettings):
+    """Base of the settings of datasets that are generated, which need no files."""
+
+    seed: int = 0
+
+
+class RealDataset(DatasetSettings):
+    """Base of the settings of published datasets, which are read where they are, under ``data.root``.
+
+    ``names`` says what classes are called in prompts: ``original``, as the dataset's owners spell them, or ``cleaned``,
+    in plain English (``tvmonitor`` is a tv monitor; of synonyms the first). ADE20K's 150 classes can also have
+    detectron2's names (``detectron2``). The authors' release evaluates with the original names, and on ADE20K's
+    150 classes with detectron2's. ``splits`` are prepared: a dataset that is only tested on needs no training images.
+    ``complete: false`` takes a part of the dataset, for a first trial; otherwise the published number of images is
+    required.
+    """
 
     TITLE: ClassVar[str]
 
@@ -91,196 +113,64 @@ class RealDataset(Settings):
 
     @property
     def images(self) -> str:
-        """What the images are and how classes are called, as notes under tables say it."""
         return f"{self.TITLE}, {self.names} class names"
 
-    def sources(self) -> tuple[str, ...]:
-        """What has to be there, by name in the catalogue of downloads (``data/downloads/sources.yaml``)."""
-        return ()
+
+DATASETS: dict[str, type[DatasetSettings]] = {}
+"""The settings of each kind of dataset that was asked for, by its name."""
+_OPENERS: dict[str, Callable] = {}
 
 
-class CocoStuff(RealDataset):
-    """COCO-Stuff 164k: 171 classes, 15 of them unseen (section 5)."""
+def dataset(settings: type[DatasetSettings]) -> Callable[[Opener], Opener]:
+    """Function decorator: registers how datasets with these ``settings`` are opened, under the name of the module.
 
-    TITLE = "COCO-Stuff 164k"
-
-    kind: Literal["coco_stuff"]
-
-    def sources(self) -> tuple[str, ...]:
-        return (*(f"coco_{split}2017" for split in self.splits), "coco_stuffthingmaps")
-
-
-class PascalVoc(RealDataset):
-    """PASCAL VOC 2012 with the training masks of SBD: 20 classes, 5 of them unseen (section 5)."""
-
-    TITLE = "PASCAL VOC 2012"
-
-    kind: Literal["pascal_voc"]
-
-    def sources(self) -> tuple[str, ...]:
-        return ("voc2012", *(["sbd"] if "train" in self.splits else []))
-
-
-class PascalContext(RealDataset):
-    """PASCAL Context: all ``classes`` of 459, or the 59 frequent ones."""
-
-    TITLE = "PASCAL Context"
-
-    kind: Literal["pascal_context"]
-    classes: Literal[59, 459]
-
-    def sources(self) -> tuple[str, ...]:
-        return ("voc2010", "pascal_context", "pascal_context_labels")
-
-
-class Ade20k(RealDataset):
-    """ADE20K as of the scene parsing challenge of 2016: 150 classes."""
-
-    TITLE = "ADE20K (SceneParse150)"
-
-    kind: Literal["ade20k"]
-    names: Spelling = "cleaned"  # type: ignore[assignment]  # more spellings than others have
-
-    def sources(self) -> tuple[str, ...]:
-        return ("ade20k",)
-
-
-class Ade20kFull(RealDataset):
-    """All of ADE20K (release of January 2021), of which the 847 classes of earlier work."""
-
-    TITLE = "ADE20K (2021_17_01)"
-
-    kind: Literal["ade20k_full"]
-
-    def sources(self) -> tuple[str, ...]:
-        return ("ade20k_full",)
-
-
-class FolderClass(Settings):
-    """One class of a dataset in folders; ``id`` is its value in the label maps."""
-
-    id: Annotated[int, Field(ge=0, le=65535)]
-    name: Annotated[str, Field(min_length=1)]
-    kind: Literal["thing", "stuff"] = "stuff"
-    unseen: bool = False
-
-
-class FolderSplit(Settings):
-    """Where a split lies, relative to the dataset's ``root``.
-
-    An image and its label map have the same path below their folders, but for the suffix. ``list`` names a text file
-    with one such path a line, without suffix, for a split that is a part of what the folders hold.
+    The function takes the settings and the data root, and returns a :class:`deop.data.raw_dataset.RawDataset` or a
+    :class:`deop.data.raw_dataset.SceneGenerator`.
     """
 
-    images: str
-    labels: str
-    list: str | None = None
+    def register(function: Opener) -> Opener:
+        kind = function.__module__.removeprefix(f"{READERS}.")
+        DATASETS[kind], _OPENERS[kind] = settings, function
+        return function
+
+    return register
 
 
-class Folder(Settings):
-    """One's own dataset (docs/own-dataset.md): folders of images and of label maps with one id a pixel.
+def dataset_kinds() -> list[str]:
+    """The kinds of datasets that the package has."""
+    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(READERS).__path__))
 
-    ``root`` None is ``data.root``. ``classes`` are in label order, in place or as the path of a CSV file below ``root``
-    with the columns id, name and, if wanted, kind and unseen. ``ignore`` are ids that are no class.
+
+def dataset_settings(kind: Any, place: str = "kind") -> type[DatasetSettings]:
+    """The settings of a kind of dataset.
+
+    Args:
+        kind: name of the kind.
+        place: where the kind is named, for the error.
+
+    Raises:
+        ConfigError: no module of that name, or one that registers no dataset.
     """
-
-    kind: Literal["folder"]
-    root: str | None = None
-    splits: Annotated[dict[Literal["train", "val"], FolderSplit], Field(min_length=1)]
-    classes: str | Annotated[tuple[FolderClass, ...], Field(min_length=1)]
-    ignore: tuple[Annotated[int, Field(ge=0, le=65535)], ...] = (255,)
-    image_suffixes: Annotated[tuple[str, ...], Field(min_length=1)] = (".jpg", ".jpeg", ".png")
-    label_suffixes: Annotated[tuple[str, ...], Field(min_length=1)] = (".png", ".tif", ".tiff")
-
-    @property
-    def images(self) -> str:
-        """What the images are, as notes under tables say it."""
-        return "images of one's own"
-
-    def sources(self) -> tuple[str, ...]:
-        """Nothing is downloaded."""
-        return ()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Folder:
-        if not isinstance(self.classes, str):
-            check_classes(self.classes, self.ignore)
-        return self
+    if not isinstance(kind, str):
+        raise unknown(place, "kind of dataset", kind, dataset_kinds())
+    if kind not in DATASETS:
+        module = kind if "." in kind else f"{READERS}.{kind}"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise  # the module is there, but not what it imports
+            raise unknown(place, "kind of dataset", kind, dataset_kinds()) from None
+        if kind not in DATASETS:
+            raise ConfigError(f"{place}: module {module} registers no dataset; see docs/adding-a-dataset.md")
+    return DATASETS[kind]
 
 
-def check_classes(classes: tuple[FolderClass, ...], ignore: tuple[int, ...]) -> None:
-    """Raises ``ValueError`` for an id or a name that two classes have, and for an id both a class and ignored."""
-    for what in ("id", "name"):
-        values = [getattr(entry, what) for entry in classes]
-        if repeated := sorted({value for value in values if values.count(value) > 1}):
-            raise ValueError(f"two classes have the {what} {', '.join(map(str, repeated))}")
-    if both := sorted({entry.id for entry in classes} & set(ignore)):
-        raise ValueError(f"ids that are a class and in ignore: {', '.join(map(str, both))}")
+def dataset_opener(kind: str) -> Callable:
+    """The function that opens datasets of a kind, see :func:`dataset`.
 
-
-class SourceEntry(Settings):
-    """One archive of the paper's datasets, as the catalogue (``data/downloads/sources.yaml``) or the configuration
-    describes it.
-
-    urls: where it is downloaded from, tried in this order; none for what is handed out on request.
-    how_to_get: what there is to do where no URL is known.
-    archive: its file name under ``<root>/archives``; two entries may take different members of one archive.
-    format: ``tar`` may be compressed.
-    bytes, hash: of the archive; None where they are not publicly known.
-    into: folder under the root that its members are unpacked into.
-    members: patterns of the members to unpack, all if empty.
-    holds: patterns of files under the root, and how many there are of each once it is unpacked. A ``*`` stands for
-        any part of one name that does not begin with a dot.
+    Raises:
+        ConfigError: as :func:`dataset_settings`.
     """
-
-    urls: tuple[str, ...] = ()
-    how_to_get: str | None = None
-    archive: Annotated[str, Field(pattern=r"^[^/.][^/]*$")]
-    format: Literal["zip", "tar"]
-    bytes: Positive | None = None
-    hash: Digest | None = None
-    into: InRoot = "."
-    members: tuple[str, ...] = ()
-    holds: Annotated[dict[InRoot, Positive], Field(min_length=1)]
-
-    @property
-    def folder(self) -> PurePosixPath:
-        """The folder under the root that everything in ``holds`` lies in."""
-        folders = [PurePosixPath(pattern.partition("*")[0] + "x").parent for pattern in self.holds]
-        return next(
-            above
-            for above in (folders[0], *folders[0].parents)
-            if all(folder.is_relative_to(above) for folder in folders)
-        )
-
-
-class Source(Settings):
-    """What the stage ``download`` is told: an entry of the catalogue and where its files go.
-
-    root: the folder of all datasets in their original form (``data.root``).
-    mirrors: further URLs of the archive, tried before those of the entry.
-    path: a copy elsewhere that takes the place of a download: the archive, or the folder that it was unpacked into.
-    keep_archives: archives stay once they are unpacked. They take as much space again, but damaged files are mended
-        without the network.
-    """
-
-    name: str
-    root: str
-    mirrors: tuple[str, ...] = ()
-    path: str | None = None
-    keep_archives: bool = True
-    entry: SourceEntry
-
-
-AnyDataset = EmojiScenes | RealDataset | Folder
-
-DATASETS: dict[str, type[AnyDataset]] = {
-    "emoji_scenes": EmojiScenes,
-    "coco_stuff": CocoStuff,
-    "pascal_voc": PascalVoc,
-    "pascal_context": PascalContext,
-    "ade20k": Ade20k,
-    "ade20k_full": Ade20kFull,
-    "folder": Folder,
-}
-"""The settings of a dataset by its ``kind``."""
+    dataset_settings(kind)
+    return _OPENERS[kind]

@@ -31,8 +31,8 @@ ProfileName = Annotated[str, AfterValidator(_printable)]
 class DataSection(Settings):
     """The folder of real datasets, ``root``, to which they are downloaded; it may be an existing copy.
 
-    ``sources`` are changes of single downloads, by name: fields of :class:`deop.settings.datasets.SourceEntry`, and
-    ``mirrors`` and ``path`` of :class:`deop.settings.datasets.Source`, which also explains ``keep_archives``.
+    ``sources`` are changes of single downloads, by name: fields of :class:`deop.settings.downloads.CatalogueEntry`, and
+    ``mirrors`` and ``path`` of :class:`deop.settings.downloads.Download`, which also explains ``keep_archives``.
     """
 
     root: str = "data/raw"

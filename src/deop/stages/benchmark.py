@@ -16,13 +16,14 @@ from deop.errors import validated
 from deop.evaluation.benchmark_cases import BARE, Case, scaling_cases, speed_cases
 from deop.evaluation.benchmark_measure import MATMUL, Measured, interleave, matmul_call, timed
 from deop.evaluation.benchmark_networks import Call, Networks
-from deop.jobs.artifacts import describe, write_json, write_text
+from deop.jobs.artifacts import describe
 from deop.jobs.configuration_state import describe_state
 from deop.jobs.job import Job
 from deop.reporting.origin import described_code, short_commit
 from deop.settings.benchmarks import BENCHMARKS, BenchmarkClip, Rounds, ScalingBenchmark, SpeedBenchmark
 from deop.settings.precision import cpu_name
 from deop.training.loop import make_accelerator
+from deop.utils.files import write_json, write_text
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("proposals", "clip_visual", "text", "anchors", "scoring", "upsampling", "crops")

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from deop.errors import DeopError, validated
 from deop.evaluation.metrics import MiouConvention
-from deop.jobs.artifacts import write_json, write_text
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.reporting.table_settings import MIOU, distinct
 from deop.settings.base import Positive, Settings
+from deop.utils.files import write_json, write_text
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
 CAPTION = "Differences that the paper claims, measured here"

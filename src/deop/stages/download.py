@@ -19,15 +19,16 @@ from deop.data.downloads.download import obtain, put_aside, read_record, record_
 from deop.data.downloads.manifests import ARCHIVES, manifest_path, record_files, verify
 from deop.data.downloads.sources import count, differences
 from deop.errors import DeopError
-from deop.jobs.artifacts import describe, write_json
+from deop.jobs.artifacts import describe
 from deop.jobs.job import Job
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
+from deop.utils.files import write_json
 
 
 def run(job: Job) -> None:
     """Has the files of ``job.settings["source"]`` in place, and writes what they are to ``job.output``."""
     started = time.monotonic()
-    source = Source.model_validate(job.settings["source"])
+    source = Download.model_validate(job.settings["source"])
     found = provide(source)
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
     write_json(
@@ -35,7 +36,7 @@ def run(job: Job) -> None:
     )
 
 
-def provide(source: Source) -> dict[str, Any]:
+def provide(source: Download) -> dict[str, Any]:
     """Has the files of a source in place: those that are there are used, and never replaced.
 
     Returns:
@@ -56,7 +57,7 @@ def provide(source: Source) -> dict[str, Any]:
     return {"holds": verify(source), "archive": read_record(archive)}
 
 
-def _complete(source: Source, archive: Path) -> None:
+def _complete(source: Download, archive: Path) -> None:
     """Has all files in place, whatever another process or an earlier run did."""
     root, holds = Path(source.root), source.entry.holds
     if unpacked := pending(source):
@@ -88,7 +89,7 @@ def _alone(archive: Path) -> Iterator[None]:
         yield
 
 
-def _unpack(source: Source, archive: Path) -> None:
+def _unpack(source: Download, archive: Path) -> None:
     """Fetches the archive, unless it is there, and unpacks it."""
     if source.path is not None and not Path(source.path).exists():
         raise DeopError(f"data.sources.{source.name}.path: {source.path} is not there")
@@ -113,7 +114,7 @@ def _unpack(source: Source, archive: Path) -> None:
         archive.unlink()
 
 
-def _link(source: Source) -> None:
+def _link(source: Download) -> None:
     """Links the user's copy elsewhere to where the source's files belong.
 
     ``source.path`` may be what is linked (``.../VOC2012``), or a folder above it that is laid out as the root is.
@@ -138,7 +139,7 @@ def _link(source: Source) -> None:
     )
 
 
-def _record(source: Source) -> None:
+def _record(source: Download) -> None:
     """Writes the manifest of files that were there before, where that is allowed."""
     if os.access(source.root, os.W_OK):
         record_files(source)

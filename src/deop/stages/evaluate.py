@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from deop.data.segmentation import IGNORE, SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
-from deop.jobs.artifacts import describe, write_json, write_text
+from deop.jobs.artifacts import describe
 from deop.jobs.job import Job
 from deop.methods.base import Segmenter
 from deop.methods.inference import prepare
@@ -23,6 +21,8 @@ from deop.methods.masks import MaskSegmenter
 from deop.methods.system import load_system, read_config
 from deop.settings.stages import Evaluation
 from deop.training.loop import make_accelerator
+from deop.utils.files import write_json, write_text
+from deop.utils.progress import progress_bar
 
 
 def run(job: Job) -> None:
@@ -46,9 +46,7 @@ def run(job: Job) -> None:
         device=accelerator.device,
     )
     classes, overlaps, passes, confusions = [], [], [], []
-    for batch in tqdm(
-        batches(dataset, settings.batch_size), desc="evaluate", mininterval=1 if sys.stderr.isatty() else 15
-    ):
+    for batch in progress_bar(batches(dataset, settings.batch_size), desc="evaluate"):
         images, labels = load_batch(dataset, batch, accelerator.device)
         with accelerator.autocast():
             prediction, found, shown = predict(segmenter, images, labels, dataset.names, settings.short_side)

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from pydantic import Field, model_validator
 
 from deop.errors import DeopError, validated
-from deop.jobs.artifacts import write_json
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting import canvas, plots
@@ -21,6 +20,7 @@ from deop.reporting.parts_plot import parts
 from deop.reporting.table_settings import TableDataset, TableSettings, described, listed
 from deop.settings.base import Settings
 from deop.stages.table import NOT_RUN, by_seed
+from deop.utils.files import write_json
 
 TOP = 8
 """How many wrong classes have a column of their own in a confusion."""

@@ -7,8 +7,6 @@ once. (The released code shows CLIP random parts of the crops, resized bilinearl
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Literal
 
 import numpy as np
@@ -16,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
 from deop.jobs.artifacts import artifact
@@ -30,6 +27,8 @@ from deop.models.weight_files import save_weights
 from deop.settings.stages import Clip, TextPrompts
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine
+from deop.utils.files import whole_file
+from deop.utils.progress import progress_bar
 
 _EMBEDDING_BATCH = 64
 EMBEDDINGS = "embeddings.safetensors"
@@ -111,11 +110,7 @@ def embed_segments(
     ``size`` and ``fill`` are ``crop_size`` and ``crop_fill`` of :class:`deop.settings.stages.TextPrompts`.
     """
     embeddings = []
-    for first in tqdm(
-        range(0, len(segments), _EMBEDDING_BATCH),
-        desc="embed crops",
-        mininterval=1 if sys.stderr.isatty() else 15,
-    ):
+    for first in progress_bar(range(0, len(segments), _EMBEDDING_BATCH), desc="embed crops"):
         crops = []
         for index, label in segments[first : first + _EMBEDDING_BATCH]:
             sample = dataset[index]
@@ -139,7 +134,7 @@ def run(job: Job) -> None:
         accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         clip.to(accelerator.device)
         segments = draw_segments(dataset, settings.samples_per_class, job.seed)
-        # A run that was killed leaves them to the next, which has the same key and so wants the same.
+        # A resumed run has the same key, so it needs the same embeddings.
         kept = workspace.state / EMBEDDINGS
         if kept.exists():
             embeddings = load_file(kept)["embeddings"]
@@ -147,9 +142,8 @@ def run(job: Job) -> None:
             embeddings = embed_segments(
                 clip, dataset, segments, settings.crop_size, settings.crop_fill, accelerator.device
             )
-            own = kept.with_suffix(f".{workspace.rank}")  # of several processes each has the same
-            save_file({"embeddings": embeddings}, own)
-            os.replace(own, kept)
+            with whole_file(kept) as temporary:  # every process writes the same
+                save_file({"embeddings": embeddings}, temporary)
         labels = torch.tensor([label for _, label in segments])
         step = PromptStep(clip, prompt, dataset.names, settings.logit_scale or clip.logit_scale)
         optimizer = torch.optim.SGD(

@@ -7,16 +7,17 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import resize_short_side
-from deop.jobs.artifacts import describe, write_json
+from deop.jobs.artifacts import describe
 from deop.jobs.job import Job
 from deop.methods.inference import prepare
 from deop.settings.stages import Evaluation, Speed
 from deop.stages.evaluate import load_tested
 from deop.training.loop import make_accelerator
+from deop.utils.files import write_json
+from deop.utils.progress import progress_bar
 from deop.utils.timing import wait_for
 
 
@@ -40,7 +41,7 @@ def run(job: Job) -> None:
     }
     dataset = SegmentationDataset(next(iter(jobs.values())).inputs["data"], "val")
     latencies: dict[str, list[float]] = {name: [] for name in jobs}
-    for step in tqdm(range(settings.warmup + settings.images), desc="measure_speed", mininterval=15):
+    for step in progress_bar(range(settings.warmup + settings.images), desc="measure_speed"):
         sample = dataset[step % len(dataset)]
         image = sample.image[None].to(device).float() / 255
         size = tuple(sample.label.shape)

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from deop.data.segmentation import SegmentationDataset
-from deop.jobs.artifacts import describe, write_json
+from deop.jobs.artifacts import describe
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.methods.system import load_system
 from deop.reporting import anchor_picture, canvas, scene_picture
 from deop.settings.stages import PictureSettings
+from deop.utils.files import write_json
 
 DRAW = {"scene": scene_picture.draw, "anchors": anchor_picture.draw}
 

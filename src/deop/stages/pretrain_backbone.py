@@ -6,23 +6,22 @@ one object each (details in section 5), which no mask of the datasets could teac
 
 from __future__ import annotations
 
-import sys
-
 import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deop.data.emoji.artwork import concepts
 from deop.data.emoji.captioned import CaptionedScenes
-from deop.jobs.artifacts import WEIGHTS, artifact, write_json
+from deop.jobs.artifacts import WEIGHTS, artifact
 from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.settings.pretraining import PretrainBackbone
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine, parameter_groups
+from deop.utils.files import write_json
+from deop.utils.progress import progress_bar
 
 _SEED = 0xACC  # of images that training does not draw
 
@@ -105,7 +104,7 @@ def _accuracy(classifier: nn.Module, settings: PretrainBackbone, batches: int = 
     """Top-1 accuracy on fresh images."""
     fresh = NamedObjects(settings, steps=batches, seed=_SEED)
     right = []
-    for step in tqdm(range(batches), desc="accuracy", mininterval=1 if sys.stderr.isatty() else 15):
+    for step in progress_bar(range(batches), desc="accuracy"):
         batch = fresh[step]
         logits = classifier(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
         right.append(logits.argmax(1) == batch["label"])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deop.data.emoji.artwork import concepts
 from deop.data.emoji.captioned import CaptionedScenes
 from deop.evaluation.clip_accuracy import clip_accuracy
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, artifact, write_json
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, artifact
 from deop.jobs.job import Job
 from deop.models.clip import load_clip
 from deop.models.clip_build import has_quick_gelu
@@ -27,6 +27,7 @@ from deop.models.weight_files import checked_weights
 from deop.settings.pretraining import PretrainClip
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine, parameter_groups
+from deop.utils.files import write_json
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
 

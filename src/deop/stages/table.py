@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 
 from deop.errors import DeopError, validated
-from deop.jobs.artifacts import provenance_of, write_json, write_text
+from deop.jobs.artifacts import provenance_of
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.reporting.table_settings import COUNTS, MIOU, TableSettings, described, deviates, listed
 from deop.settings.methods import method_settings
+from deop.utils.files import write_json, write_text
 
 NOT_RUN = "not run"
 

@@ -21,7 +21,7 @@ from deop.jobs.job import Job
 from deop.jobs.jobs import NAMED
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
 from deop.settings.files import read_profile
 from deop.tools.training_hours import STAGES, Machine, estimate_group, groups, total
 
@@ -138,7 +138,9 @@ def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
 def _data(root: Path, config: Configuration, plan: Plan) -> Iterator[Finding]:
     """Which datasets are there and whole, whether the others can be downloaded, and whether they fit the disk."""
     sources = [
-        Source.model_validate(job.settings["source"]) for job in plan.jobs.values() if job.stage == "download"
+        Download.model_validate(job.settings["source"])
+        for job in plan.jobs.values()
+        if job.stage == "download"
     ]
     missing = []
     for source in sources:
@@ -174,7 +176,7 @@ def _space(sizes: list[int | None]) -> float:
     return sum(2.1 * (2 * GIB if size is None else size) for size in sizes)
 
 
-def _reachable(source: Source) -> Finding:
+def _reachable(source: Download) -> Finding:
     """Whether an archive can be had: it is there, or one of its addresses answers."""
     archive = Path(source.path or Path(source.root) / ARCHIVES / source.entry.archive)
     if archive.exists():

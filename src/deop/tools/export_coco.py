@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
+from deop.data.card import DatasetCard
 from deop.data.coco_results import entries, image_ids, write_results
-from deop.data.segmentation import DatasetCard, SegmentationDataset
+from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
-from deop.jobs.artifacts import WEIGHTS, require_inputs, sha256_of
+from deop.jobs.artifacts import WEIGHTS, require_inputs
 from deop.jobs.job import Job
 from deop.jobs.systems import TrainedSystem
 from deop.methods.inference import prepare
@@ -23,6 +20,8 @@ from deop.methods.system import read_config
 from deop.settings.stages import Evaluation
 from deop.stages.evaluate import batches, load_batch, load_tested
 from deop.training.loop import make_accelerator
+from deop.utils.files import file_hash, whole_file
+from deop.utils.progress import progress_bar
 
 
 def run(job: Job, output: Path) -> None:
@@ -47,10 +46,8 @@ def run(job: Job, output: Path) -> None:
         for group in _predictions(job, _whole_lines(file)):
             file.write(json.dumps(group).encode() + b"\n")
             file.flush()
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    with partial.open() as lines, temporary.open("w") as file:
+    with partial.open() as lines, whole_file(output) as temporary, temporary.open("w") as file:
         write_results(map(json.loads, lines), file)
-    os.replace(temporary, output)
     partial.unlink()
 
 
@@ -68,7 +65,7 @@ def evaluation_of(system: TrainedSystem, data: Path | None) -> Job:
         )
     inference = read_config(system.folder).inference
     evaluation = Evaluation(**inference.model_dump())
-    key = sha256_of(system.folder / WEIGHTS)[:12]
+    key = file_hash(system.folder / WEIGHTS)[:12]
     return Job(
         stage="evaluate",
         key=key,
@@ -110,13 +107,7 @@ def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     if done == len(todo):
         return
     segmenter = prepare(load_tested(job), accelerator.device, **settings.inference)
-    for batch in tqdm(
-        todo[done:],
-        desc="export_coco",
-        initial=done,
-        total=len(todo),
-        mininterval=1 if sys.stderr.isatty() else 15,
-    ):
+    for batch in progress_bar(todo[done:], desc="export_coco", initial=done, total=len(todo)):
         images, labels = load_batch(dataset, batch, accelerator.device)
         with accelerator.autocast():
             resized = resize_short_side(images, settings.short_side)

@@ -13,11 +13,11 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor
 
 from deop import __version__
-from deop.data.readers.class_table import labelled_classes
-from deop.data.readers.release_names import link_dataset, release_names
+from deop.data.class_lists import labelled_classes
+from deop.data.release_names import link_dataset, release_names
 from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version, sha256_of, write_json, write_text
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version
 from deop.jobs.job import Job
 from deop.jobs.jobs import dump
 from deop.models.weight_files import read_pickled, save_weights
@@ -26,6 +26,7 @@ from deop.settings.schedule import Augmentation
 from deop.settings.stages import Clip, Evaluation, Proposals, TextPrompts
 from deop.settings.system import CONFIG, ClipReference, Inference, SystemConfig
 from deop.tools.authors import Imported, convert
+from deop.utils.files import file_hash, write_json, write_text
 
 CLIP_MODELS = {
     (768, 32, 50): "ViT-B-32-quickgelu",
@@ -136,7 +137,7 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
 
     Its CLIP is written in. The provenance has the source's SHA-256, and what was left out and why. With ``data``, a
     prepared dataset, there is also ``evaluate.json``: the job of ``deop evaluate`` that measures the system on it,
-    under the class names that the release evaluates with (:func:`deop.data.readers.release_names.release_names`). Where
+    under the class names that the release evaluates with (:func:`deop.data.release_names.release_names`). Where
     ``data`` has others, the job reads ``output/data``, the same images and label maps under those names.
 
     Raises:
@@ -161,14 +162,14 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
     }
     save_weights(tensors, partial)
     write_json(partial / CONFIG, config.model_dump(mode="json"))
-    source = sha256_of(path)
+    source = file_hash(path)
     write_json(
         partial / PROVENANCE,
         {
             "stage": "import_authors",
             "source": path.name,
             "source_sha256": source,
-            "sha256": sha256_of(partial / WEIGHTS),
+            "sha256": file_hash(partial / WEIGHTS),
             **code_version(),
             "tensors": {"in_checkpoint": len(state), "left_out": len(imported.left_out)},
             "left_out": imported.left_out,

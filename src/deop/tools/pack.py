@@ -8,8 +8,9 @@ import shutil
 from pathlib import Path
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, sha256_of, write_json
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS
 from deop.methods.system import load_system, read_config, save_system
+from deop.utils.files import file_hash, write_json
 
 
 def run(system: Path, output: Path) -> None:
@@ -25,7 +26,7 @@ def run(system: Path, output: Path) -> None:
     try:
         save_system(load_system(system), read_config(system), partial, include_clip=True)
         provenance = json.loads((system / PROVENANCE).read_text())
-        write_json(partial / PROVENANCE, provenance | {"sha256": sha256_of(partial / WEIGHTS)})
+        write_json(partial / PROVENANCE, provenance | {"sha256": file_hash(partial / WEIGHTS)})
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

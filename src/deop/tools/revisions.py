@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import write_json
 from deop.jobs.revisions import REVISIONS
+from deop.utils.files import write_json
 
 LOADED_BY_NAME = {"method_class": "deop.methods"}
 """Functions that import a module of a package by its name: who uses the function counts as using the whole package."""

@@ -19,7 +19,8 @@ from pydantic.json_schema import models_json_schema
 
 from deop.settings.benchmarks import BenchmarkClip, Rounds, ScalingBenchmark, SpeedBenchmark
 from deop.settings.configuration import SECTIONS, VARIED
-from deop.settings.datasets import DATASETS, Source, SourceEntry, Vocabulary
+from deop.settings.datasets import Vocabulary, dataset_kinds, dataset_settings
+from deop.settings.downloads import CatalogueEntry, Download
 from deop.settings.files import ClipSection, MainFile
 from deop.settings.methods import METHODS, DeOPSettings
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
@@ -30,6 +31,7 @@ Schema = dict[str, Any]
 
 BUILT_IN = {name: model for name, model in METHODS.items() if model.__module__ == DeOPSettings.__module__}
 """The methods whose settings are known without importing their modules."""
+DATASETS = {kind: dataset_settings(kind) for kind in dataset_kinds()}
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TEXT: Schema = {"type": "string"}
@@ -68,7 +70,7 @@ def _complete(model: type[BaseModel]) -> Schema:
 
 def _profile() -> Schema:
     models = [
-        *(MainFile, ClipSection, PretrainClip, PretrainBackbone, Source, SourceEntry, DeOPSettings),
+        *(MainFile, ClipSection, PretrainClip, PretrainBackbone, Download, CatalogueEntry, DeOPSettings),
         *(BenchmarkClip, Rounds, SpeedBenchmark, ScalingBenchmark),
         *DATASETS.values(),
         *BUILT_IN.values(),
@@ -164,8 +166,8 @@ def _benchmark(defs: Schema) -> Schema:
 
 
 def _source(defs: Schema) -> Schema:
-    of_source = defs[Source.__name__]["properties"]
-    return _with(defs, SourceEntry, **{key: of_source[key] for key in ("mirrors", "path")})
+    of_source = defs[Download.__name__]["properties"]
+    return _with(defs, CatalogueEntry, **{key: of_source[key] for key in ("mirrors", "path")})
 
 
 def _per_dataset(defs: Schema, name: str, model: type[BaseModel]) -> Schema:

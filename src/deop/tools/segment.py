@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +23,14 @@ from deop.data.segmentation import write_label_map
 from deop.data.transforms import resize_short_side
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
-from deop.jobs.artifacts import WEIGHTS, sha256_of, write_json
+from deop.jobs.artifacts import WEIGHTS
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config
 from deop.reporting.overlay import overlay
 from deop.settings.system import CONFIG
 from deop.training.loop import loader_workers, make_accelerator
+from deop.utils.files import file_hash, whole_file, write_json
+from deop.utils.progress import progress_bar
 
 CLASSES = "classes.json"
 
@@ -101,12 +102,11 @@ def run(
             resized = resize_short_side(pixels, config.inference.short_side)
             return segmenter.label(resized, names, tuple(batch.shape[-2:])).int().cpu().numpy()
 
-    with tqdm(
+    with progress_bar(
         desc="segment",
         initial=len(targets) - len(todo),
         total=len(targets),
         unit="image",
-        mininterval=1 if sys.stderr.isatty() else 15,
     ) as progress:
         return _segment(todo, label, names, batch_size or 1, accelerator.device, progress)
 
@@ -116,8 +116,8 @@ def _meaning(system: Path, names: list[str]) -> dict[str, Any]:
     return {
         "classes": {str(index): name for index, name in enumerate(names)},
         "system": read_config(system).name,
-        "weights": sha256_of(system / WEIGHTS),
-        "config": sha256_of(system / CONFIG),
+        "weights": file_hash(system / WEIGHTS),
+        "config": file_hash(system / CONFIG),
     }
 
 
@@ -221,15 +221,12 @@ def _write(target: Target, image: Tensor, label: np.ndarray, names: list[str]) -
         DeopError: a file that cannot be written.
     """
     for path in target.outputs:
-        # The suffix stays at the end, where PIL looks for the format.
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path == target.label_map:
-                write_label_map(temporary, label, 255 if len(names) <= 256 else 65535)
-            else:
-                picture = overlay(image.permute(1, 2, 0).numpy(), label, names)
-                picture.save(temporary, quality=90, subsampling=0)
-            os.replace(temporary, path)
+            with whole_file(path) as temporary:
+                if path == target.label_map:
+                    write_label_map(temporary, label, 255 if len(names) <= 256 else 65535)
+                else:
+                    picture = overlay(image.permute(1, 2, 0).numpy(), label, names)
+                    picture.save(temporary, quality=90, subsampling=0)
         except OSError as error:
             raise DeopError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,6 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import TrainingBatches, seed_cpu
@@ -32,6 +30,8 @@ from deop.models.weight_files import learned_state, read_pickled
 from deop.settings.precision import Precision
 from deop.settings.schedule import Schedule
 from deop.training.optim import poly
+from deop.utils.files import whole_file
+from deop.utils.progress import progress_bar
 from deop.utils.timing import part, parts_of
 
 CHECKPOINT = "checkpoint.pt"
@@ -148,12 +148,11 @@ def fit(
         pin_memory=accelerator.device.type == "cuda",
         collate_fn=_as_arrays if accelerator.device.type == "cpu" else None,
     )
-    progress = tqdm(
+    progress = progress_bar(
         loader,
         desc=description,
         initial=first,
         total=iterations,
-        mininterval=1.0 if sys.stderr.isatty() else 15.0,
         disable=not accelerator.is_local_main_process,
     )
     saved = time.monotonic()
@@ -351,18 +350,15 @@ def plain_attention(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def _save(path: Path, module: nn.Module, optimizer, scheduler, accelerator: Accelerator, step: int) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(
-        {
-            "module": learned_state(module),
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-            "step": step,
-        },
-        temporary,
-    )
-    os.replace(temporary, path)
+    state = {
+        "module": learned_state(module),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+        "step": step,
+    }
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _to(batch, device: torch.device):

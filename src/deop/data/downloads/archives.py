@@ -12,7 +12,6 @@ import gzip
 import os
 import shutil
 import stat
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -22,12 +21,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
-from tqdm import tqdm
-
 from deop.data.downloads.manifests import Record, write_manifest
 from deop.data.downloads.sources import count, differences
 from deop.errors import DeopError
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
+from deop.utils.progress import progress_bar
 
 _BLOCK = 1 << 20
 _DISK_BLOCK = 4096  # files take whole blocks of a file system
@@ -172,7 +170,7 @@ def _copy(source: IO[bytes], path: Path, progress: Callable[[int], object]) -> i
     return crc32
 
 
-def unpack(source: Source, archive: Path, require_space: Callable[[Path, int, str], None]) -> None:
+def unpack(source: Download, archive: Path, require_space: Callable[[Path, int, str], None]) -> None:
     """Unpacks ``archive`` under the root of ``source`` and writes its manifest.
 
     A run that is killed leaves hidden folders only, which the next one removes, or what is :func:`pending`.
@@ -200,12 +198,11 @@ def unpack(source: Source, archive: Path, require_space: Callable[[Path, int, st
                 shutil.rmtree(left)
         size = sum(-(-member.size // _DISK_BLOCK) * _DISK_BLOCK for member in members)
         require_space(home, size, f"to unpack {archive.name}")
-        with tqdm(
+        with progress_bar(
             total=sum(member.size for member in members),
             desc=f"unpacking {archive.name}",
             unit="B",
             unit_scale=True,
-            mininterval=1 if sys.stderr.isatty() else 15,
         ) as progress:
             try:
                 records = opened.extract(members, unfinished / entry.into, progress.update)
@@ -226,7 +223,7 @@ def unpack(source: Source, archive: Path, require_space: Callable[[Path, int, st
     place(whole, root)
 
 
-def pending(source: Source) -> Path | None:
+def pending(source: Download) -> Path | None:
     """What an earlier run unpacked whole and was killed before it was in place, to be given to :func:`place`."""
     return next(
         (whole for folder in _homes(source) if (whole := folder / f".{source.name}.unpacked").exists()), None
@@ -242,7 +239,7 @@ def _opened(path: Path, format: str) -> Iterator[Archive]:
         archive.close()
 
 
-def _homes(source: Source) -> list[Path]:
+def _homes(source: Download) -> list[Path]:
     """Where the hidden folders may be: the deepest of these that is there, so that renaming stays on a file system."""
     root, folder = Path(source.root), source.entry.folder
     return [root / above for above in (folder, *folder.parents)]

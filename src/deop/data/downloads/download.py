@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pooch
 import requests
 from tqdm import tqdm
 
 from deop.errors import DeopError
-from deop.settings.datasets import Source, SourceEntry
+from deop.settings.downloads import CatalogueEntry, Download
+from deop.utils.files import file_hash, write_json
+from deop.utils.progress import progress_bar
 
-# pooch is what the project downloads with, but its downloaders start over where a connection broke off, and so would
-# never bring 19 GB over some lines. Hence the transfer is done here; hashes are pooch's.
+# Interrupted transfers are resumed here: the usual libraries start over when a connection breaks, and may never
+# complete an archive of 19 GB.
 
 ATTEMPTS = 5
 """How often a URL may fail in a row, without a byte more, before the next one is tried."""
@@ -75,17 +76,11 @@ class _Partial:
 
     def begin(self, state: dict[str, Any]) -> None:
         self.discard()
-        _write(self._state, state)
+        write_json(self._state, state)
 
     def discard(self) -> None:
         self._state.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def record_path(archive: Path) -> Path:
@@ -102,7 +97,7 @@ def read_record(archive: Path) -> dict[str, Any] | None:
         raise DeopError(f"{record_path(archive)} is damaged: remove it, and it is made anew") from None
 
 
-def check(path: Path, entry: SourceEntry, archive: Path) -> dict[str, Any]:
+def check(path: Path, entry: CatalogueEntry, archive: Path) -> dict[str, Any]:
     """``bytes`` and ``sha256`` of the file at ``path``, which is or will be ``archive``.
 
     Where ``entry`` has no hash, that in the archive's record counts.
@@ -119,11 +114,11 @@ def check(path: Path, entry: SourceEntry, archive: Path) -> dict[str, Any]:
     found = {}
     if expected:
         algorithm, _, digest = expected.partition(":")
-        found[algorithm] = pooch.file_hash(str(path), alg=algorithm)
+        found[algorithm] = file_hash(path, algorithm)
         if found[algorithm] != digest:
             known = "" if entry.hash else f", which {record_path(archive)} holds since it was first there"
             raise WrongArchive(f"{path} has {algorithm} {found[algorithm]} instead of {digest}{known}")
-    return {"bytes": size, "sha256": found.get("sha256") or pooch.file_hash(str(path), alg="sha256")}
+    return {"bytes": size, "sha256": found.get("sha256") or file_hash(path)}
 
 
 def put_aside(path: Path) -> Path:
@@ -156,7 +151,7 @@ def require_space(needs: list[tuple[Path, int, str]]) -> None:
             )
 
 
-def obtain(source: Source, archive: Path) -> tuple[Path, dict[str, Any]]:
+def obtain(source: Download, archive: Path) -> tuple[Path, dict[str, Any]]:
     """The archive of a source, checked, and its ``bytes``, ``sha256`` and ``url`` (None where it was not fetched here).
 
     It is the user's (``source.path``), or at ``archive`` already, or downloaded to there.
@@ -182,11 +177,11 @@ def obtain(source: Source, archive: Path) -> tuple[Path, dict[str, Any]]:
         path = archive
         found, url = _fetch(source, archive)
     record = {**found, "url": url}
-    _write(record_path(archive), record)
+    write_json(record_path(archive), record)
     return path, record
 
 
-def _fetch(source: Source, archive: Path) -> tuple[dict[str, Any], str]:
+def _fetch(source: Download, archive: Path) -> tuple[dict[str, Any], str]:
     """Downloads ``archive`` from the first URL that gives the right one; its size and hash, and the URL."""
     entry = source.entry
     if not (urls := (*source.mirrors, *entry.urls)):
@@ -218,7 +213,7 @@ def _fetch(source: Source, archive: Path) -> tuple[dict[str, Any], str]:
     )
 
 
-def _fetch_from(url: str, partial: _Partial, source: Source) -> None:
+def _fetch_from(url: str, partial: _Partial, source: Download) -> None:
     """Fetches until the archive is whole, as long as there is progress."""
     failures = 0
     while True:
@@ -251,7 +246,7 @@ def _in_words(error: requests.RequestException) -> str:
     return "no connection"
 
 
-def _transfer(url: str, partial: _Partial, source: Source) -> None:
+def _transfer(url: str, partial: _Partial, source: Download) -> None:
     """One request for what is missing; returns when the archive is whole.
 
     Raises:
@@ -301,13 +296,12 @@ def _transfer(url: str, partial: _Partial, source: Source) -> None:
             partial.begin({"url": url, "validator": validator, "bytes": total})
         with (
             partial.path.open("ab") as file,
-            tqdm(
+            progress_bar(
                 total=total,
                 initial=offset,
                 desc=f"downloading {entry.archive}",
                 unit="B",
                 unit_scale=True,
-                mininterval=1 if sys.stderr.isatty() else 15,
             ) as progress,
         ):
             for chunk in itertools.chain((first,), chunks):

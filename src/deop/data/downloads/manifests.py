@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from deop.data.downloads.sources import count, differences, matches
 from deop.errors import DeopError
-from deop.settings.datasets import Source
+from deop.settings.downloads import Download
+from deop.utils.files import whole_file
+from deop.utils.progress import progress_bar
 
 ARCHIVES = "archives"
 """Folder under the data root that holds archives, what is known of them, and manifests."""
@@ -37,23 +35,20 @@ class Record(NamedTuple):
     crc32: int
 
 
-def manifest_path(source: Source) -> Path:
+def manifest_path(source: Download) -> Path:
     return Path(source.root) / ARCHIVES / f"{source.name}.manifest.csv.gz"
 
 
-def write_manifest(source: Source, records: Iterable[Record]) -> None:
+def write_manifest(source: Download, records: Iterable[Record]) -> None:
     """Writes ``records`` as CSV with the columns path, size, crc32 (hexadecimal); whole or not at all."""
     path = manifest_path(source)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with gzip.open(temporary, "wt", encoding="utf-8", newline="") as file:
+    with whole_file(path) as temporary, gzip.open(temporary, "wt", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Record._fields)
         writer.writerows((record.path, record.size, f"{record.crc32:08x}") for record in sorted(records))
-    os.replace(temporary, path)
 
 
-def read_manifest(source: Source) -> list[Record] | None:
+def read_manifest(source: Download) -> list[Record] | None:
     """The records of a source, None if there are none."""
     path = manifest_path(source)
     try:
@@ -68,7 +63,7 @@ def read_manifest(source: Source) -> list[Record] | None:
         raise DeopError(f"{path} cannot be read ({error}): remove it, and it is made anew") from None
 
 
-def record_files(source: Source, workers: int = 8) -> None:
+def record_files(source: Download, workers: int = 8) -> None:
     """Writes the manifest of files that were there before: as they are now is how they should stay."""
     root = Path(source.root)
     paths = [str(path.relative_to(root)) for pattern in source.entry.holds for path in matches(root, pattern)]
@@ -79,7 +74,7 @@ def record_files(source: Source, workers: int = 8) -> None:
     write_manifest(source, _in_threads(read, paths, f"recording {source.name}", workers))
 
 
-def verify(source: Source, *, full: bool = False, workers: int = 8) -> dict[str, int]:
+def verify(source: Download, *, full: bool = False, workers: int = 8) -> dict[str, int]:
     """Whether the unpacked files are all there and as they were unpacked (or first found).
 
     Counts are compared with the entry's, and sizes with those in the manifest, where there is one.
@@ -142,12 +137,7 @@ def _in_threads(
     results: list[Result] = []
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(
-            total=len(items),
-            desc=description,
-            unit="file",
-            mininterval=1 if sys.stderr.isatty() else 15,
-        ) as progress,
+        progress_bar(total=len(items), desc=description, unit="file") as progress,
         # closed first: where one fails, those not yet begun are dropped
         closing(pool.map(lambda batch: [function(item) for item in batch], batches)) as done,
     ):

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from deop.errors import unknown, validated
-from deop.settings.datasets import SourceEntry
+from deop.settings.downloads import CatalogueEntry
 
 CATALOGUE = Path(__file__).with_name("sources.yaml")
 
@@ -24,7 +24,7 @@ def find_entry(
     changes: Mapping[str, Any] | None = None,
     source: str = "config",
     at: tuple[str, ...] = ("data", "sources"),
-) -> SourceEntry:
+) -> CatalogueEntry:
     """The entry ``name`` of the catalogue with ``changes`` of some of its fields.
 
     Args:
@@ -36,7 +36,7 @@ def find_entry(
     entries = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
     if name not in entries:
         raise unknown(f"{source}: {'.'.join(at)}", "source", name, entries)
-    return validated(SourceEntry, entries[name] | dict(changes or {}), source, (*at, name))
+    return validated(CatalogueEntry, entries[name] | dict(changes or {}), source, (*at, name))
 
 
 def matches(root: Path, pattern: str) -> Iterator[Path]:

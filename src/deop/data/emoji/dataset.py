@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -10,21 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deop.data.card import DatasetCard, LabelledClass, ignore_value
 from deop.data.emoji.artwork import concept
 from deop.data.emoji.scenes import compose, random_placement, split_mask, spread_centres
+from deop.data.emoji.settings import EmojiScenes
 from deop.data.emoji.textures import draw_texture, texture_names
-from deop.data.segmentation import (
-    IGNORE,
-    DatasetCard,
-    Entry,
-    LabelledClass,
-    ignore_value,
-    write_card,
-    write_label_map,
-    write_split,
-)
+from deop.data.segmentation import IGNORE, Entry, write_card, write_label_map, write_split
 from deop.errors import DeopError
-from deop.settings.datasets import EmojiScenes
 
 # Seeds of the splits differ in this word, so that no scene of one can be a scene of the other.
 _SPLIT_WORD = {"train": 0x7121, "val": 0x7A1}
@@ -109,7 +101,14 @@ def _write_chunk(arguments) -> list[Entry]:
     return [_write_scene(root, settings, split, index, *scene) for index, scene in scenes]
 
 
-def write(root: Path, name: str, settings: EmojiScenes, *, workers: int = 1, progress=None) -> DatasetCard:
+def write(
+    root: Path,
+    name: str,
+    settings: EmojiScenes,
+    *,
+    workers: int = 1,
+    progress: Callable[[int], object] | None = None,
+) -> DatasetCard:
     """Writes the dataset into ``root``; the same settings give the same files.
 
     ``progress``, if given, is called with the number of scenes just written.

@@ -1,1 +1,1 @@
-"""Datasets in the form that their owners publish."""
+"""The kinds of datasets: one module each, called by the ``kind`` in the configuration (docs/adding-a-dataset.md)."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from deop.data.readers.class_table import find_table, labelled_classes
-from deop.data.segmentation import DatasetCard, write_card
+from deop.data.card import DatasetCard
+from deop.data.class_lists import find_class_list, labelled_classes
+from deop.data.segmentation import write_card
 from deop.settings.datasets import Spelling
 
-_BY_TABLE: dict[str, Spelling] = {"ade20k_150": "detectron2"}
+_SPELLINGS: dict[str, Spelling] = {"ade20k_150": "detectron2"}
 
 
 def release_names(card: DatasetCard) -> DatasetCard:
@@ -17,13 +18,13 @@ def release_names(card: DatasetCard) -> DatasetCard:
 
     A dataset whose class list is not one of ``data/classes`` keeps its names.
     """
-    table = find_table(card.classes)
-    if table is None:
+    name = find_class_list(card.classes)
+    if name is None:
         return card
-    spelling = _BY_TABLE.get(table, "original")
+    spelling = _SPELLINGS.get(name, "original")
     classes = tuple(
         own.model_copy(update={"name": named.name})
-        for own, named in zip(card.classes, labelled_classes(table, spelling), strict=True)
+        for own, named in zip(card.classes, labelled_classes(name, spelling), strict=True)
     )
     return card.model_copy(update={"classes": classes, "spelling": spelling})
 

@@ -1,4 +1,4 @@
-"""Images and their label maps, paired by name. Imports nothing heavy, because the planner uses it."""
+"""Images and their label maps, paired by name."""
 
 from __future__ import annotations
 
