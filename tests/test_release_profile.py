@@ -22,24 +22,26 @@ def plans() -> tuple[Plan, Plan]:
 
 
 def of(plan: Plan, table: str, role: str) -> tuple[Job, dict[str, Job]]:
-    """The evaluation of a table in this role, and what it reads."""
+    """The system that a table shows in this role, and the jobs that it and its evaluation are made from."""
     by_output = {job.output: job for job in plan.jobs.values()}
-    job = by_output[plan.tables[table].inputs[role]]
-    return job, {role: by_output[path] for role, path in job.inputs.items()}
+    evaluation = by_output[plan.tables[table].inputs[role]]
+    system = by_output[evaluation.inputs["system"]]
+    of_system = {role: by_output[path] for role, path in system.inputs.items()}
+    return system, of_system | {"evaluation": evaluation, "tested_on": by_output[evaluation.inputs["data"]]}
 
 
 def test_the_choices_of_the_release_arrive(plans):
     deop, read = of(plans[1], "table3", "deop/coco/0")
-    proposals, segmentation = read["proposals"], read["segmentation"]
+    proposals, segmentation, evaluation = read["proposals"], read["trained"], read["evaluation"]
     assert deop.settings["clip"]["normalisation"] == "imagenet"
-    assert deop.settings["network"]["severance"] | {"rows": None} == {
+    assert deop.settings["method"]["severance"] | {"rows": None} == {
         "kind": "mask_sum",
         "alpha": {"-2": 0.0, "-1": 1.0},
         "rows": None,
     }
     assert (
-        deop.settings["evaluation"]["size_divisibility"],
-        deop.settings["evaluation"]["upsample"],
+        evaluation.settings["evaluation"]["size_divisibility"],
+        evaluation.settings["evaluation"]["upsample"],
     ) == (
         32,
         "scores",
@@ -58,9 +60,9 @@ def test_the_choices_of_the_release_arrive(plans):
     )
     assert read["prompts"].settings["prompts"]["crop_fill"] == "release"
     assert read["data"].settings["dataset"]["names"] == "original"
-    assert of(plans[1], "table2", "deop/a150/0")[1]["data"].settings["dataset"]["names"] == "detectron2"
+    assert of(plans[1], "table2", "deop/a150/0")[1]["tested_on"].settings["dataset"]["names"] == "detectron2"
     for system in ("simbaseline", "zegformer"):
-        network = of(plans[1], "table1", f"{system}/coco/0")[0].settings["network"]
+        network = of(plans[1], "table1", f"{system}/coco/0")[0].settings["method"]
         assert network["crop_resampling"] == "release"
     assert proposals.settings["proposals"]["class_term"] == {
         "weight": 1.0,
@@ -72,25 +74,23 @@ def test_the_choices_of_the_release_arrive(plans):
     assert proposals.settings["proposals"]["batch_size"] == 32
     _, read = of(plans[1], "table3", "deop/voc/0")
     assert read["proposals"].settings["proposals"]["batch_size"] == 16
-    mps, gps = (
-        of(plans[1], "table4", f"{name}/coco/0")[0].settings["network"] for name in ("mps", "gps_0_1")
-    )
+    mps, gps = (of(plans[1], "table4", f"{name}/coco/0")[0].settings["method"] for name in ("mps", "gps_0_1"))
     assert mps["severance"]["rows"] == "softmax" and gps["severance"]["kind"] == "gps"
     assert plans[1].tables["table3"].settings["table"]["profile"] == "release"
 
 
 def test_the_paper_comes_without_them(plans):
     deop, read = of(plans[0], "table3", "deop/coco/0")
-    network, evaluation = deop.settings["network"], deop.settings["evaluation"]
+    network, evaluation = deop.settings["method"], read["evaluation"].settings["evaluation"]
     assert network["severance"]["kind"] == "gps" and deop.settings["clip"]["normalisation"] == "clip"
     assert (evaluation["size_divisibility"], evaluation["upsample"]) == (1, "masks")
-    assert read["segmentation"].settings["segmentation"]["loss"] == "labelled"
+    assert read["trained"].settings["segmentation"]["loss"] == "labelled"
     proposals = read["proposals"].settings
     assert proposals["proposals"]["ignored"] == "excluded" and proposals["proposals"]["class_term"] is None
     # Where the paper is silent and the release is followed.
     assert proposals["proposals"]["dropout"] == 0.1 and not proposals["proposals"]["decay_biases"]
     assert "prompts" not in proposals and "prompts" not in read["proposals"].inputs
-    assert of(plans[0], "table4", "mps/coco/0")[0].settings["network"]["severance"]["rows"] == "share"
+    assert of(plans[0], "table4", "mps/coco/0")[0].settings["method"]["severance"]["rows"] == "share"
 
 
 def test_how_images_are_padded_is_no_reason_to_train_again(plans):
@@ -98,14 +98,18 @@ def test_how_images_are_padded_is_no_reason_to_train_again(plans):
     after["evaluation"] |= {"size_divisibility": 32, "upsample": "scores"}
     after["network"]["severance"] |= {"rows": "softmax"}  # nor are the rows of MPS, which is never trained
     changed = {stage for stage, _ in Plan(after, ROOT).jobs.keys() - plans[0].jobs.keys()}
-    assert changed == {"evaluate", "measure_speed", "table", "claims", "figure", "picture"}
+    assert changed == {"build_system", "evaluate", "measure_speed", "table", "claims", "figure", "picture"}
 
 
 def test_the_class_term_is_no_setting_of_systems_with_a_class_head(plans):
     after = read_profile(ROOT, PAPER)
     after["proposals"] |= {"class_term": {"weight": 1.0}}
     changed = {stage for stage, _ in Plan(after, ROOT).jobs.keys() - plans[0].jobs.keys()}
-    assert "train_proposals" in changed and "train_multipass" not in changed
+    assert "train_proposals" in changed
+    # Those of DeOP are trained again, on other proposals.
+    by_key = Plan(after, ROOT).jobs
+    trained = [by_key[of] for of in by_key.keys() - plans[0].jobs.keys() if of[0] == "train_system"]
+    assert {job.settings["method"]["method"] for job in trained} == {"deop"}
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ def test_what_python_imports_for_a_stage_is_found_in_its_source(stage):
     assert set(done.stdout.split()) <= set(code.modules_of(stage))
 
 
-def test_methods_that_are_loaded_by_name_are_found():
+def test_methods_and_readers_that_are_loaded_by_name_are_found():
     code = StageCode(PACKAGE, REVISIONS)
+    assert "deop.data.readers.ade20k" in code.modules_of("prepare_data")
     assert "deop.methods.zegformer" in code.modules_of("evaluate")
     assert "deop.methods.zegformer" not in code.modules_of("table")
 
@@ -63,8 +64,8 @@ def test_no_other_module_is_loaded_by_name():
         for path in (PACKAGE.parent / f"{name.replace('.', '/')}.py",)
         if path.exists() and re.search(r"\bimport_module\(|__import__\(", path.read_text())
     }
-    assert loading == {"deop.settings.methods"}
-    assert set(LOADED_BY_NAME) == {"method_class"}
+    assert loading == {"deop.settings.methods", "deop.settings.datasets"}
+    assert set(LOADED_BY_NAME) == {"method_class", "dataset_settings", "dataset_opener"}
 
 
 FILES = {

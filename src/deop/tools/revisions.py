@@ -23,7 +23,11 @@ from deop.errors import DeopError
 from deop.jobs.revisions import REVISIONS
 from deop.utils.files import write_json
 
-LOADED_BY_NAME = {"method_class": "deop.methods"}
+LOADED_BY_NAME = {
+    "method_class": "deop.methods",
+    "dataset_settings": "deop.data.readers",
+    "dataset_opener": "deop.data.readers",
+}
 """Functions that import a module of a package by its name: who uses the function counts as using the whole package."""
 COMMAND = "python -m deop.tools.revisions"
 SHOWN = 5
