@@ -57,8 +57,8 @@ def test_an_entry_brings_a_table_of_its_own_and_nothing_else(root, config, park)
         "prepare_data": 1,
         "learn_prompts": 1,
         "train_proposals": 1,
-        "train_segmentation": 1,
-        "train_multipass": 1,
+        "train_system": 2,
+        "build_system": 3,
         "evaluate": 3,
         "table": 1,
     }
