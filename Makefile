@@ -26,13 +26,14 @@ PUBLISHED := $(foreach suffix,csv md tex,$(TABLES:%=results/%.$(suffix))) \
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test lint format report publish FORCE
+.PHONY: help $(VENV) test lint format revisions report publish FORCE
 
 help:
 	@echo "make results/table3.csv   set up .venv, make this file (any other under results/ too) on the mini profile"
 	@echo "make test                 set up .venv, run all tests"
-	@echo "make lint                 ruff, snakefmt and snakemake --lint"
+	@echo "make lint                 ruff, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
+	@echo "make revisions            check that changed stages have new revisions (src/deop/jobs/revisions.py)"
 	@echo "make report               results/report.html: all tables and figures, run times and provenance in one page"
 	@echo "make publish              make all of it with three seeds, copy it to $(PUBLISHED_DIR) (refuses a dirty git tree)"
 	@echo "make .venv                set up .venv alone"
@@ -70,6 +71,10 @@ test: $(READY)
 lint: $(READY)
 	$(ACTIVATED) $(VENV)/bin/pre-commit run --all-files
 	$(SNAKEMAKE) --lint
+	$(VENV)/bin/python -m deop.tools.revisions
+
+revisions: $(READY)
+	$(VENV)/bin/python -m deop.tools.revisions
 
 format: $(READY)
 	$(VENV)/bin/ruff check --fix-only .

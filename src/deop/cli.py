@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from deop.errors import DeopError, explain
 from deop.jobs.artifacts import code_version
 from deop.jobs.job import Job
-from deop.jobs.jobs import marker
+from deop.jobs.jobs import done_file
 from deop.jobs.launch import keep_freed_memory
 from deop.jobs.ranks import decided_by_first
 from deop.jobs.systems import find_system, list_systems
@@ -123,7 +123,7 @@ def _add_command(stage: str, description: str) -> None:
         _prepare(threads)
         order = read_job(job, stage)
         with job.open() as job_file:
-            if decided_by_first(lambda: wait_for_others(job_file) and Path(marker(order)).exists()):
+            if decided_by_first(lambda: wait_for_others(job_file) and Path(done_file(order)).exists()):
                 return
             run = importlib.import_module(f"deop.stages.{stage}").run
             code_version()  # of what was just imported; files may change while it runs

@@ -8,7 +8,7 @@ rule benchmarks:
 
 rule benchmark:
     input:
-        superseded=plan.superseded("benchmark"),
+        outdated=plan.outdated("benchmark"),
     output:
         csv=report(
             "results/{benchmark}.csv",

@@ -8,7 +8,7 @@ rule clip:
 
 rule pretrain_clip:
     input:
-        ancient(plan.inputs("pretrain_clip")),  # the round before, if there is one
+        clip=ancient(plan.input("pretrain_clip", "clip")),  # of the round before, if there is one
     output:
         model="checkpoints/clip/{name}-{key}/model.safetensors",
         provenance="checkpoints/clip/{name}-{key}/provenance.json",

@@ -28,7 +28,7 @@ rule download:
 
 rule prepare_data:
     input:
-        ancient(plan.inputs("prepare_data")),
+        sources=ancient(plan.inputs("prepare_data", made_by="download")),
     output:
         dataset="data/{name}-{key}/dataset.json",
         sheet=report(

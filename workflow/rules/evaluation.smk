@@ -13,7 +13,8 @@ rule timings:
 
 rule evaluate:
     input:
-        ancient(plan.inputs("evaluate")),
+        data=ancient(plan.input("evaluate", "data")),
+        system=ancient(plan.input("evaluate", "system")),
     output:
         scores="results/evaluations/{evaluation}-{key}.json",
         confusion="results/evaluations/{evaluation}-{key}.csv",
@@ -37,7 +38,8 @@ rule evaluate:
 
 rule measure_speed:
     input:
-        ancient(plan.inputs("measure_speed")),
+        data=ancient(plan.inputs("measure_speed", made_by="prepare_data")),
+        systems=ancient(plan.inputs("measure_speed", made_by="build_system")),
     output:
         "results/speed/{measurement}-{key}.json",
     log:

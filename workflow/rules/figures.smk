@@ -8,9 +8,10 @@ rule figures:
 
 rule figure:
     input:
-        evaluations=ancient(plan.inputs("figure")),
-        benchmarks=plan.named_inputs("figure"),
-        superseded=plan.superseded("figure"),
+        evaluations=ancient(plan.inputs("figure", made_by="evaluate")),
+        timings=ancient(plan.inputs("figure", made_by="measure_speed")),
+        benchmark=plan.input("figure", "benchmark"),
+        outdated=plan.outdated("figure"),
     output:
         image=report(
             "results/figures/{figure}.png",

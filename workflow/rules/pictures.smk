@@ -8,8 +8,9 @@ rule pictures:
 
 rule picture:
     input:
-        networks=ancient(plan.inputs("picture")),
-        superseded=plan.superseded("picture"),
+        data=ancient(plan.input("picture", "data")),
+        system=ancient(plan.input("picture", "system")),
+        outdated=plan.outdated("picture"),
     output:
         image=report(
             "results/figures/{picture}.png",

@@ -8,7 +8,8 @@ rule prompts:
 
 rule learn_prompts:
     input:
-        ancient(plan.inputs("learn_prompts")),
+        data=ancient(plan.input("learn_prompts", "data")),
+        clip=ancient(plan.input("learn_prompts", "clip")),
     output:
         model="checkpoints/prompts/{name}-{key}/model.safetensors",
         provenance="checkpoints/prompts/{name}-{key}/provenance.json",

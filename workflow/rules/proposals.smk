@@ -8,7 +8,11 @@ rule proposals:
 
 rule train_proposals:
     input:
-        ancient(plan.inputs("train_proposals")),
+        data=ancient(plan.input("train_proposals", "data")),
+        backbone=ancient(plan.input("train_proposals", "backbone")),
+        # With a class term in the loss, also:
+        clip=ancient(plan.input("train_proposals", "clip")),
+        prompts=ancient(plan.input("train_proposals", "prompts")),
     output:
         model="checkpoints/proposals/{name}-{key}/model.safetensors",
         provenance="checkpoints/proposals/{name}-{key}/provenance.json",

@@ -9,7 +9,12 @@ rule systems:
 
 rule train_system:
     input:
-        ancient(plan.inputs("train_system")),
+        data=ancient(plan.input("train_system", "data")),
+        clip=ancient(plan.input("train_system", "clip")),
+        prompts=ancient(plan.input("train_system", "prompts")),
+        proposals=ancient(plan.input("train_system", "proposals")),
+        backbone=ancient(plan.input("train_system", "backbone")),
+        earlier=ancient(plan.input("train_system", "earlier")),  # of the round of training before, if there is one
     output:
         model="checkpoints/training/{name}-{key}/model.safetensors",
         provenance="checkpoints/training/{name}-{key}/provenance.json",
@@ -34,7 +39,11 @@ rule train_system:
 
 rule build_system:
     input:
-        ancient(plan.inputs("build_system")),
+        data=ancient(plan.input("build_system", "data")),
+        clip=ancient(plan.input("build_system", "clip")),
+        prompts=ancient(plan.input("build_system", "prompts")),
+        proposals=ancient(plan.input("build_system", "proposals")),
+        trained=ancient(plan.input("build_system", "trained")),
     output:
         config="checkpoints/systems/{name}-{key}/config.json",
         model="checkpoints/systems/{name}-{key}/model.safetensors",

@@ -9,8 +9,9 @@ rule tables:
 
 rule table:
     input:
-        evaluations=ancient(plan.inputs("table")),
-        superseded=plan.superseded("table"),
+        evaluations=ancient(plan.inputs("table", made_by="evaluate")),
+        timings=ancient(plan.inputs("table", made_by="measure_speed")),
+        outdated=plan.outdated("table"),
     output:
         csv=report(
             "results/{table}.csv",
@@ -46,8 +47,8 @@ rule table:
 
 rule claims:
     input:
-        evaluations=ancient(plan.inputs("claims")),
-        superseded=plan.superseded("claims"),
+        evaluations=ancient(plan.inputs("claims", made_by="evaluate")),
+        outdated=plan.outdated("claims"),
     output:
         csv=report(
             "results/claims.csv",

@@ -86,14 +86,19 @@ def code_version() -> dict[str, Any]:
     return {"commit": _git("rev-parse", "HEAD"), "dirty": any(changed)}
 
 
+def record_of(path: Path) -> Path:
+    """The file that says how an artifact was made: the artifact itself if it is one JSON, else its provenance."""
+    return path if path.suffix == ".json" else path / PROVENANCE
+
+
 def provenance_of(path: str | Path) -> dict[str, Any] | None:
     """The provenance of an artifact, a folder or one JSON; None if it is not there or has none."""
     path = Path(path)
-    file = path if path.suffix == ".json" else path / PROVENANCE
-    if not file.is_file():
+    record = record_of(path)
+    if not record.is_file():
         return None
-    values = json.loads(file.read_text())
-    return values.get("provenance") if path.suffix == ".json" else values
+    values = json.loads(record.read_text())
+    return values.get("provenance") if record == path else values
 
 
 def _dirty_inputs(job: Job) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deop.data.readers.folder_files import content
 from deop.errors import ConfigError, DeopError
-from deop.settings.configuration import Setup
+from deop.settings.configuration import ProfileSettings
 from deop.settings.datasets import Folder
 from deop.settings.files import SOURCE
 
@@ -16,12 +16,12 @@ class FolderContents:
     """What datasets in folders hold, each looked at once, when a job first needs it.
 
     Args:
-        setup: the settings of the datasets.
+        profile: the settings of the datasets.
         root: the folder that relative paths start from.
     """
 
-    def __init__(self, setup: Setup, root: Path) -> None:
-        self._setup, self._root = setup, root
+    def __init__(self, profile: ProfileSettings, root: Path) -> None:
+        self._profile, self._root = profile, root
         self._known: dict[str, dict[str, Any]] = {}
 
     def of(self, dataset: str) -> dict[str, Any]:
@@ -31,8 +31,8 @@ class FolderContents:
             ConfigError: files that are missing, by key and path.
         """
         if dataset not in self._known:
-            settings = self._setup.datasets[dataset]
-            top = self._root / (settings.root or self._setup.main.data.root)
+            settings = self._profile.datasets[dataset]
+            top = self._root / (settings.root or self._profile.main.data.root)
             try:
                 found = content(settings, top)
             except DeopError as error:
@@ -45,8 +45,8 @@ class FolderContents:
     def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
         """Datasets are named by the names and sizes of their files: different ones with the same would be one."""
         for other, known in self._known.items():
-            settings = self._setup.datasets[other]
-            top = self._root / (settings.root or self._setup.main.data.root)
+            settings = self._profile.datasets[other]
+            top = self._root / (settings.root or self._profile.main.data.root)
             if known == found and self._places(settings, top) != places:
                 raise ConfigError(
                     f"{SOURCE}: datasets.{dataset}: its images and label maps have the same names and sizes as those "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,12 +11,13 @@ from deop.settings.precision import Precision
 
 
 class Job(Settings):
-    """One unit of work: a stage, its settings, where its inputs lie and where its output goes.
+    """One unit of work: a stage, its settings, the paths of its inputs and of its output.
 
-    ``key`` is the hash of everything that determines the output; ``inputs`` maps a role (``data``, ``clip``,
-    ``prompts``, ``proposals``, ``segmentation``) to the path of that artifact; ``settings`` maps a section name
-    (``clip``, ``network``, ...) to values that the stage validates with the model of that name above; ``precision`` is
-    what a stage that runs networks through Accelerate computes in.
+    key: the hash of everything that determines the output.
+    inputs: by role (``data``, ``clip``, ``prompts``, ``proposals``, ``system``), the path of an artifact.
+    settings: by section (``clip``, ``proposals``, ``method``), values that the stage validates with the settings model
+        of that section.
+    precision: what the stage computes in, if it runs networks through Accelerate.
     """
 
     stage: str
@@ -26,3 +27,9 @@ class Job(Settings):
     inputs: Annotated[dict[str, str], Field(default_factory=dict)]
     settings: Annotated[dict[str, dict], Field(default_factory=dict)]
     precision: Precision = "fp32"
+
+
+def schedule_of(job: Job) -> dict[str, Any]:
+    """The settings of the schedule of a job that trains."""
+    name = job.settings["round"]["name"] if job.stage == "train_system" else "proposals"
+    return job.settings["method"].get(name) or job.settings[name]

@@ -1,4 +1,4 @@
-"""Jobs named by their content: each piece of work once, whoever asks for it."""
+"""The set of jobs, each named by a hash of its content, so that work that several results share is planned once."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from deop.jobs.job import Job
+from deop.jobs.revisions import REVISIONS
 from deop.settings.base import Settings
 from deop.settings.precision import Precision
 
 NAMED = ("table", "claims", "figure", "picture", "benchmark")
-"""Stages whose outputs keep their names when their content changes."""
+"""Stages whose outputs have fixed names without a key, see :mod:`deop.jobs.freshness`."""
 ONE_FILE = ("download", "evaluate", "measure_speed")
-"""Stages whose output is one JSON, named by its key."""
+"""Stages whose output is one JSON file with its key in its name."""
 Inputs = dict[str, "Job | str"]
-
+"""Inputs of a job by role: a job, or text that is part of the key alone."""
 
 _KEYED = re.compile(r"(?P<name>.+)-(?P<key>[0-9a-f]{12})(?P<suffix>\.json|\.csv|\.partial)?")
-"""What outputs are called that carry a key: finished ones, the parts of one, and those that were interrupted."""
+"""Names of outputs with a key: a folder or a JSON or CSV file, or the ``.partial`` folder of an interrupted run."""
 
 
 class Jobs:
-    """All jobs known so far, inputs before what needs them.
+    """All jobs planned so far. Jobs come after those whose outputs they read.
 
     Args:
-        root: the folder that receives the outputs.
+        root: the folder that outputs are relative to.
 
     Attributes:
         by_key: the jobs by (stage, key).
@@ -52,16 +53,23 @@ class Jobs:
         local: dict[str, dict] | None = None,
         precision: Precision | None = None,
     ) -> Job:
-        """The job of this content, new or known. An input given as text enters the key and has no path.
+        """Adds the job with this content, unless it is known, and returns it.
 
-        ``output`` is its path without the key. The name in it is for readers and no part of the key: of several that
-        ask for the same job, the first names it, and an artifact that is on disk under another name keeps that.
-        ``precision`` is that of the stage's networks, None where no result depends on it. ``local`` are settings that
-        do not change what comes out, such as where this machine keeps its data. They are added to ``settings``, or
-        replace sections of it that they name.
+        Args:
+            stage: the stage that runs it.
+            output: the path of its output without the key. Names in it are for readers and not part of the key: if
+                several ask for the same job, the first names it, and an artifact on disk keeps the name it has.
+            settings: the settings that determine the output, by section.
+            inputs: by role, the jobs whose outputs it reads. An input given as text, such as the checksum of bundled
+                weights, is part of the key but not a path to read.
+            seed: of the random numbers that it draws.
+            local: settings that do not change the output, such as where this machine keeps its data. They are not
+                part of the key, and are added to ``settings`` or replace sections of the same name.
+            precision: that of the stage's networks, None if the output does not depend on it.
         """
         content = {
             "stage": stage,
+            "revision": REVISIONS[stage],
             "settings": settings,
             # An evaluation draws no random numbers; its seed says, as its inputs do, what it measures.
             "seed": 0 if stage == "evaluate" else seed,
@@ -87,22 +95,22 @@ class Jobs:
         return self.by_key[stage, key]
 
     def _named_on_disk(self, output: str, key: str) -> str:
-        """``output`` or, if an artifact with this key lies beside it under another name, that."""
+        """Returns ``output`` or, if an artifact with this key is in its folder under another name, that path."""
         folder, _, name = output.rpartition("/")
         if folder not in self._names:
             paths = (self._root / folder).glob("*-*")
             matches = [match for path in paths if (match := _KEYED.fullmatch(path.name))]
-            # Of several the last one counts: finished ones come after interrupted ones.
+            # The last of several artifacts with the same key wins, so finished ones are sorted after interrupted ones.
             matches.sort(key=lambda match: (match["suffix"] != ".partial", match["name"]))
             self._names[folder] = {match["key"]: match["name"] for match in matches}
         return f"{folder}/{self._names[folder].get(key, name)}"
 
     def inputs_of(self, job: Job) -> dict[str, Job]:
-        """The jobs whose outputs ``job`` reads, by role."""
+        """Returns the jobs whose outputs ``job`` reads, by role."""
         return {role: self.by_output[path] for role, path in job.inputs.items()}
 
     def upstream(self, jobs: Iterable[Job | str]) -> list[str]:
-        """The outputs of all jobs that ``jobs`` came from, their own among them."""
+        """Returns the outputs of ``jobs`` and of everything that they are made from, sorted."""
         found: dict[str, None] = {}
         waiting = [job.output for job in jobs if isinstance(job, Job)]
         while waiting:
@@ -114,17 +122,17 @@ class Jobs:
 
 
 def name_of(*parts: object) -> str:
-    """A name for readers, of parts such as a dataset, an experiment and a seed, that can be part of a file's name."""
+    """Joins parts such as dataset, experiment and seed to a name for readers that is valid in a file name."""
     return re.sub(r"[^\w.+-]", "_", "-".join(map(str, parts)))[:120]
 
 
-def marker(job: Job) -> str:
-    """The file that says that a job is done: folders are renamed into place whole, so one file will do."""
+def done_file(job: Job) -> str:
+    """Returns the file that exists when a job is done. Folders appear complete, so one file in them is enough."""
     if job.stage in (*NAMED, *ONE_FILE):
         return job.output
     return f"{job.output}/{'dataset.json' if job.stage == 'prepare_data' else 'model.safetensors'}"
 
 
 def dump(settings: Settings) -> dict[str, Any]:
-    """Settings as they are written in a job."""
+    """Returns settings as they are written in a job file."""
     return settings.model_dump(mode="json")

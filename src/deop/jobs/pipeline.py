@@ -12,7 +12,7 @@ from deop.jobs.folder_contents import FolderContents
 from deop.jobs.job import Job
 from deop.jobs.jobs import Inputs, Jobs, dump, name_of
 from deop.settings.clip_layers import check_severed_layers
-from deop.settings.configuration import Setup
+from deop.settings.configuration import ProfileSettings
 from deop.settings.datasets import EmojiScenes, Folder, Source
 from deop.settings.files import SOURCE
 from deop.settings.methods import DeOPSettings, MethodSettings
@@ -23,7 +23,7 @@ WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
 
 
 class Pipeline:
-    """The jobs of one setup.
+    """The jobs of a profile, or of a profile with the changes of a variant.
 
     Args:
         setup: the settings of all stages, experiments and datasets.
@@ -32,7 +32,9 @@ class Pipeline:
         precision: what networks are trained and evaluated in.
     """
 
-    def __init__(self, setup: Setup, jobs: Jobs, contents: FolderContents, precision: Precision) -> None:
+    def __init__(
+        self, setup: ProfileSettings, jobs: Jobs, contents: FolderContents, precision: Precision
+    ) -> None:
         self._setup, self._jobs, self._contents = setup, jobs, contents
         # Of stages whose results depend on it.
         self._compute = functools.partial(jobs.add, precision=precision)

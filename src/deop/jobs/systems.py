@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from deop.errors import DeopError
 from deop.jobs.job import Job
-from deop.jobs.plan import Plan, SystemName
+from deop.jobs.plan import Plan
+from deop.jobs.results import SystemName
 from deop.settings.files import read_profile
 from deop.settings.system import CONFIG
 

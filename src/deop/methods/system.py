@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from deop.errors import DeopError, WeightsError, explain
-from deop.jobs.artifacts import write_json
+from deop.jobs.artifacts import sha256_of, write_json
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP, load_clip
 from deop.models.pretrained import find_clip_weights
-from deop.models.weight_files import checked_weights, read_weights, save_weights, sha256_of
+from deop.models.weight_files import checked_weights, read_weights, save_weights
 from deop.settings.methods import method_class
 from deop.settings.stages import Clip
 from deop.settings.system import CONFIG, ClipReference, SystemConfig

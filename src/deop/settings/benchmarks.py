@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from deop.errors import unknown, validated
+from deop.errors import ConfigError, unknown, validated
 from deop.settings.base import Positive, Settings
 from deop.settings.clip_layers import check_model, check_severed_layers
 from deop.settings.files import merged
@@ -103,16 +103,19 @@ def read_benchmarks(section: dict[str, Any], source: str) -> dict[str, Rounds]:
         ConfigError: something that cannot be measured.
     """
     shared = {key: value for key, value in section.items() if key not in (*BENCHMARKS, "clips")}
-    clips = {name: _all_parts(entry) for name, entry in section.get("clips", {}).items()}
+    place = f"{source}: benchmark"
+    clips = {
+        name: _all_parts(entry, source, f"benchmark.clips.{name}")
+        for name, entry in _mapping(section.get("clips", {}), f"{place}.clips").items()
+    }
     found: dict[str, Rounds] = {}
     for name, model in BENCHMARKS.items():
         if name not in section:
             continue
-        values, at = shared | section[name], ("benchmark", name)
+        values, at = shared | _mapping(section[name], f"{place}.{name}"), ("benchmark", name)
         if model is ScalingBenchmark:
-            if values.get("model") not in clips:
-                place = f"{source}: {'.'.join(at)}.model"
-                raise unknown(place, "CLIP of benchmark.clips", values.get("model"), clips)
+            if not isinstance(values.get("model"), str) or values["model"] not in clips:
+                raise unknown(f"{place}.{name}.model", "CLIP of benchmark.clips", values.get("model"), clips)
             values |= {"clip": clips[values["model"]]}
         else:
             values |= {"clips": clips}
@@ -132,9 +135,21 @@ def _clips(benchmarks: Iterable[Rounds]) -> Iterator[tuple[str, BenchmarkClip]]:
             yield benchmark.model, benchmark.clip
 
 
-def _all_parts(entry: dict[str, Any]) -> dict[str, Any]:
+def _all_parts(entry: Any, source: str, at: str) -> dict[str, Any]:
     """An entry of ``clips`` with all of DeOP's parts on, and proposals of random weights."""
-    return entry | {
-        "network": merged(entry.get("network", {}), _DEOP),
-        "proposals": _UNTRAINED | entry.get("proposals", {}),
-    }
+    entry = _mapping(entry, f"{source}: {at}")
+    network = entry.get("network", {})
+    validated(DeOPSettings, network, source, (f"{at}.network",))  # as it is, before parts of it are replaced
+    proposals = _mapping(entry.get("proposals", {}), f"{source}: {at}.proposals")
+    return entry | {"network": merged(network, _DEOP), "proposals": _UNTRAINED | proposals}
+
+
+def _mapping(value: Any, place: str) -> dict[str, Any]:
+    """The value itself.
+
+    Raises:
+        ConfigError: it is not a mapping.
+    """
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: a mapping is needed (got {value!r})")
+    return value

@@ -44,7 +44,7 @@ VARIED = ("clip", "pretrain_clip", "network", "methods", *SECTIONS)
 """Sections that a variant may change."""
 
 
-class Setup:
+class ProfileSettings:
     """The settings of every stage, for each dataset, and of every experiment's system.
 
     Args:
@@ -86,7 +86,13 @@ class Setup:
                     f"{source}: methods.deop: the section of DeOP's own parts is called network"
                 )
             method_settings(method, f"{source}: methods")
+        for network in self._per_dataset(self.main.network, ("network",)).values():
+            validated(DeOPSettings, network, source, ("network",))  # even parts that no experiment has
         self.retrain_backbone = self.main.pretrain_backbone.get("retrain", False)
+        if not isinstance(self.retrain_backbone, bool):
+            raise ConfigError(
+                f"{source}: pretrain_backbone.retrain: true or false is needed (got {self.retrain_backbone!r})"
+            )
         experiments = read_experiments(root, values.get("experiments") or {})
         self.variant_of = {
             name: entry["variant"] for name, entry in experiments.items() if "variant" in entry
@@ -215,13 +221,13 @@ class Setup:
         return f"{SOURCE}/{folder}/{name}.yaml"
 
 
-class Configuration(Setup):
+class Configuration(ProfileSettings):
     """Everything under ``config/``, checked.
 
     Attributes:
         experiments: by name and dataset, every experiment's system.
-        variants: by name, the setup with a variant's changes.
-        layouts: the tables, figures, pictures and claims asked for.
+        variants: by name, the settings with a variant's changes.
+        results: the tables, figures, pictures and claims asked for.
         names: how tables and figures may call the datasets.
         benchmarks: by name, what each benchmark of speed measures.
         launch_file, launch_settings: Accelerate's launch file, and what it says.
@@ -232,18 +238,18 @@ class Configuration(Setup):
         values = with_text_keys(values)
         super().__init__(values, root)
         for name, variant in self.variant_of.items():
-            if variant not in self.main.variants:
+            if not isinstance(variant, str) or variant not in self.main.variants:
                 place = f"{self._file_of(name)}: experiments.{name}.variant"
                 raise unknown(place, "variant", variant, self.main.variants)
         self.variants = {
             name: self._variant(name, values, changes) for name, changes in self.main.variants.items()
         }
-        for setup in self.variants.values():
-            self.experiments |= setup.experiments
-            self.files |= setup.files
+        for variant in self.variants.values():
+            self.experiments |= variant.experiments
+            self.files |= variant.files
         self.files |= {f"{SOURCE}/tables.yaml", f"{SOURCE}/reported.csv"}
-        layouts = read_tables(root, values)
-        self.names = DatasetNames(self.datasets, self.stands_for, self.trained_on, layouts.paper_datasets)
+        results = read_tables(root, values)
+        self.names = DatasetNames(self.datasets, self.stands_for, self.trained_on, results.paper_datasets)
         with_anchors = [
             name
             for name, systems in self.experiments.items()
@@ -253,12 +259,12 @@ class Configuration(Setup):
             )
         ]
         self.benchmarks = read_benchmarks(self.main.benchmark, SOURCE)
-        self.layouts = layouts.with_tables_of(self.names, self.benchmarks)
+        self.results = results.with_tables_of(self.names, self.benchmarks)
         of_systems = {name: isinstance(what, SpeedBenchmark) for name, what in self.benchmarks.items()}
         in_profile = {kind: getattr(self.main, kind) for kind in OF_PROFILE}
-        self.layouts.check(self.names, self.experiments, with_anchors, of_systems, in_profile)
+        self.results.check(self.names, self.experiments, with_anchors, of_systems, in_profile)
         self._check_new_experiments()
-        for table in self.layouts.tables:
+        for table in self.results.tables:
             self.reported(table)
         self.launch_file = self._named_file("accelerate", self.main.accelerate, "accelerate")
         self.launch_settings = load_yaml(root / self.launch_file, self.launch_file)
@@ -267,7 +273,7 @@ class Configuration(Setup):
 
     def reported(self, table: str) -> dict[str, dict[str, float]]:
         """The paper's values of a table: percentages by row label and column (``dataset.metric``)."""
-        number, place = self.layouts.tables[table].reported, f"{SOURCE}/reported.csv"
+        number, place = self.results.tables[table].reported, f"{SOURCE}/reported.csv"
         if number is None:
             return {}
         with (self._root / place).open(newline="") as file:
@@ -283,18 +289,19 @@ class Configuration(Setup):
                 values.setdefault(line["row"], {})[line["column"]] = float(line["value"])
         return values
 
-    def _variant(self, name: str, values: dict[str, Any], changes: dict[str, Any]) -> Setup:
+    def _variant(self, name: str, values: dict[str, Any], changes: dict[str, Any]) -> ProfileSettings:
         for section in changes:
             if section not in VARIED:
                 raise unknown(f"{SOURCE}: variants.{name}", "section", section, VARIED)
-        return Setup(merged(values, changes), self._root, f"{SOURCE} with variant {name!r}", name)
+        source = f"{SOURCE} with variant {name!r}"
+        return ProfileSettings(merged(values, changes), self._root, source, name)
 
     def _check_new_experiments(self) -> None:
         """An experiment that a profile adds is shown somewhere; one that is not is a name misspelt."""
         known = read_experiments(self._root, {})
-        shown = {name for table in self.layouts.tables.values() for name in table.experiments}
-        shown |= {name for figure in self.layouts.figures.values() for name in figure.experiments}
-        shown |= {picture.experiment for picture in self.layouts.pictures.values()}
+        shown = {name for table in self.results.tables.values() for name in table.experiments}
+        shown |= {name for figure in self.results.figures.values() for name in figure.experiments}
+        shown |= {picture.experiment for picture in self.results.pictures.values()}
         for name in self.main.experiments:
             if name not in known and name not in shown:
                 raise unknown(f"{SOURCE}: experiments", "experiment", name, known)

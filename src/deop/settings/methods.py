@@ -119,10 +119,7 @@ class DeOPSettings(MethodSettings):
     visual_prompt_grid: Positive = 24
     renormalise_pooled: bool = False
     logit_scale: float | None = None
-    # Left out of what names results unless it is set, so that those from before it keep their names.
-    resampling: Literal["antialias", "release"] = Field(
-        "antialias", exclude_if=lambda value: value == "antialias"
-    )
+    resampling: Literal["antialias", "release"] = "antialias"
 
     @model_validator(mode="after")
     def _templates_or_learned(self) -> DeOPSettings:

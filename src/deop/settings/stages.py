@@ -82,8 +82,7 @@ class Proposals(Schedule):
     backbone: str
     backbone_args: Annotated[dict, Field(default_factory=dict)]
     pretrained_backbone: bool | str
-    # Like decoder_norm and, below, resampling, this names results only where it is not the default.
-    frozen_batch_norm: bool = Field(False, exclude_if=lambda value: not value)
+    frozen_batch_norm: bool = False
     out_indices: tuple[int, ...] = (1, 2, 3, 4)
     queries: Positive = 100
     decoder_layers: Positive = 6
@@ -91,9 +90,7 @@ class Proposals(Schedule):
     ffn_width: Positive = 2048
     heads: Positive = 8
     dropout: Fraction = 0.0
-    decoder_norm: Literal["chained", "outputs"] = Field(
-        "chained", exclude_if=lambda value: value == "chained"
-    )
+    decoder_norm: Literal["chained", "outputs"] = "chained"
     focal_weight: float = 20.0
     dice_weight: float = 1.0
     ignored: Literal["excluded", "background"] = "excluded"
@@ -154,7 +151,7 @@ class Evaluation(Settings):
     size_divisibility: Positive = 1
     upsample: Literal["masks", "scores"] = "masks"
     miou: Literal["occurring", "ground_truth"] = "occurring"
-    compiled: bool = Field(False, exclude_if=lambda value: not value)
+    compiled: bool = False
 
     @property
     def inference(self) -> dict[str, Any]:

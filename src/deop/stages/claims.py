@@ -14,6 +14,7 @@ from pydantic import Field
 from deop.errors import DeopError, validated
 from deop.evaluation.metrics import MiouConvention
 from deop.jobs.artifacts import write_json, write_text
+from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.settings.base import Positive, Settings
@@ -114,8 +115,8 @@ def run(job: Job) -> None:
     write_text(output.with_suffix(".csv"), to_csv(results, origin))
     write_text(output.with_suffix(".md"), to_markdown(output.stem, settings, results, origin))
     write_text(output.with_suffix(".tex"), to_latex(output.stem, settings, results, origin))
-    # The workflow takes the claims for up to date when this file holds their key.
-    write_json(output, {"key": job.key, **origin, "claims": [_values(result) for result in results]})
+    # The workflow takes the claims for up to date by what this file says of their key and inputs.
+    write_json(output, {**identity(job), **origin, "claims": [_values(result) for result in results]})
 
 
 def compare(settings: ClaimsSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> list[Result]:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from deop.errors import DeopError, validated
 from deop.jobs.artifacts import write_json
+from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting import canvas, plots
 from deop.reporting.origin import made_by
@@ -83,8 +84,8 @@ def run(job: Job) -> None:
     output = Path(job.output)
     for suffix in (".png", ".svg"):
         canvas.save(figure, output.with_suffix(suffix))
-    # The workflow takes a figure for up to date when this file holds its key.
-    write_json(output, {"key": job.key, **made_by(settings.profile, settings.seeds, evaluations)})
+    # The workflow takes a figure for up to date by what this file says of its key and inputs.
+    write_json(output, {**identity(job), **made_by(settings.profile, settings.seeds, evaluations)})
 
 
 def draw(settings: FigureSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> Figure:

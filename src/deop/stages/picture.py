@@ -9,6 +9,7 @@ import torch
 
 from deop.data.segmentation import SegmentationDataset
 from deop.jobs.artifacts import describe, write_json
+from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.methods.system import load_system
 from deop.reporting import anchor_picture, canvas, scene_picture
@@ -33,5 +34,5 @@ def run(job: Job) -> None:
     for suffix in (".png", ".svg"):
         canvas.save(drawing.figure, output.with_suffix(suffix))
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
-    # The workflow takes a picture for up to date when this file holds its key.
-    write_json(output, {"key": job.key, "kind": kind, **drawing.shows, **provenance})
+    # The workflow takes a picture for up to date by what this file says of its key and inputs.
+    write_json(output, {**identity(job), "kind": kind, **drawing.shows, **provenance})

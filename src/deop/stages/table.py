@@ -13,6 +13,7 @@ import pandas as pd
 
 from deop.errors import DeopError, validated
 from deop.jobs.artifacts import provenance_of, write_json, write_text
+from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
 from deop.settings.base import Settings
@@ -96,8 +97,8 @@ def run(job: Job) -> None:
     for row in table.rows:
         if row.experiment is not None:
             write_json(output.parent / "metrics" / output.stem / f"{row.experiment}.json", values[row.label])
-    # The workflow takes a table for up to date when this file holds its key.
-    write_json(output, {"key": job.key, **origin, "methods": values})
+    # The workflow takes a table for up to date by what this file says of its key and inputs.
+    write_json(output, {**identity(job), **origin, "methods": values})
 
 
 def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from deop.jobs.job import Job
+from deop.jobs.job import Job, schedule_of
 from deop.jobs.plan import Plan
 from deop.settings.configuration import Configuration
 
@@ -159,12 +159,6 @@ def duration(hours: float) -> str:
     if seconds < 60:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.3g} min" if hours < 1 else f"{hours:.3g} h"
-
-
-def schedule_of(job: Job) -> dict[str, Any]:
-    """The settings of the schedule of a job that trains."""
-    name = job.settings["round"]["name"] if job.stage == "train_system" else "proposals"
-    return job.settings["method"].get(name) or job.settings[name]
 
 
 def _pixels(job: Job) -> int:

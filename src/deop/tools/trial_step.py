@@ -28,8 +28,7 @@ from deop.data.segmentation import (
     write_split,
 )
 from deop.jobs.artifacts import Workspace
-from deop.jobs.job import Job
-from deop.tools.training_hours import schedule_of
+from deop.jobs.job import Job, schedule_of
 from deop.training.loop import Training, fit_on_images, make_accelerator
 from deop.utils.timing import PartTimes, wait_for
 

@@ -1,0 +1,46 @@
+"""Whether a table, figure or picture on disk is up to date.
+
+Its name does not change with its content, so its JSON records its key and a hash of each input as it was read.
+Neither dates nor Snakemake's records of earlier runs count, so that results from a cache or from another clone are
+recognised.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deop.jobs.artifacts import record_of, sha256_of
+from deop.jobs.job import Job
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """What the JSON of a result must hold for :func:`is_current`.
+
+    Returns:
+        ``key``: that of the job. ``inputs``: by role, a hash of the input, None if it has no record (see
+        :func:`deop.jobs.artifacts.record_of`).
+    """
+    return {"key": job.key, "inputs": {role: _hash(Path(path)) for role, path in job.inputs.items()}}
+
+
+def is_current(job: Job, root: Path) -> bool:
+    """Whether the result on disk is that of ``job``, and was made from the inputs that are now on disk.
+
+    An input that is not on disk counts as unchanged: a table may be kept, or fetched, without what is under it.
+    """
+    try:
+        found = json.loads((root / job.output).read_text(encoding="utf-8"))
+        key, read = found["key"], found.get("inputs", {})
+    except (OSError, ValueError, KeyError):
+        return False
+    now = {role: _hash(root / path) for role, path in job.inputs.items()}
+    return key == job.key and all(
+        None in (read.get(role), now[role]) or read[role] == now[role] for role in now
+    )
+
+
+def _hash(path: Path) -> str | None:
+    record = record_of(path)
+    return sha256_of(record)[:16] if record.is_file() else None
