@@ -268,7 +268,7 @@ def test_undefined_metrics_stay_empty(tmp_path, monkeypatch):
 
 def test_a_dataset_that_stands_for_none_of_the_papers_has_no_values_of_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    system = {"network": {"method": "deop"}}
+    system = {"method": {"method": "deop"}}
     made = {"commit": COMMIT, "dirty": False, "version": "1.2.3", "wall_time_s": 30.0, "settings": system}
     Path("deop.json").write_text(json.dumps({"metrics": {"mIoU": 0.25, "hIoU": None}, "provenance": made}))
     datasets = [
