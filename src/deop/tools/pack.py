@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, sha256_of, write_json
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of, sha256_of, write_json
 from deop.methods.system import load_system, read_config, save_system
 
 
@@ -24,7 +23,7 @@ def run(system: Path, output: Path) -> None:
     partial.mkdir(parents=True)
     try:
         save_system(load_system(system), read_config(system), partial, include_clip=True)
-        provenance = json.loads((system / PROVENANCE).read_text())
+        provenance = provenance_of(system) or {}
         write_json(partial / PROVENANCE, provenance | {"sha256": sha256_of(partial / WEIGHTS)})
         os.replace(partial, output)
     finally:
