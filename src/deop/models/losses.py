@@ -9,8 +9,8 @@ unseen classes "no object"; hence it is not the default.
 The focal loss is that of :func:`torchvision.ops.sigmoid_focal_loss`, which is used where it is given few elements.
 Elsewhere the same numbers are computed here, from targets that are never spread out to one-hot tensors: the mask
 losses keep 4 tensors of the size of the masks for the backward pass where torchvision's focal loss and a dice loss keep
-10, and the focal part of the segmentation loss 4 of the size of the scores where torchvision's keeps 8. The matching costs of
-all pairs of masks are matrix products instead of one loss per pair. The release clamps the logarithm.
+10, and the focal part of the segmentation loss 4 of the size of the scores where torchvision's keeps 8. The matching
+costs of all pairs of masks are matrix products instead of one loss per pair. The release clamps the logarithm.
 
 All losses need float32, whatever the autocast precision: sums over a whole mask and the small numbers of the focal
 factor are beyond half precision. The segmentation losses convert their inputs; for the others the caller does.
