@@ -1,4 +1,4 @@
-"""The rows of a benchmark: which system, how large, on what."""
+"""The rows of a benchmark: systems, their sizes and their inputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from deop.settings.benchmarks import BenchmarkClip, ScalingBenchmark, SpeedBench
 ONE_PASS, MULTI_PASS = ("Baseline", "DeOP"), ("SimBaseline", "ZegFormer")
 BARE_PROPOSALS, BARE_CLIP = "proposal network alone", "open_clip visual alone"
 BARE = (BARE_PROPOSALS, BARE_CLIP)
-"""What a one-pass system cannot do without, as its libraries run it."""
+"""The parts that every one-pass system needs, as their libraries run them."""
 
 
 class Case(NamedTuple):
-    """One row: a system with a CLIP, on ``batch`` images (height, width) that ``shown`` of ``queries`` masks cover.
+    """One row: a system with a CLIP on ``batch`` images (height, width), where ``shown`` of ``queries`` masks are not
+    empty.
 
-    ``compiled``: as :func:`deop.methods.inference.prepare` has it.
+    ``compiled`` is that of :func:`deop.methods.inference.prepare`.
     """
 
     system: str
@@ -46,7 +47,7 @@ def speed_cases(settings: SpeedBenchmark, model: str) -> list[Case]:
 
 
 def scaling_cases(settings: ScalingBenchmark) -> dict[str, list[Case]]:
-    """DeOP by what varies: its name, and its cases, smallest first."""
+    """The cases of DeOP, smallest first, by the name of what varies."""
     clip = settings.clip
     queries = clip.proposals.queries
     base = Case("DeOP", settings.model, clip.image, queries, queries // 2, settings.base_classes)

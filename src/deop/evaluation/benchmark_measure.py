@@ -1,4 +1,4 @@
-"""Time, memory and arithmetic of calls, measured side by side."""
+"""Measures time, memory and floating-point operations of calls, in turns."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from deop.utils.timing import PartTimes, wait_for
 
 Name = TypeVar("Name")
 MATMUL = {"cpu": 2048, "cuda": 8192}
-"""By device, the side of the square matrices whose product says what the machine can do."""
+"""By device, the side of the square matrices whose product measures the speed of the machine."""
 _RESET_PEAK = "5"  # see proc(5), clear_refs
 
 
 @dataclass
 class Measured:
-    """What was measured of one call.
+    """The measurements of one call.
 
     Attributes:
         seconds: of each timed run.
-        parts: median seconds by part (see :mod:`deop.utils.timing`); of runs of their own on a GPU, which has to be
-            waited for at every part.
-        added_mb: MB (10^6 bytes) that the call adds at most to the memory held before it: that of the process on a CPU
-            (Linux; else NaN), that of tensors on a GPU.
-        flop: floating-point operations of matrix products and convolutions, two each.
+        parts: median seconds by part (see :mod:`deop.utils.timing`). On a GPU they are from separate runs, since
+            timing parts synchronises the device.
+        added_mb: peak memory during the call beyond that before it, in MB (10^6 bytes): of the process on a CPU (Linux;
+            else NaN), of tensors on a GPU.
+        flop: floating-point operations of matrix products and convolutions, two per multiplication.
     """
 
     flop: int = 0
@@ -55,11 +55,11 @@ def interleave(
     description: str,
     counted_in: Mapping[Name, Name] | None = None,
 ) -> dict[Name, Measured]:
-    """Measures calls in turns (A B C, A B C, ...), so that whatever else the machine does slows all of them alike.
+    """Measures calls in turns (A B C, A B C, ...), so that other load on the machine affects all of them alike.
 
-    Before that each is run twice, which warms up: once to count its operations, once to see its memory, neither of
-    which leaves a run as fast as it is. No further round begins after ``budget_s`` seconds. Compiled code cannot be
-    counted: ``counted_in`` names for it another call of the same operations.
+    Each call is first run twice as a warm-up, once to count its operations and once to measure its memory, which both
+    slow a run down. No further round begins after ``budget_s`` seconds. The operations of compiled code cannot be
+    counted: ``counted_in`` names another call with the same operations.
     """
     measured, counted_in = {name: Measured() for name in calls}, counted_in or {}
     for name, call in progress_bar(calls.items(), desc=f"{description}: warm-up"):
@@ -68,7 +68,7 @@ def interleave(
         else:
             measured[name].flop = count_flop(call)
         memory = PeakMemory(device)
-        call()  # of compiled code, the one that records CUDA's graphs
+        call()  # compiled code records its CUDA graphs in this run
         measured[name].added_mb = memory.added_mb()
     for name, other in counted_in.items():
         measured[name].flop = measured[other].flop
@@ -81,7 +81,7 @@ def interleave(
                     call()
                 parts[name].append(times.seconds)
                 measured[name].seconds.append(timed(call, device))
-            else:  # where there is nobody to be waited for, listening costs nothing
+            else:  # without a device to synchronise, timing parts costs nothing
                 with PartTimes(device) as times:
                     measured[name].seconds.append(timed(call, device))
                 parts[name].append(times.seconds)
@@ -95,7 +95,7 @@ def interleave(
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call takes until the device is done with it."""
+    """Seconds of one call, until the device has finished it."""
     wait_for(device)
     begun = time.perf_counter()
     call()
@@ -105,7 +105,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 
 def count_flop(call: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions of a call, two for each multiplication."""
-    # Fused attention is not counted on every device, whole fused layers on none; the plain one is matrix products.
+    # Fused attention is not counted on every device, and fused layers on none; plain attention is matrix products.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -117,14 +117,14 @@ def count_flop(call: Callable[[], object]) -> int:
 
 
 def matmul_call(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    """The product of two square matrices of that type, :data:`MATMUL` a side: 2 * side^3 operations."""
+    """The product of two square matrices of that type with sides of :data:`MATMUL`: 2 * side^3 operations."""
     side = MATMUL.get(device.type, MATMUL["cpu"])
     left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right
 
 
 class PeakMemory:
-    """The most memory that is held from now on, beyond what is held now (see :class:`Measured`)."""
+    """Peak memory from now on, beyond the memory held now (see :class:`Measured`)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device: torch.device | None = device
@@ -133,7 +133,7 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(device)
             return
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:  # what others have freed is not this call's
+        if trim is not None:  # memory freed by others must not count
             trim(0)
         try:
             Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
@@ -150,6 +150,6 @@ class PeakMemory:
 
 
 def _process_bytes(name: str) -> int:
-    """Memory of this process: ``VmRSS``, what it holds, or ``VmHWM``, what it held at most (proc(5))."""
+    """Memory of this process: ``VmRSS`` is the current and ``VmHWM`` the peak size (proc(5))."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(name)))

@@ -1,4 +1,4 @@
-"""Systems at their true sizes, with random weights and drawn masks: their cost does not hang on what they know."""
+"""Systems at their real sizes, with random weights and drawn masks: their cost does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from deop.settings.methods import DeOPSettings, SimBaselineSettings, ZegFormerSe
 
 TEMPLATES = ("a photo of a {}.",)
 INSIDE, OUTSIDE = 8.0, -8.0
-"""Mask logits at the centre of a drawn mask and far from all."""
+"""Mask logits at the centre of a drawn mask, and far from all masks."""
 
 
 class DrawnMasks(ProposalNetwork):
-    """A proposal network that does all its work, and then answers with ``drawn`` masks (N, h, w).
+    """A proposal network that computes its masks and then returns the ``drawn`` ones (N, h, w) instead.
 
-    With random weights every mask, or none, would exceed the threshold of the multi-pass systems.
+    With random weights, either all masks or none would exceed the threshold of the multi-pass systems.
     """
 
     drawn: Tensor
 
     def decode(self, images: Tensor, *, last_only: bool = False) -> tuple[Tensor, list[Tensor]]:
         states, masks = super().decode(images, last_only=last_only)
-        # They hang on the network's own, or a compiler would find out that nobody needs them, nor the network.
+        # Computed from the network's masks, or a compiler would remove these and the network as unused.
         return states, [torch.where(layer.isnan(), layer, self.drawn.to(layer)) for layer in masks]
 
 
@@ -59,12 +59,12 @@ def discs(shown: int, shape: tuple[int, int, int]) -> Tensor:
 
 
 def class_names(number: int) -> list[str]:
-    """So many class names: the first of the full ADE20K's."""
+    """The first ``number`` class names of the full ADE20K."""
     return [row.cleaned for row in read_class_list("ade20k_847")[:number]]
 
 
 class Call(NamedTuple):
-    """``run`` is what is timed, of the network ``module``; ``embed``, if there is one, embeds class names before."""
+    """``run`` calls the network ``module`` and is timed; ``embed``, if not None, embeds the class names before that."""
 
     run: Callable[[], object]
     module: nn.Module
@@ -80,12 +80,12 @@ class Call(NamedTuple):
 
 
 class Networks:
-    """The systems on one CLIP. They share its weights, and proposal networks by their number of queries.
+    """Builds the systems on one CLIP. They share its weights, and the proposal networks of each number of queries.
 
     Args:
         model: name of an open_clip model config; weights are random.
-        settings: what is built on it.
-        device: where.
+        settings: sizes of the networks and images.
+        device: the device of all networks.
     """
 
     def __init__(self, model: str, settings: BenchmarkClip, device: torch.device) -> None:
@@ -94,7 +94,7 @@ class Networks:
         self._proposals: dict[int, tuple[DrawnMasks, DrawnMasks]] = {}
 
     def call(self, case: Case) -> Call:
-        """What is measured of a case: from images in memory to label maps, or to what a bare network gives for them."""
+        """The call that is timed: from images in memory to label maps, or to the output of a bare network."""
         images = torch.rand(case.batch, 3, *case.image, device=self._device)
         if case.system == BARE_PROPOSALS:
             network = self._proposal_network(case, prepared=False)
@@ -123,7 +123,7 @@ class Networks:
         return prepare(built, self._device, compiled=case.compiled)
 
     def _proposal_network(self, case: Case, *, prepared: bool = True) -> DrawnMasks:
-        """That of as many queries, with the case's masks: as built, or ``prepared`` as in
+        """The network of ``case.queries`` queries with the case's masks, by default ``prepared`` as in
         :mod:`deop.methods.inference`."""
         if case.queries not in self._proposals:
             architecture = self._settings.proposals.architecture | {"queries": case.queries}

@@ -1,4 +1,4 @@
-"""How well a mini CLIP has learned: zero-shot accuracy on fresh objects, crops, and regions of fresh scenes."""
+"""Zero-shot accuracy of a mini CLIP on new objects, crops, and regions of new scenes."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Scenes = list[tuple[Tensor, Tensor]]
 def clip_accuracy(
     clip: DenseCLIP, things: tuple[str, ...], *, image_size: int, scene_size: int = 96, scenes: int = 200
 ) -> dict:
-    """Accuracies among the names of ``things`` and of all textures, as fractions in [0, 1], by style.
+    """Accuracies in [0, 1] by style, with the names of ``things`` and of all textures as classes.
 
-    ``objects``: images of one emoji at the size of pre-training, top 1 and top 5. ``crops``: things of scenes, cut out
-    by their true masks (as multi-pass systems show them). ``regions``: true regions of scenes of ``scene_size``
-    pixels, mean patch feature under the mask, by the layers severed, things and stuff apart.
+    ``objects``: top-1 and top-5 accuracy on images of one emoji at the size of pre-training. ``crops``: accuracy on
+    things in scenes, cropped by their true masks (as in multi-pass systems). ``regions``: accuracy of the mean patch
+    feature under each true mask in scenes of ``scene_size`` pixels, by the severed layers, for things and stuff.
     """
     names = [*things, *texture_names()]
     text = clip.encode_text(names, "{}.")

@@ -1,4 +1,4 @@
-"""One embedding a proposal: mask pooling and classification anchor learning (sections 3.1 and 4.2)."""
+"""One embedding per proposal: mask pooling and classification anchor learning (sections 3.1 and 4.2)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def mask_pool(features: Tensor, masks: Tensor) -> Tensor:
 
 
 class AnchorOutput(NamedTuple):
-    """What a heatmap decoder gives for every proposal.
+    """The output of a heatmap decoder for every proposal.
 
     Attributes:
-        heatmaps: (B, N, heads, h, w) classification anchor heatmaps on the patch grid; for pictures, take the
-            mean over the heads.
+        heatmaps: (B, N, heads, h, w) classification anchor heatmaps on the patch grid; figures show the mean over
+            the heads.
         embeddings: (B, N, D) the patch features pooled by the heatmaps, not normalised.
     """
 
@@ -47,7 +47,7 @@ class QueryHeatmapDecoder(nn.Module):
 
     ``layers`` post-norm transformer decoder layers update N anchor queries from the patch features, then a
     heatmap output layer compares the queries with the patches (Eq. 3) and the features are pooled by the
-    heatmaps (section 4.2.2). The features are the values unprojected, so the embeddings stay in CLIP's joint
+    heatmaps (section 4.2.2). The values are the features without a projection, so the embeddings stay in CLIP's joint
     space: head i pools the i-th of ``heads`` equal slices of the D channels with its own heatmap.
 
     Args:
@@ -57,11 +57,12 @@ class QueryHeatmapDecoder(nn.Module):
         heads: attention heads.
         ffn_width: hidden width of the decoder layers' feed-forward networks.
         dropout: dropout in attention, feed-forward networks and residuals.
-        feature_scale: factor of the patch features where they are attended to; the values that are pooled keep
-            unit length. With 1 (the release) a channel of a feature is about 1 / sqrt(D), small beside its sine
-            position, and long training has to make up for it; with sqrt(D) queries see content from the start.
+        feature_scale: factor of the patch features where queries attend to them; the features that are pooled keep
+            unit length. With 1 (the release) a channel of a feature is about 1 / sqrt(D), small compared
+            with its sine position, which long training has to make up for. With sqrt(D) queries attend to content
+            from the start.
 
-    The untrained output layer gives almost uniform heatmaps: training starts from mask pooling (up to scale).
+    The untrained output layer gives almost uniform heatmaps, so training starts from mask pooling (up to scale).
 
     Raises:
         ValueError: ``width`` is not a multiple of ``heads`` and of 4 (sine and cosine of rows and columns).
@@ -157,33 +158,32 @@ class QueryHeatmapDecoder(nn.Module):
 class ConvHeatmapDecoder(nn.Module):
     """Convolutional anchor heatmap decoder (Eq. 4, figure 4 left), the query decoder's counterpart in Table 5.
 
-    Every proposal has a copy of the feature map to itself, multiplied by its mask. ``layers`` blocks of 3x3
-    convolution, batch norm and ReLU, shared by all copies, are followed by a 1x1 convolution to one score a patch,
-    and a softmax over the patches makes of the scores the proposal's heatmap, which pools the unmasked features
-    (section 4.2.2).
+    Each proposal gets a copy of the feature map, multiplied by its mask. ``layers`` blocks of 3x3 convolution, batch
+    norm and ReLU, shared by all copies, are followed by a 1x1 convolution to one score per patch. A softmax of the
+    scores over the patches is the proposal's heatmap, which pools the unmasked features (section 4.2.2).
 
-    The paper does not say which patches the softmax of Eq. 4 runs over, and names no kernel size for the last
-    convolution. Nor does it multiply the heatmap by the mask once more, as Eq. 3 does.
+    The paper does not say which patches the softmax of Eq. 4 runs over, and gives no kernel size for the last
+    convolution. Unlike Eq. 3, Eq. 4 does not multiply the heatmap by the mask again.
 
     Args:
         width: D, channels of the patch features (CLIP's joint embedding) and of the blocks.
         layers: K, convolution blocks before the last convolution; may be 0.
-        softmax_over: ``"mask"``, the patches of the proposal: each patch counts in the softmax as much as the mask
-            has of it (for a mask of zeros and ones, the softmax sees just the patches inside). ``"image"``, all
-            patches alike: then the mask acts through the masked features alone.
+        softmax_over: ``"mask"``: each patch is weighted in the softmax by its value in the mask (for a binary mask,
+            the softmax runs over the patches inside). ``"image"``: all patches have the same weight, so the mask acts
+            only through the masked features.
         feature_scale: factor of the patch features in the scores; the features that are pooled keep unit length.
-            Batch norm undoes it but for its epsilon, so it matters most with K = 0.
+            Batch norm cancels it except for its epsilon, so it matters most with K = 0.
 
     The untrained last convolution gives almost equal scores. With ``softmax_over="mask"`` that is an almost uniform
     heatmap over the mask, so training starts from mask pooling and moves away from it only where this helps. A
-    decoder that starts with scores at random first has to unlearn them; and with ``"image"`` all proposals start
-    from the mean of the image, the same embedding for each.
+    decoder that starts with random scores has to unlearn them first; with ``"image"`` all proposals start with the
+    same embedding, the mean of the image.
 
-    What it costs: training keeps 2 K maps of B * N * D * h * w numbers, two a block. At the paper's size (4 images a
-    GPU, N = 100, D = 512, a 32 x 32 grid) a map is 0.84 GB in float32, so K = 3 keeps 5 GB. Each block but the
-    first costs 9 * D^2 * N * h * w multiplications an image, 2.4e11 at that size: more than twice the whole visual
-    tower of ViT-B/16. The masked copies themselves are never made (:func:`masked_convolution`). Splitting the
-    proposals into groups would save memory, but change what batch norm averages over: all copies of the batch.
+    Cost: training keeps 2 K maps of B * N * D * h * w numbers, two per block. At the paper's size (4 images per GPU,
+    N = 100, D = 512, a 32 x 32 grid) a map is 0.84 GB in float32, so K = 3 keeps 5 GB. Each block but the first costs
+    9 * D^2 * N * h * w multiplications per image, 2.4e11 at that size: more than twice the whole visual tower of
+    ViT-B/16. The masked copies are never formed (:func:`masked_convolution`). Splitting the proposals into groups would
+    save memory, but change the batch norm, whose statistics are over all copies of the batch.
 
     Raises:
         ValueError: unknown ``softmax_over``.
@@ -202,7 +202,7 @@ class ConvHeatmapDecoder(nn.Module):
             raise ValueError(f"unknown softmax_over {softmax_over!r}; valid: mask, image")
         self.softmax_over = softmax_over
         self.feature_scale = feature_scale
-        # Batch norm takes the mean away and a softmax a constant, so a bias would do nothing in either place.
+        # No biases: batch norm subtracts the mean, and a softmax does not depend on a constant.
         self.convolutions = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(layers)
         )
@@ -210,7 +210,7 @@ class ConvHeatmapDecoder(nn.Module):
         self.score = nn.Conv2d(width, 1, 1, bias=False)
         for convolution in self.convolutions:
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-        # Small and not zero: behind zeros no block would get a gradient in the first step.
+        # Small but not zero: with zeros, the blocks would get no gradient in the first step.
         nn.init.normal_(self.score.weight, std=0.1 / width**0.5)
 
     def forward(self, features: Tensor, masks: Tensor) -> AnchorOutput:
@@ -218,8 +218,8 @@ class ConvHeatmapDecoder(nn.Module):
 
         Args:
             features: (B, D, h, w) patch features in CLIP's joint space, L2-normalised per patch.
-            masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, any number N. In training the batch
-                statistics are over all B * N copies and all patches.
+            masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, for any N. In training, the batch statistics
+                are over all B * N copies and all patches.
 
         Raises:
             ValueError: features or masks do not fit the decoder or each other.
@@ -240,7 +240,7 @@ class ConvHeatmapDecoder(nn.Module):
             x = convolution(F.relu(norm(x), inplace=True))
         scores = x.unflatten(0, (batch, -1)).flatten(2).float()  # (B, N, h*w)
         if self.softmax_over == "mask":
-            # Not -inf outside the mask: a mask of zeros alone would then have no heatmap but nan.
+            # Not -inf outside the mask: the heatmap of an empty mask would be NaN.
             scores = scores + masks.flatten(2).float().clamp(min=torch.finfo(torch.float32).tiny).log()
         heatmaps = scores.softmax(-1)
         embeddings = heatmaps @ features.flatten(2).transpose(1, 2)
@@ -248,11 +248,11 @@ class ConvHeatmapDecoder(nn.Module):
 
 
 def masked_convolution(convolution: nn.Conv2d, features: Tensor, masks: Tensor) -> Tensor:
-    """``convolution`` of the N masked copies F * M of each feature map, without making the copies.
+    """``convolution`` of the N masked copies F * M of each feature map, without forming the copies.
 
-    The result at a patch is the sum, over the taps of the kernel, of the mask there times the tap's product with the
-    features there. These products are the same for all N copies, so they are computed once: 1/N + 1/C of the
-    multiplications of a convolution of every copy.
+    The result at a patch is a sum over the kernel's taps: the mask at the tap times the product of the tap's weights
+    with the features there. These products are the same for all N copies and are computed once, which takes 1/N + 1/C
+    of the multiplications of convolving every copy.
 
     Args:
         convolution: D channels to C; odd square kernel, stride 1, padding that keeps the size, no bias.

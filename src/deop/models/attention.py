@@ -1,4 +1,4 @@
-"""Self-attention of a layer taken apart, so that severance can replace its middle whatever library the layer is of."""
+"""Self-attention in steps, so that severance can replace the mixing step of layers of open_clip and of timm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class SelfAttention(ABC):
-    """One layer's self-attention over tokens (B, T, C), in three steps: projections, mixing (not here), output.
+    """One layer's self-attention over tokens (B, T, C): its input and output projections, without the mixing between.
 
     Attributes:
         heads: attention heads.
@@ -23,27 +23,27 @@ class SelfAttention(ABC):
 
     @abstractmethod
     def _project(self, tokens: Tensor) -> list[Tensor]:
-        """Queries, keys and values (B, T, C), heads side by side."""
+        """Queries, keys and values (B, T, C), heads concatenated."""
 
     @abstractmethod
     def values(self, tokens: Tensor) -> Tensor:
-        """The values alone, (B, T, C), heads side by side."""
+        """Only the values (B, T, C), heads concatenated."""
 
     @abstractmethod
     def output(self, context: Tensor) -> Tensor:
-        """What follows the mixing of values: (B, T, C) to (B, T, C), each token alone."""
+        """The output projection after the mixing of values: (B, T, C) to (B, T, C), token by token."""
 
     def project(self, tokens: Tensor) -> list[Tensor]:
         """Queries, keys and values, each (B, heads, T, C / heads), as they enter the softmax."""
         return [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self._project(tokens)]
 
     def merge(self, heads: Tensor) -> Tensor:
-        """The output (B, T, C) of what the heads (B, heads, T, C / heads) found."""
+        """The output (B, T, C) of the heads' results (B, heads, T, C / heads)."""
         return self.output(heads.transpose(1, 2).flatten(2))
 
 
 class TorchAttention(SelfAttention):
-    """``nn.MultiheadAttention``, as open_clip's own transformers have it."""
+    """``nn.MultiheadAttention``, as in open_clip's own transformers."""
 
     def __init__(self, module: nn.MultiheadAttention, prefix: int = 1) -> None:
         self.module, self.heads, self.prefix = module, module.num_heads, prefix
@@ -95,7 +95,7 @@ class TimmAttention(SelfAttention):
         return self.module.proj(self.module.norm(context))
 
     def _bias(self) -> Tensor | None:
-        """EVA's keys have no bias, so it keeps those of queries and values apart."""
+        """The bias of all projections; EVA stores those of queries and values, and its keys have none."""
         module = self.module
         if getattr(module, "q_bias", None) is None:
             return module.qkv.bias

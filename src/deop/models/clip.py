@@ -33,7 +33,7 @@ open_clip.add_model_config(Path(__file__).parent / "configs")
 
 
 class DenseCLIP(nn.Module):
-    """An open_clip CLIP with a ViT image tower, used frozen: no parameter learns and dropout is never on.
+    """A frozen open_clip CLIP with a ViT image tower: no parameter learns and dropout is always off.
 
     Attributes:
         embed_dim: width D of the joint space.
@@ -43,7 +43,7 @@ class DenseCLIP(nn.Module):
         pretrain_grid: (h, w) patches of the image size the model was pre-trained at.
         mean, std: per channel, of images with values in [0, 1].
         context_length, text_width: tokens of a text, start and end included, and their width.
-        quick_gelu: whether its activation is QuickGELU; None where :func:`load_clip` did not make it.
+        quick_gelu: whether its activation is QuickGELU; None if it was not built by :func:`load_clip`.
         logit_scale: factor of cosines in the contrastive loss it was pre-trained with (100 for OpenAI's models).
 
     Args:
@@ -51,9 +51,9 @@ class DenseCLIP(nn.Module):
         tokenizer: list of T texts -> (T, context_length) token ids.
 
     Raises:
-        WeightsError: the image tower is not a ViT that can be read densely (:mod:`deop.models.clip_towers`), or the
-            text tower is not a transformer of open_clip's, into which learned prefixes can be put, or pools otherwise
-            than at the end of the text or at the last token.
+        WeightsError: the image tower is not a ViT with dense features (:mod:`deop.models.clip_towers`), or the text
+            tower is not open_clip's transformer, which learned prefixes need, or is not pooled at the end of the text
+            or at the last token.
     """
 
     quick_gelu: bool | None = None
@@ -81,7 +81,7 @@ class DenseCLIP(nn.Module):
             self.embed_dim: int = self._tower.patches(nothing).shape[-1]
 
     def train(self, mode: bool = True) -> DenseCLIP:
-        """Keep evaluation mode whatever ``mode`` says: a frozen encoder inside a model that trains."""
+        """Stays in evaluation mode, because the encoder is frozen also inside a model that trains."""
         return super().train(False)
 
     def visual(
@@ -99,17 +99,17 @@ class DenseCLIP(nn.Module):
         Args:
             images: (B, 3, H, W), normalised with ``mean`` and ``std``; H and W multiples of the patch size.
                 Positions are interpolated to the patch grid h = H / patch, w = W / patch.
-            severance: what replaces self-attention in which layers (section 4.1); None is plain CLIP.
+            severance: which layers' self-attention is replaced, and how (section 4.1); None is plain CLIP.
             visual_prompts: learned maps added to the tokens that enter the first blocks (section 3.2).
-            masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, for severance kinds that are guided
+            masks: (B, N, h, w) proposal masks in [0, 1] on the patch grid, for kinds of severance that are guided
                 by masks.
             antialias: resize positions and visual prompts with antialiasing, as open_clip does, or without.
-            recompute: keep of each block only its input, and compute the block again for the gradient.
+            recompute: gradient checkpointing: keep only the input of each block and recompute it in the backward pass.
 
         Raises:
             ValueError: an image size that is not a multiple of the patch size, a severed layer that the tower
-                does not have, visual prompts of another width or more depth than the tower, or masks that are
-                missing or do not fit the patches where the severance needs them.
+                does not have, visual prompts of another width or more depth than the tower, or masks that the severance
+                needs and that are missing or do not fit the patches.
         """
         tower = self._tower
         if visual_prompts is not None:
@@ -169,7 +169,7 @@ class DenseCLIP(nn.Module):
             return tokens.argmax(dim=-1)
         if pooling == "eos":
             return (tokens == _text_setting(text, "eos_id")).int().argmax(dim=-1)
-        # Towers that read the last position: padding, and before it an end token where the tokenizer has one.
+        # Towers pooled at the last position: texts are padded, and end with an end token if the tokenizer has one.
         blank = self.tokenize([""])[0]
         end, padding = blank[self.text_start], blank[-1]
         length = (tokens != padding).flip(-1).int()
@@ -179,7 +179,7 @@ class DenseCLIP(nn.Module):
 
     @cached_property
     def text_start(self) -> int:
-        """Tokens before a text's own: the start token, which SigLIP's tokenizers do not have."""
+        """Number of tokens before those of the text: the start token, which SigLIP's tokenizers do not have."""
         if _text_setting(self._text_tower, "pool_type") != "last":
             return 1
         blank, word = self.tokenizer(["", "a"])
@@ -198,15 +198,15 @@ class DenseCLIP(nn.Module):
         """Text embeddings (T, D), not normalised, from token embeddings; differentiable in them.
 
         Args:
-            embeddings: (T, L, text_width) without positions, L at most ``context_length``, and just that for towers
-                that are not causal: there the padding takes part.
-            eot: (T,) index of each end-of-text token; towers that read the last position do not look at it.
+            embeddings: (T, L, text_width) without positions, L at most ``context_length``. Towers that are not causal
+                need exactly that length, since padding is attended to.
+            eot: (T,) index of each end-of-text token; ignored by towers that are pooled at the last position.
         """
         text = self._text_tower
         causal = getattr(text, "attn_mask", None) is not None
         if _text_setting(text, "pool_type") == "last":
             eot = torch.full_like(eot, embeddings.shape[1] - 1)
-        # In a causal tower nothing after the last end-of-text token counts: class names are short.
+        # In a causal tower, tokens after the last end-of-text token do not matter; class names are short.
         length = int(eot.max()) + 1 if causal else embeddings.shape[1]
         x = embeddings[:, :length] + text.positional_embedding[:length].to(embeddings.dtype)
         for block in text.transformer.resblocks:
@@ -277,13 +277,13 @@ def load_clip(
         pretrained: an open_clip tag such as ``"openai"`` (downloaded once into ``cache_dir``; the activation
             is the one the tag was trained with); ``"bundled"`` for the weights this package ships; a path to
             ``.safetensors`` or ``.pt`` weights, OpenAI's TorchScript archives among them; or None for random weights.
-            With a file, images are normalised as for the model's tags. No code of a file is run.
-        quick_gelu: whether the weights were trained with QuickGELU; None finds out, where that can be known of a file
-            (:func:`deop.models.clip_build.uses_quick_gelu`). ``-quickgelu`` models have it in any case.
+            With a file, images are normalised as for the model's tags. No code in a file is run.
+        quick_gelu: whether the weights were trained with QuickGELU; None infers it, if that is possible for a file
+            (:func:`deop.models.clip_build.uses_quick_gelu`). ``-quickgelu`` models always have it.
         weights_sha256: expected SHA-256 of the weights file. Bundled weights are checked in any case, against
             the sum in the JSON beside them.
         cache_dir: where downloads go, open_clip's default if None.
-        prefix: how the names of the CLIP's tensors start in a file that holds others, too.
+        prefix: of the names of the CLIP's tensors, in a file that also holds others.
 
     Raises:
         WeightsError: unknown model or tag, towers that cannot be read densely, a weights file or tokenizer that is not
@@ -337,7 +337,7 @@ def _tokenizer(model: str, text: dict, cache_dir: str | Path | None) -> Callable
 
 
 def _text_setting(text: nn.Module, name: str) -> str | int | None:
-    """A setting of the text tower, which CLIP itself keeps under a name that starts with ``text_``."""
+    """A setting of the text tower; ``CLIP`` has it under a name that starts with ``text_``."""
     return getattr(text, f"text_{name}", getattr(text, name, None))
 
 

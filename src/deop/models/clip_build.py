@@ -1,4 +1,4 @@
-"""open_clip models with their weights: the activation that these were trained with, and their tensors in place."""
+"""Builds open_clip models: finds the activation that weights were trained with, and loads the weights."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from deop.utils.files import file_hash
 def build_clip_model(
     model: str, pretrained: str | None, path: Path | None, quick_gelu: bool, prefix: str = ""
 ) -> nn.Module:
-    """The model with the weights of ``path``, its images normalised as the tag ``pretrained`` says if it is one.
+    """The model with the weights of ``path``; images are normalised as for ``pretrained``, if that is a tag.
 
-    With ``prefix``, only tensors whose names start with it are the CLIP's.
+    With ``prefix``, only tensors whose names start with it are loaded.
 
     Raises:
         WeightsError: a file that cannot be read as weights, or is of another model.
@@ -37,7 +37,7 @@ def build_clip_model(
             for name, value in read_weights(path).items()
             if name.startswith(prefix)
         }
-    # Not open_clip's own reading of files, which can be made to run code of theirs.
+    # open_clip's own loading of files can run code in them.
     with _without_warning_of_random_weights():
         network = open_clip.create_model(
             model, force_preprocess_cfg=_preprocessing(model, tag), quick_gelu=quick_gelu
@@ -54,7 +54,7 @@ def build_clip_model(
 
 @contextlib.contextmanager
 def _without_warning_of_random_weights() -> Iterator[None]:
-    """open_clip warns of every model that it gives no weights; here they follow, or none were asked for."""
+    """Hides open_clip's warning about models without weights: they are loaded afterwards, or random ones are wanted."""
 
     def helpful(record: logging.LogRecord) -> bool:
         return "initialized randomly" not in record.getMessage()
@@ -67,7 +67,7 @@ def _without_warning_of_random_weights() -> Iterator[None]:
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Loads tensors into a model of open_clip, by its names or by those of releases that it converts.
+    """Loads tensors into an open_clip model, under its own names or those of releases that open_clip converts.
 
     Raises:
         RuntimeError: tensors that are missing, left over or of another shape.
@@ -82,7 +82,7 @@ def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
     for name in ("logit_scale", "logit_bias"):  # a number, or a vector of one
         if name in weights and name in own:
             weights[name] = weights[name].reshape(own[name].shape)
-    if "logit_bias" in own and "logit_bias" not in weights:  # SigLIP's, which takes no part in features
+    if "logit_bias" in own and "logit_bias" not in weights:  # SigLIP's, which features do not use
         weights["logit_bias"] = torch.zeros_like(own["logit_bias"])
     resize_pos_embed(weights, network)
     resize_text_pos_embed(weights, network)
@@ -90,7 +90,7 @@ def _fill(network: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def _preprocessing(model: str, tag: dict) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation of images that a tag asks for, or else that all tags of the model agree on."""
+    """Mean and standard deviation of a tag's images, or those that all tags of the model agree on."""
     asked = [
         {key: about[key] for key in ("mean", "std") if key in about}
         for about in ([tag] if tag else _tags(model))
@@ -99,26 +99,26 @@ def _preprocessing(model: str, tag: dict) -> dict[str, tuple[float, ...]]:
 
 
 def has_quick_gelu(model: str) -> bool:
-    """Whether an open_clip model is built with QuickGELU if nothing else is said, as it is when it is trained here."""
+    """Whether an open_clip model has QuickGELU by default, with which it is also trained here."""
     return bool(open_clip.get_model_config(model).get("quick_gelu"))
 
 
 def uses_quick_gelu(model: str, pretrained: str | None, path: Path | None, said: bool | None) -> bool:
     """Whether weights were trained with QuickGELU, as OpenAI's were, in place of GELU.
 
-    A tag of open_clip says so. A file of tensors does not, and with the wrong activation it loads and gives wrong
-    features. Of a file it is known if open_clip's tags have its SHA-256, and else inferred if it is a TorchScript
-    archive (OpenAI's form) or if all tags of the model agree. A model without tags has GELU unless the user says
-    otherwise.
+    open_clip records it for its tags. A file of tensors does not say, and with the wrong activation it loads without
+    an error and gives wrong features. For a file it is known if one of open_clip's tags has its SHA-256, and otherwise
+    inferred if the file is a TorchScript archive (OpenAI's format) or if all tags of the model agree. A model without
+    tags has GELU unless the user sets it.
 
     Args:
         model: name of an open_clip model config.
-        pretrained: an open_clip tag, or what else led to ``path``; None is random weights.
+        pretrained: an open_clip tag, or another value of :func:`deop.models.clip.load_clip`; None is random weights.
         path: the file of weights.
-        said: what the user says, None for nothing. A ``-quickgelu`` model says True.
+        said: the user's setting, None if not set. For ``-quickgelu`` models it is True.
 
     Raises:
-        WeightsError: a file of which it is not known, or that needs another activation than the user says.
+        WeightsError: it is not known for the file, or it differs from the user's setting.
     """
     of_model = has_quick_gelu(model)
     if of_model and said is False:
@@ -158,21 +158,21 @@ def uses_quick_gelu(model: str, pretrained: str | None, path: Path | None, said:
 
 
 def _tags(model: str) -> list[dict]:
-    """What open_clip knows of each set of pre-trained weights of a model."""
+    """open_clip's entries about the pre-trained weights of a model."""
     return [
         open_clip.get_pretrained_cfg(model, name) for name in open_clip.list_pretrained_tags_by_model(model)
     ]
 
 
 def _quick_gelu_by_sha256(tags: list[dict], path: Path) -> bool | None:
-    """Whether a file needs QuickGELU, if it is one of which open_clip knows the SHA-256, or how that begins."""
+    """Whether a file needs QuickGELU, if open_clip knows its SHA-256 or the beginning of it; else None."""
     sums = {_sha256_in(tag.get("url") or ""): bool(tag.get("quick_gelu")) for tag in tags}
     actual = file_hash(path)
     return next((quick for known, quick in sums.items() if known and actual.startswith(known)), None)
 
 
 def _sha256_in(url: str) -> str | None:
-    """The SHA-256 of a file, or how it begins, where its address has it."""
+    """The SHA-256 in the address of a file, or the beginning of it; None if there is none."""
     if "openaipublic" in url:
         return url.split("/")[-2]
     found = re.search(r"-([0-9a-f]{8})\.pt$", url) if "mlfoundations" in url else None

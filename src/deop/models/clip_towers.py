@@ -1,6 +1,6 @@
-"""Image towers of open_clip models taken apart into what dense features need: tokens in, blocks, tokens out.
+"""Image towers of open_clip models, split into the steps that dense features need: embedding, blocks, pooling.
 
-open_clip builds some towers itself and takes others from timm; a :class:`Tower` is what both have in common.
+open_clip builds some towers itself and takes others from timm; :class:`Tower` is their common interface.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VIT_MODULES = ("vision_transformer", "vision_transformer_hybrid", "eva", "vitami
 
 
 class Tower(ABC):
-    """A ViT over (B, prefix+h*w, width) tokens, the class token before the patches. Holds no weights of its own.
+    """A ViT over tokens (B, prefix+h*w, width), the class token before the patches. A view that owns no weights.
 
     Attributes:
         width, layers: token width and number of blocks.
@@ -72,11 +72,11 @@ class Tower(ABC):
 
     @abstractmethod
     def patches(self, tokens: Tensor) -> Tensor:
-        """The last block's patch tokens, each alone taken to the joint space: (B, h*w, D)."""
+        """The last block's patch tokens, each projected to the joint space on its own: (B, h*w, D)."""
 
 
 class DenseFeatures:
-    """What one pass through a visual tower gives; nothing is L2-normalised, and nothing is made before it is read.
+    """Features of one pass through a visual tower, computed when first accessed; none are L2-normalised.
 
     Args:
         tower: the tower.
@@ -94,10 +94,10 @@ class DenseFeatures:
 
     @cached_property
     def patches(self) -> Tensor:
-        """(B, D, h, w) patch tokens, each alone taken to the joint space as the pooled embedding is.
+        """(B, D, h, w) patch tokens, each projected to the joint space on its own, as the pooled embedding is.
 
-        That is last layer norm and projection, and before that what an attention pool does to its values (SigLIP; see
-        :class:`TimmTower`).
+        That is the last layer norm and the projection, and before it the attention pool's transformation of values
+        (SigLIP; see :class:`TimmTower`).
         """
         return self._tower.patches(self._tokens).transpose(1, 2).unflatten(2, self._grid)
 
@@ -143,7 +143,7 @@ class OpenClipTower(Tower):
         return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        # The tower's own pooling, since models differ in whether the last norm comes before or after it.
+        # The tower's own method, since models differ in whether the last norm comes before or after pooling.
         return self.visual._pool(tokens)[0] @ self.visual.proj
 
     def patches(self, tokens: Tensor) -> Tensor:
@@ -153,9 +153,9 @@ class OpenClipTower(Tower):
 class TimmTower(Tower):
     """A ViT or EVA of timm: SigLIP's, EVA02's, PE-Core's, MobileCLIP-B's, ViTamin's.
 
-    Pooling by attention with a learned query (SigLIP's MAP head) reads the values of the tokens, weighted; a patch that
-    is pooled alone has weight 1. So its dense feature is its value, through the head's projection and MLP: the query
-    plays no part, as in MaskCLIP's use of the last layer of class-token towers.
+    Pooling by attention with a learned query (SigLIP's MAP head) is a weighted mean of the tokens' values; a patch that
+    is pooled alone has weight 1. So its dense feature is its value, after the head's projection and MLP. The query does
+    not matter, as in MaskCLIP's use of the last layer of class-token towers.
 
     Raises:
         WeightsError: the trunk is no ViT of the usual pre-norm blocks, has register tokens or other positions.
@@ -175,8 +175,8 @@ class TimmTower(Tower):
             trunk.patch_embed.feat_ratio(),
             tuple(trunk.patch_embed.grid_size),
         )
-        trunk.patch_embed.strict_img_size = False  # sizes are checked before, and positions resized here
-        # A copy, since it remembers the grid that it was asked for last, and the model must not.
+        trunk.patch_embed.strict_img_size = False  # sizes were checked, and positions are resized here
+        # A copy, since it stores the last grid, which must not change the model.
         self._rope = copy.deepcopy(getattr(trunk, "rope", None))
 
     def embed(
@@ -228,7 +228,7 @@ def make_tower(visual: nn.Module) -> Tower:
     """The tower that open_clip built as a model's ``visual``.
 
     Raises:
-        WeightsError: it is not a ViT whose patches can be read densely.
+        WeightsError: it is not a ViT with dense features.
     """
     if isinstance(visual, VisionTransformer):
         return OpenClipTower(visual)
@@ -240,7 +240,7 @@ def make_tower(visual: nn.Module) -> Tower:
 
 
 def check_image_config(vision: dict) -> None:
-    """What the ``vision_cfg`` of a model gives away: said before gigabytes are downloaded for a tower then refused.
+    """Checks the ``vision_cfg`` of a model, so that unsupported towers are refused before gigabytes are downloaded.
 
     Raises:
         WeightsError: the image tower is not a ViT.
@@ -260,7 +260,7 @@ def check_image_config(vision: dict) -> None:
 def resize_grid(maps: Tensor, grid: tuple[int, int], antialias: bool = True) -> Tensor:
     """Maps (C, h, w) on a patch grid -> (C, *grid), bicubic, as open_clip resizes positional embeddings.
 
-    Without ``antialias``, as the DeOP release does, the cubic kernel is another one also where a map grows.
+    Without ``antialias``, as in the DeOP release, PyTorch's cubic kernel differs also where a map is enlarged.
     """
     if tuple(maps.shape[1:]) == tuple(grid):
         return maps
@@ -270,13 +270,13 @@ def resize_grid(maps: Tensor, grid: tuple[int, int], antialias: bool = True) -> 
 def resize_positions(
     positions: Tensor, prefix: int, old: tuple[int, int], new: tuple[int, int], antialias: bool
 ) -> Tensor:
-    """Positions (prefix+h*w, C) of one patch grid -> those of another, the class token's as they are."""
+    """Resizes positions (prefix+h*w, C) from one patch grid to another; the class token's stay the same."""
     patches = positions[prefix:].T.unflatten(1, old)
     return torch.cat([positions[:prefix], resize_grid(patches, new, antialias).flatten(1).T])
 
 
 def _unlike_a_vit(trunk: nn.Module) -> str | None:
-    """What of a timm model :class:`TimmTower` does not know, or None."""
+    """Why :class:`TimmTower` does not support a timm model, or None if it does."""
     if not isinstance(trunk, TimmVisionTransformer | Eva):
         return "is not a ViT"
     if trunk.num_prefix_tokens > 1:

@@ -1,4 +1,4 @@
-"""Single segments cut out by their ground-truth masks, as multi-pass systems show them to CLIP."""
+"""Crops of single segments, as multi-pass systems show them to CLIP."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from deop.data.segmentation import SegmentationDataset
 
 
 def crop_segment(image: Tensor, mask: Tensor, size: int, fill: Tensor, expand: float = 1.0) -> Tensor:
-    """One segment on a plain ground: pixels outside the mask filled, its box cut out and resized.
+    """One segment on a plain background: pixels outside the mask are filled, and its box is cropped and resized.
 
     Args:
         image: (3, H, W) float RGB in [0, 1].
         mask: (H, W) bool, not empty.
         size: side of the result in pixels (bicubic).
-        fill: (3,) colour of the ground.
-        expand: side lengths of the cut box over those of the mask's box.
+        fill: (3,) colour of the background.
+        expand: factor of the side lengths of the mask's box.
 
     Returns:
         (3, size, size) in [0, 1].
@@ -32,8 +32,8 @@ def crop_segments(
 ) -> Tensor:
     """:func:`crop_segment` of M masks (M, H, W) of one image: (M, 3, size, size). No mask may be empty.
 
-    Without ``antialias``, crops are resized as in SimBaseline's release: every pixel from the sixteen around it, and
-    not clamped to [0, 1], which bicubic interpolation leaves at sharp edges.
+    Without ``antialias``, crops are resized as in SimBaseline's release: every pixel is computed from the sixteen
+    around it, and values are not clamped to [0, 1], which bicubic interpolation exceeds at sharp edges.
     """
     crops = image.new_empty(len(masks), 3, size, size)
     for crop, mask, (top, bottom, left, right) in zip(crops, masks, bounding_boxes(masks, expand)):
@@ -48,10 +48,10 @@ def crop_segments(
 
 
 def roi_align_segments(image: Tensor, masks: Tensor, size: int, fill: Tensor, expand: float = 1.0) -> Tensor:
-    """What :func:`crop_segments` gives, cut with RoIAlign as in ZegFormer's release.
+    """The crops of :func:`crop_segments`, made with RoIAlign as in ZegFormer's release.
 
-    The release ends each box at the index of the mask's last row and column, so that these are outside it, and takes
-    the whole image where such a box has no area.
+    In the release, each box ends at the index of the mask's last row and column, which are therefore outside of it.
+    If such a box has no area, the whole image is taken.
     """
     height, width = masks.shape[1:]
     crops = image.new_empty(len(masks), 3, size, size)
@@ -73,7 +73,7 @@ def bounding_boxes(masks: Tensor, expand: float = 1.0) -> list[tuple[int, int, i
 def _spans(occupied: Tensor, expand: float) -> list[tuple[int, int]]:
     """First and last + 1 index of each line (M, L) that is occupied, expanded within the image.
 
-    All lines at once: on a GPU every number read one by one would wait for all work before it.
+    All lines are read at once, because on a GPU each single read would wait for all work before it.
     """
     length = occupied.shape[1]
     first = occupied.int().argmax(1)

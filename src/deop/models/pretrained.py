@@ -1,4 +1,4 @@
-"""Where weights of models come from: this package, a file, or a download that says what to do where it fails."""
+"""Finds weights of models: bundled with this package, in a file, or downloaded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BUNDLED = Path(__file__).parent / "weights"
 
 
 def check_hub_file(path: Path) -> None:
-    """Raise WeightsError unless a file in the hub's cache is what the hub has.
+    """Raise WeightsError unless the SHA-256 of a file in the hub's cache is that of the hub.
 
-    There a large file is a link to one that is called by its SHA-256. Files from elsewhere pass: open_clip compares
-    those that it downloads from a plain address with the sum in the address.
+    In the cache, a large file is a link to a file named by its SHA-256. Other files are not checked: open_clip checks
+    those that it downloads from a plain address against the sum in the address.
     """
     name = path.resolve().name
     if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name):
@@ -67,12 +67,12 @@ def _unknown_weights(model: str, pretrained: str) -> WeightsError:
 
 
 def download_failed(what: str, url: str, cache: str | Path, remedy: str, error: Exception) -> str:
-    """The message for ``what`` that could not be downloaded: from where, why, where it is kept, and what to do."""
+    """The error message about a failed download of ``what``: address, reason, place in the cache, and remedy."""
     return f"{what} could not be downloaded from {url} ({reason_of(error)}); it would be kept in {cache}. {remedy}"
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a download failed, in few words: what its first cause says."""
+    """Why a download failed, in a few words: the message of the first cause."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -87,12 +87,12 @@ def reason_of(error: BaseException) -> str:
 
 
 def hub_cache(cache_dir: str | Path | None = None) -> str:
-    """Where the hub's client keeps downloads."""
+    """The folder in which the hub's client stores downloads."""
     return str(cache_dir or constants.HF_HUB_CACHE)
 
 
 def _how_to_get(model: str, tag: str, about: dict, cache_dir: str | Path | None, error: Exception) -> str:
-    """Which file ``open_clip.download_pretrained`` wanted, which takes the hub before a plain address."""
+    """The message about the file that ``open_clip.download_pretrained`` needs; it prefers the hub to an address."""
     if about.get("hf_hub"):
         repository, name = os.path.split(about["hf_hub"])
         url, cache = (
@@ -111,7 +111,7 @@ def _how_to_get(model: str, tag: str, about: dict, cache_dir: str | Path | None,
 
 
 def cached_clip(model: str, tag: str) -> tuple[Path | None, str]:
-    """Where weights that open_clip downloads lie if they are there already, and their address.
+    """The path of weights that open_clip downloads, None if they are not in the cache, and their address.
 
     Raises:
         WeightsError: a tag that the model does not have, or one without an address.
@@ -127,10 +127,10 @@ def cached_clip(model: str, tag: str) -> tuple[Path | None, str]:
 
 
 def cached_backbone(name: str) -> tuple[Path | None, str]:
-    """The same for a backbone's weights that timm downloads.
+    """The path of a backbone's weights that timm downloads, None if they are not in the cache, and their address.
 
     Raises:
-        WeightsError: a backbone that timm does not have, or has no weights of.
+        WeightsError: a backbone that timm does not have, or that has no weights.
     """
     about = timm.get_pretrained_cfg(name)
     if about is None or not (about.hf_hub_id or about.url):

@@ -12,7 +12,7 @@ from deop.models.clip_towers import resize_grid
 from deop.utils.progress import progress_bar
 
 _TEXTS = 256
-"""How many texts go through the text encoder at a time, so that a large vocabulary needs little memory."""
+"""Texts in one forward pass of the text encoder, to bound memory for large vocabularies."""
 
 
 class TextPrompt(nn.Module):
@@ -20,7 +20,7 @@ class TextPrompt(nn.Module):
 
     A prompt is ``[start] context_1 ... context_n name tokens . [end]``, where the context begins with ``n_prefix``
     random tokens and ends with those of ``words``. The prefix is learned offline, on
-    crops, and goes on learning end to end in Baseline+ and DeOP. Classes are names: any vocabulary fits.
+    crops, and then trained further end to end in Baseline+ and DeOP. Classes are names, so any vocabulary works.
     ``no_object`` (D,), not normalised, is one more classifier row of the segmentation stage.
 
     Args:
@@ -29,7 +29,7 @@ class TextPrompt(nn.Module):
         embed_dim: width D of CLIP's joint space.
         init_std: standard deviation of the normal initialisation.
         words: (W, text_width) token embeddings that further prefix tokens start from, such as those of "a picture
-            of": an untrained prompt then is a template that CLIP knows.
+            of". An untrained prompt then is a template familiar to CLIP.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class TextPrompt(nn.Module):
 
 
 class TextTemplates(nn.Module):
-    """Templates in the place of a learned prefix, and the embedding of "no object"; nothing else is learned.
+    """Templates instead of a learned prefix, and the embedding of "no object", the only parameter that learns.
 
-    ``no_object`` (D,) is as that of :class:`TextPrompt`.
+    ``no_object`` (D,) is the same as in :class:`TextPrompt`.
 
     Args:
         templates: texts with ``{}`` for the class name.
@@ -90,7 +90,7 @@ class TextTemplates(nn.Module):
         self._cache: tuple[tuple, Tensor] | None = None
 
     def forward(self, clip: DenseCLIP, names: list[str]) -> Tensor:
-        """Class embeddings (T, D) of T names, L2-normalised; kept for as long as the names stay the same."""
+        """Class embeddings (T, D) of T names, L2-normalised; cached until the names change."""
         key = (*names, self.no_object.device)
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, template_embeddings(clip, names, self.templates))
@@ -98,14 +98,14 @@ class TextTemplates(nn.Module):
 
 
 def template_embeddings(clip: DenseCLIP, names: list[str], templates: tuple[str, ...]) -> Tensor:
-    """Class embeddings (T, D) of T names, L2-normalised, without gradients: the mean of those of the templates.
+    """Class embeddings (T, D) of T names, L2-normalised, without gradients: the mean over the templates.
 
-    As in CLIP's zero-shot recipe, of normalised embeddings; in full precision, since this is done once.
+    The mean is of normalised embeddings, as in CLIP's zero-shot recipe. In full precision, since it is computed once.
     """
     chunks = [names[first : first + _TEXTS] for first in range(0, len(names), _TEXTS)]
     steps = [(index, template) for index in range(len(chunks)) for template in templates]
     sums: list[Tensor | int] = [0] * len(chunks)
-    # What is made in inference mode could not be used in training afterwards.
+    # Tensors created in inference mode could not be used in training afterwards.
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
         for index, template in progress_bar(steps, desc="embed templates", delay=5, leave=False):
             sums[index] = sums[index] + clip.encode_text(chunks[index], template)
@@ -115,8 +115,8 @@ def template_embeddings(clip: DenseCLIP, names: list[str], templates: tuple[str,
 class VisualPrompts(nn.Module):
     """Learned maps added element by element to the tokens that enter each of the first ``depth`` blocks.
 
-    Layer 0 is the tower's input, where the map stands beside the positional embedding; layers 1 to depth-1
-    are the inputs of those blocks. All maps start at zero: the untrained model equals plain CLIP.
+    Layer 0 is the tower's input, where the map is added like the positional embedding; layers 1 to depth-1
+    are the inputs of those blocks. All maps start at zero, so the untrained model equals plain CLIP.
 
     Args:
         width: width of the visual tokens (``DenseCLIP.width``).

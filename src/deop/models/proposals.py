@@ -1,7 +1,7 @@
 """Class-agnostic mask proposals: MaskFormer without its class head (section 3.1).
 
-A system with a class head builds on the same network: :meth:`ProposalNetwork.decode` gives it the states of the
-queries, and :meth:`ProposalNetwork.matched_loss` the matching, with a class cost of its own, and the masks' losses.
+Systems with a class head use the same network: :meth:`ProposalNetwork.decode` returns the query states, and
+:meth:`ProposalNetwork.matched_loss` the mask losses and the matching, to which the system can add a class cost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
 
 class Pairs(NamedTuple):
-    """M pairs of a query and a segment that one decoder layer has, as index tensors (M,): image, query, class."""
+    """M matched pairs of a query and a segment in one decoder layer, as index tensors (M,): image, query, class."""
 
     image: Tensor
     query: Tensor
@@ -61,12 +61,12 @@ class ProposalNetwork(nn.Module):
         ffn_width: hidden width of the decoder layers' feed-forward networks.
         heads: attention heads of the decoder layers.
         dropout: dropout in attention, feed-forward networks and residuals of the decoder layers.
-        decoder_norm: what the norm that makes the query states of each layer is for: ``"outputs"`` alone, as in
-            MaskFormer's code, or ``"chained"``, as in transformers, where the next layer goes on from the normed state.
+        decoder_norm: what the norm after each layer applies to: only the ``"outputs"``, as in MaskFormer's code, or
+            ``"chained"``, as in transformers, where the next layer takes the normalised state as its input.
         focal_weight: weight of the focal mask loss, in the loss and in the matching cost.
         dice_weight: weight of the dice loss, likewise.
-        ignored: what pixels labelled "ignore" are to the losses and the matching: ``"excluded"`` from them, or
-            ``"background"``, outside of every segment, as in MaskFormer's criterion.
+        ignored: how losses and matching treat pixels labelled "ignore": ``"excluded"``, or as ``"background"`` outside
+            of every segment, as in MaskFormer's criterion.
 
     Raises:
         ValueError: unknown ``backbone``, a ``width`` that does not divide, or a ``multi_grid`` that does not fit.
@@ -149,7 +149,8 @@ class ProposalNetwork(nn.Module):
             for parameter in module.parameters():
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
-        # On a CPU, convolutions are a quarter faster so; the pixel decoder's group norms are twenty times slower.
+        # On a CPU this makes convolutions a quarter faster. Not for the pixel decoder: its group norms would be twenty
+        # times slower.
         self.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -159,7 +160,7 @@ class ProposalNetwork(nn.Module):
             images: (B, 3, H, W), normalised with ImageNet's mean and standard deviation.
 
         Returns:
-            One (B, N, h, w) tensor of logits a decoder layer, the last layer last; h x w is the resolution of
+            One (B, N, h, w) tensor of logits per decoder layer, the last layer last; h x w is the resolution of
             the first backbone feature (stride 4 for a ResNet's ``out_indices=[1, 2, 3, 4]``).
         """
         return self.decode(images)[1]
@@ -167,7 +168,7 @@ class ProposalNetwork(nn.Module):
     def decode(self, images: Tensor, *, last_only: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Query states of every decoder layer (layers, B, N, width), for a class head, and :meth:`forward`'s masks.
 
-        With ``last_only``, of the last layer alone: the others' masks are made for training.
+        With ``last_only``, only those of the last layer: the others are for training.
         """
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))
         features = [feature.contiguous() for feature in features]
@@ -181,7 +182,7 @@ class ProposalNetwork(nn.Module):
         return states, [torch.einsum("bnc,bchw->bnhw", layer, pixels) for layer in embeddings]
 
     def _states(self, features: Tensor) -> Tensor:
-        """Query states (layers, B, N, width) as MaskFormer's own code has them: the norm is of the outputs alone."""
+        """Query states (layers, B, N, width) as in MaskFormer's code, where only the outputs are normalised."""
         transformer = self.transformer
         if transformer.input_projection is not None:
             features = transformer.input_projection(features)
@@ -205,7 +206,7 @@ class ProposalNetwork(nn.Module):
     def denominators(
         self, labels: Tensor, *, ignore: int = 255, no_object_weight: float = 0.0
     ) -> dict[str, Tensor]:
-        """By name of a loss on labels (B, H, W), how many of what it is a mean over they hold (scalars).
+        """By name of a loss, the number of items in labels (B, H, W) that it is a mean over (scalars).
 
         ``focal`` and ``dice`` are means over the ground-truth masks, and ``class``, the classification of a system with
         a class head, over the queries: those matched weigh 1, the others ``no_object_weight``.
@@ -221,19 +222,19 @@ class ProposalNetwork(nn.Module):
 
         Each class present in an image is one ground-truth mask; :func:`match` pairs the masks of an image
         with proposals, separately for every layer, at the resolution of the proposals. The losses of the pairs are
-        taken at the resolution of the labels, to which the proposals are brought bilinearly: sampled at a
+        computed at the resolution of the labels, to which the proposals are upsampled bilinearly: sampled at a
         quarter of it, small segments would lose their outline.
 
-        Two sorts of pixels belong to no ground-truth mask. Those without a label (negative numbers: unlabelled
-        background) lie outside all of them, and a proposal that leaks into them pays for it; otherwise masks of
-        things alone would be cells that share out the background. Those labelled ``ignore`` (unseen classes) take
-        no part, neither in the losses nor in the matching; otherwise masks would learn to leave out the unseen.
-        The public implementations treat both as the former, and so does a network with ``ignored="background"``.
+        Two kinds of pixels belong to no ground-truth mask. Those without a label (negative numbers: unlabelled
+        background) lie outside all of them, so proposals that cover them are penalised; otherwise masks of things would
+        divide the background among themselves. Those labelled ``ignore`` (unseen classes) do not count, neither in
+        the losses nor in the matching; otherwise masks would learn to leave out unseen classes. The public
+        implementations treat both as background, and so does a network with ``ignored="background"``.
 
         Args:
             outputs: what :meth:`forward` returned, tensors of (B, N, h, w).
             labels: (B, H, W) class indices, another negative number for "no class", or ``ignore``.
-            ignore: the label of pixels of which nothing is known.
+            ignore: the label of pixels that do not count.
 
         Returns:
             ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum. Each is the
@@ -249,12 +250,12 @@ class ProposalNetwork(nn.Module):
         ignore: int = 255,
         class_costs: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], list[Pairs]]:
-        """:meth:`loss`, and the matching under it, one :class:`Pairs` a decoder layer.
+        """:meth:`loss` and its matching, one :class:`Pairs` per decoder layer.
 
         Args:
             outputs, labels, ignore: as in :meth:`loss`.
-            class_costs: (layers, B, N, C), what it costs to pair a query with a segment of each of C classes,
-                beside the cost of its mask; None for a class-agnostic matching.
+            class_costs: (layers, B, N, C), added to the mask cost of pairing a query with a segment of each of C
+                classes; None for a class-agnostic matching.
         """
         if self.ignored == "background":
             labels, ignore = _as_background(labels, ignore)
@@ -264,7 +265,7 @@ class ProposalNetwork(nn.Module):
             coarse = labels_at(labels, logits[-1].shape[-2:])
             segment_costs = None
             if class_costs is not None:
-                # What only fills up ``classes`` is never matched: any class will do for it.
+                # Padding in ``classes`` is never matched, so any valid index will do.
                 index = classes.masked_fill(classes == ignore, 0)[None, :, None]
                 segment_costs = class_costs.gather(3, index.expand(*class_costs.shape[:3], -1))
             matching = match(
@@ -276,11 +277,11 @@ class ProposalNetwork(nn.Module):
                 self.dice_weight,
                 segment_costs,
             )
-            # Of the graph, also where nothing is matched.
+            # Connected to the graph even if nothing is matched.
             focal = overlap = 0.0 if any(counts) else sum(layer.sum() for layer in logits) * 0
             known, numbers = (labels != ignore).flatten(1), labels.flatten(1).int()
             truth = None
-            # Layer by layer: the masks of all layers at full resolution would be most of a step's memory.
+            # Layer by layer, since the masks of all layers at full resolution would take most of a step's memory.
             for layer_logits, (image, query, segment) in zip(logits, matching, strict=True):
                 if not len(image):
                     continue
@@ -298,7 +299,7 @@ class ProposalNetwork(nn.Module):
 
 
 def _dilate_last_stage(network: nn.Module, name: str, dilations: Sequence[int]) -> None:
-    """Dilates the 3x3 convolutions of the last stage, block by block; sizes stay as they are."""
+    """Dilates the 3x3 convolutions of the last stage, one dilation per block, without changing sizes."""
     blocks = getattr(network, "layer4", ())
     convolutions = [getattr(block, "conv2", None) for block in blocks]
     if len(convolutions) != len(dilations) or not all(isinstance(conv, nn.Conv2d) for conv in convolutions):
@@ -320,7 +321,7 @@ def _how_to_get(backbone: str, error: Exception) -> str:
 
 
 def _as_background(labels: Tensor, ignore: int) -> tuple[Tensor, int]:
-    """Labels in which ignored pixels have no class, and in the place of ``ignore`` a value that no pixel has."""
+    """Labels in which ignored pixels have no class, and a new ``ignore`` value that no pixel has."""
     return labels.masked_fill(labels == ignore, -1).clamp(min=-1), -2
 
 
@@ -331,7 +332,7 @@ def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
         labels: (B, H, W) class indices, a negative number for "no class", or ``ignore``.
 
     Returns:
-        (B, K) class indices ascending, K the largest number in one image, filled up with ``ignore``; the number of
+        (B, K) class indices ascending, K the largest number in one image, padded with ``ignore``; the number of
         segments of each image.
     """
     # Counting is several times as fast as the sort under Tensor.unique.
@@ -343,7 +344,7 @@ def segment_classes(labels: Tensor, ignore: int) -> tuple[Tensor, list[int]]:
 
 
 def segment_masks(labels: Tensor, classes: Tensor, ignore: int) -> Tensor:
-    """The masks (B, K, h, w) in {0, 1} of ``classes`` (B, K) in labels (B, h, w); 0 for what fills up ``classes``."""
+    """The masks (B, K, h, w) in {0, 1} of ``classes`` (B, K) in labels (B, h, w); 0 for padding."""
     return ((labels[:, None] == classes[..., None, None]) & (labels != ignore)[:, None]).float()
 
 
@@ -359,14 +360,14 @@ def match(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Cheapest one-to-one assignment of proposals to ground-truth masks, for every decoder layer and image.
 
-    The cost of a pair is weighted focal plus weighted dice at the resolution of ``logits``, and its class cost if there
-    is one.
+    The cost of a pair is weighted focal plus weighted dice at the resolution of ``logits``, plus its class cost if
+    given.
 
     Args:
         logits: (B, N, pixels) mask logits of each layer, float32.
         targets: (B, K, pixels) ground-truth masks.
-        valid: (B, pixels), 0 for pixels that take no part, else 1.
-        counts: B numbers of ground-truth masks; where these outnumber the proposals, the dearest stay
+        valid: (B, pixels), 0 for pixels that do not count, else 1.
+        counts: B numbers of ground-truth masks; if there are more than proposals, those with the highest costs stay
             unmatched.
         focal_weight: weight of the focal cost.
         dice_weight: weight of the dice cost.
@@ -386,7 +387,7 @@ def match(
         found = [
             (image, query, segment)
             for image, count in enumerate(counts)
-            # Transposed: pairs come in the order of the first index.
+            # Transposed, because pairs are ordered by the first index.
             for segment, query in zip(*linear_sum_assignment(layer_costs[image, :, :count].T), strict=True)
         ]
         pairs.append(torch.tensor(found, dtype=torch.long, device=targets.device).reshape(-1, 3).unbind(1))

@@ -1,7 +1,7 @@
-"""Patch severance (section 4.1): self-attention replaced, layer by layer, so that patches keep to themselves.
+"""Patch severance (section 4.1): replaces self-attention, layer by layer, so that patches do not mix.
 
-A CLIP tower asks a :class:`Severance` what stands in for the self-attention of each of its layers; it need
-not know which kind of severance that is, and the kinds here need not know the tower.
+A CLIP tower asks a :class:`Severance` for the replacement of the self-attention in each of its layers. The tower does
+not depend on the kind of severance, nor the kinds on the tower.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ None.
 
 @dataclass(frozen=True)
 class Severance:
-    """Which layers of a ViT are severed, how, and how far.
+    """Which layers of a ViT are severed, by which rule, and how strongly.
 
     Args:
         kind: one of :data:`KINDS`: ``"none"`` (plain self-attention everywhere); ``"gps"``, generalised patch
@@ -36,9 +36,9 @@ class Severance:
             Layers that are not named have alpha 0, which is plain self-attention. The kinds guided by masks
             replace the product of queries and keys altogether (section 4.1; Table 4 gives MPS no alpha), so
             their layers have alpha 1.
-        rows: one of :data:`ROWS`, how the attention of ``"mps"`` is normalised, of which Eq. 1 says nothing:
+        rows: one of :data:`ROWS`, how the attention of ``"mps"`` is normalised, which Eq. 1 leaves open:
             ``"share"`` divides each row by its sum, ``"softmax"`` takes its softmax as the release does. Other
-            kinds have no use for it.
+            kinds ignore it.
 
     Raises:
         ValueError: unknown kind or rows, alpha outside [0, 1], an alpha between 0 and 1 for a kind in :data:`GUIDED`,
@@ -92,7 +92,7 @@ def generalised_patch_severance(alpha: float) -> Attend:
     """GPS, Eq. 2: F_out = (alpha * E + (1 - alpha) * Attn) F_in for every token, the class token included.
 
     F_in are the values as the layer projects them, per head; its output projection follows. With alpha = 1
-    queries and keys are not even computed. ``masks`` are of no use to it.
+    queries and keys are not computed. ``masks`` are ignored.
     """
 
     def attend(attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
@@ -110,15 +110,15 @@ def mask_guided_patch_severance(
 ) -> Tensor:
     """MPS, Eq. 1, as an :data:`Attend`: patch i attends with M_i = sum_j M_j,i * M_j, divided by the sum of M_i.
 
-    The attention is the same for all heads, and comes from the N masks alone: no queries, no keys. Eq. 1 does not
-    say how its rows are normalised; here they are divided by their sums, so that a patch attends to no patch that it
-    shares no mask with (:func:`softmax_mask_guided_patch_severance` is the release's way). Nor does it speak of the
-    class token: as in the release, that lies in every mask, with value 1, so it attends to all and is to each patch
-    like one more patch of that patch's masks. A patch in no mask at all attends to nothing.
+    The attention is the same for all heads and is computed from the N masks, without queries and keys. Eq. 1 does not
+    say how its rows are normalised. Here they are divided by their sums, so a patch only attends to patches with which
+    it shares a mask (:func:`softmax_mask_guided_patch_severance` follows the release). Eq. 1 does not mention the class
+    token either. As in the release, it lies in every mask with value 1: it attends to all patches, and each patch
+    attends to it as to another patch of its masks. A patch in no mask attends to no patch.
 
-    The (1+h*w)^2 attention is never made: it has rank N. Each mask is divided by its size, and the other factor
-    takes that size over: two weighted means in a row (of the values of each mask, then of the masks of each token),
-    no number of which is too large for half precision.
+    The (1+h*w)^2 attention matrix has rank N and is never formed. Instead, two weighted means are taken in turn: of the
+    values under each mask, then of the masks at each token. Dividing each mask by its size keeps all numbers in the
+    range of half precision; the second mean is weighted with the size.
 
     Raises:
         ValueError: no masks, or masks that do not fit the tokens.
@@ -137,8 +137,8 @@ def softmax_mask_guided_patch_severance(
 ) -> Tensor:
     """MPS, Eq. 1, with the softmax of its rows M_i as attention, as in the release; an :data:`Attend`.
 
-    A patch attends to every patch: one that it shares no mask with has weight exp(0) before normalisation. The class
-    token lies in every mask, with value 1, as in :func:`mask_guided_patch_severance`.
+    A patch attends to every patch: those with which it shares no mask have weight exp(0) before normalisation. The
+    class token lies in every mask with value 1, as in :func:`mask_guided_patch_severance`.
 
     Raises:
         ValueError: no masks, or masks that do not fit the tokens.
@@ -154,9 +154,9 @@ def softmax_mask_guided_patch_severance(
 def mask_sum(attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None) -> Tensor:
     """The release's last layer, as an :data:`Attend`: each patch's value times the sum over the N masks at it.
 
-    No patch hears another, as in GPS with alpha = 1, but patches weigh more the more proposals they lie in: here
-    the values are not divided by anything. The class token lies in every mask, with value 1, so its factor is N.
-    The paper does not have this kind; it is here so that the released weights can be compared.
+    Patches do not attend to each other, as in GPS with alpha = 1, but a patch is scaled up by the number of proposals
+    it lies in: the values are not normalised. The class token lies in every mask with value 1, so its factor is N.
+    This kind is not in the paper; it is here to run the released weights.
 
     Raises:
         ValueError: no masks, or masks that do not fit the tokens.
@@ -187,10 +187,10 @@ def token_masks(masks: Tensor | None, tokens: Tensor, prefix: int = 1) -> Tensor
 def self_attention(
     attention: SelfAttention, tokens: Tensor, masks: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
-    """Plain self-attention, as an :data:`Attend`; ``masks`` are of no use to it.
+    """Plain self-attention, as an :data:`Attend`; ``masks`` are ignored.
 
-    nn.MultiheadAttention itself would compute the same, but on a CPU its products with frozen weights take several
-    times as long while gradients flow through them: it lays tokens out so that the weights are copied for every token.
+    nn.MultiheadAttention computes the same. On a CPU, though, its products with frozen weights take several times as
+    long when gradients flow through them, because its memory layout of tokens copies the weights for every token.
     """
     query, key, value = attention.project(tokens)
     return attention.merge(F.scaled_dot_product_attention(query, key, value, is_causal=causal))
@@ -200,7 +200,7 @@ ROWS: dict[str, Attend] = {
     "share": mask_guided_patch_severance,
     "softmax": softmax_mask_guided_patch_severance,
 }
-"""How the rows of MPS are normalised -> its attention."""
+"""The attention of MPS by how its rows are normalised."""
 
 KINDS: dict[str, Callable[[float, str], Attend] | None] = {
     "none": None,
@@ -208,7 +208,7 @@ KINDS: dict[str, Callable[[float, str], Attend] | None] = {
     "mps": lambda alpha, rows: ROWS[rows],
     "mask_sum": lambda alpha, rows: mask_sum,
 }
-"""Kind -> rule that turns a layer's alpha, and the rows, into its attention; another kind is one more entry."""
+"""By kind, the rule that turns a layer's alpha and ``rows`` into its attention. A new kind is a new entry."""
 
 GUIDED = ("mps", "mask_sum")
-"""Kinds that read the proposal masks and have no alpha: a layer is severed whole or not at all."""
+"""Kinds that use the proposal masks and have no alpha: a layer is severed completely or not at all."""

@@ -1,8 +1,8 @@
-"""Files of weights, read as tensors: whatever its format, no code that a file brings is run.
+"""Reading and writing files of weights. Whatever the format, no code in a file is run.
 
-Python's pickle and TorchScript both run code of the file that is loaded. So pickled files are read with torch's
-restricted unpickler, and TorchScript archives without ``torch.jit.load``, which runs their ``__setstate__`` methods and
-these may write files.
+Python's pickle and TorchScript both run code from the file that is loaded. So pickled files are read with torch's
+restricted unpickler, and TorchScript archives without ``torch.jit.load``, which runs their ``__setstate__`` methods,
+and these may write files.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def learned_state(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes: parameters that require gradients, and the buffers of modules that hold any."""
+    """The tensors that training changes: parameters that require gradients, and the buffers of modules with any."""
     learned = {name for name, value in module.named_parameters() if value.requires_grad}
     owners = {name.rpartition(".")[0] for name in learned}
     frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
@@ -192,7 +192,7 @@ class _Scripted:
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Reads ``data.pkl`` of a TorchScript archive. Nothing that the pickle names is imported or run."""
+    """Reads ``data.pkl`` of a TorchScript archive without importing or running anything that the pickle names."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(archive.open(f"{folder}/data.pkl"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Stage ``download``: one archive of the paper's datasets, fetched and unpacked, or found where it should be."""
+"""Stage ``download``: downloads and unpacks one archive of the paper's datasets, unless its files exist already."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deop.utils.files import write_json
 
 
 def run(job: Job) -> None:
-    """Has the files of ``job.settings["source"]`` in place, and writes what they are to ``job.output``."""
+    """Provides the files of ``job.settings["source"]`` and writes a record of them to ``job.output``."""
     started = time.monotonic()
     source = Download.model_validate(job.settings["source"])
     found = provide(source)
@@ -37,14 +37,14 @@ def run(job: Job) -> None:
 
 
 def provide(source: Download) -> dict[str, Any]:
-    """Has the files of a source in place: those that are there are used, and never replaced.
+    """Provides the files of a source: existing ones are used and never replaced, others are downloaded and unpacked.
 
     Returns:
-        ``holds``, how many files there are of each pattern, and ``archive``, the ``bytes``, ``sha256`` and ``url`` of
-        what they were unpacked from; None if they were there without it.
+        ``holds``, the number of files of each pattern, and ``archive``, the ``bytes``, ``sha256`` and ``url`` of the
+        archive that they were unpacked from; None if they existed without it.
 
     Raises:
-        DeopError: only some of the files are there, or they cannot be had.
+        DeopError: only some of the files exist, or they cannot be downloaded.
     """
     root, entry = Path(source.root), source.entry
     archive = root / ARCHIVES / entry.archive
@@ -58,7 +58,7 @@ def provide(source: Download) -> dict[str, Any]:
 
 
 def _complete(source: Download, archive: Path) -> None:
-    """Has all files in place, whatever another process or an earlier run did."""
+    """Provides all files, also after an interrupted run or while another process works on them."""
     root, holds = Path(source.root), source.entry.holds
     if unpacked := pending(source):
         place(unpacked, root)
@@ -78,7 +78,7 @@ def _complete(source: Download, archive: Path) -> None:
 
 @contextmanager
 def _alone(archive: Path) -> Iterator[None]:
-    """Keeps other processes from the same archive, as two entries may share one."""
+    """Locks an archive against other processes, since two entries may share one."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with archive.with_name(f".{archive.name}.lock").open("w") as lock:
         try:
@@ -100,7 +100,7 @@ def _unpack(source: Download, archive: Path) -> None:
         except CorruptArchive as error:
             if path != archive or source.entry.hash:
                 raise
-            # What was recorded as its hash is that of a bad archive.
+            # The recorded hash is that of the corrupt archive.
             record_path(archive).unlink()
             aside = put_aside(archive)
             raise DeopError(f"{error}. It was moved to {aside.name}; run again to download it") from None
@@ -115,9 +115,9 @@ def _unpack(source: Download, archive: Path) -> None:
 
 
 def _link(source: Download) -> None:
-    """Links the user's copy elsewhere to where the source's files belong.
+    """Links the user's own copy of the files into the data root.
 
-    ``source.path`` may be what is linked (``.../VOC2012``), or a folder above it that is laid out as the root is.
+    ``source.path`` is the folder to link to (``.../VOC2012``), or one above it with the layout of the root.
     """
     path, entry, parts = Path(str(source.path)).resolve(), source.entry, source.entry.folder.parts
     if path == Path(source.root).resolve():
@@ -140,7 +140,7 @@ def _link(source: Download) -> None:
 
 
 def _record(source: Download) -> None:
-    """Writes the manifest of files that were there before, where that is allowed."""
+    """Writes the manifest of files that existed before, if the folder is writable."""
     if os.access(source.root, os.W_OK):
         record_files(source)
         return

@@ -1,8 +1,8 @@
 """Stage ``learn_prompts``: text prompts learned offline, by classifying segments of seen classes (section 3.2).
 
-SimBaseline's recipe: crops cut by ground-truth masks, CLIP's image embedding, cross-entropy against the class
-embeddings that the prompt gives. CLIP is frozen and the crops are not augmented, so their embeddings are computed
-once. (The released code shows CLIP random parts of the crops, resized bilinearly and flipped at random.)
+SimBaseline's recipe: cross-entropy between CLIP's image embeddings of crops, cut by ground-truth masks, and the class
+embeddings of the prompt. CLIP is frozen and the crops are not augmented, so their embeddings are computed once. (The
+released code augments the crops: random parts, resized bilinearly and flipped at random.)
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def normalised_crop(
     std: tuple[float, ...],
     fill: Literal["mean", "release"],
 ) -> Tensor:
-    """What CLIP is shown of one segment: its box, resized, normalised, with ``crop_fill`` around the segment.
+    """CLIP's input for one segment: its box, resized and normalised, with ``crop_fill`` around the segment.
 
-    In the release of SimBaseline, and DeOP's after it, the fill comes last: the mask is resized without interpolation,
-    and outside of it the normalised crop is set to ``mean``, which stands for the colour ``mean + mean * std``.
+    In the releases of SimBaseline and of DeOP, the fill comes last: the mask is resized without interpolation, and
+    outside of it the normalised crop is set to ``mean``, which corresponds to the colour ``mean + mean * std``.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -128,13 +128,13 @@ def run(job: Job) -> None:
     dataset = SegmentationDataset(job.inputs["data"], "train", seen_only=True).check_labels()
     clip = build_clip(Clip.model_validate(job.settings["clip"]), job.inputs.get("clip"))
     prompt = build_prompt(settings, clip)
-    # "No object" means nothing to crops that all show one; the segmentation stage learns it.
+    # Every crop shows an object, so "no object" is learned in the segmentation stage.
     prompt.no_object.requires_grad_(False)
     with artifact(job) as workspace:
         accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         clip.to(accelerator.device)
         segments = draw_segments(dataset, settings.samples_per_class, job.seed)
-        # A resumed run has the same key, so it needs the same embeddings.
+        # A resumed run has the same key, so its embeddings are the same.
         kept = workspace.state / EMBEDDINGS
         if kept.exists():
             embeddings = load_file(kept)["embeddings"]
@@ -142,7 +142,7 @@ def run(job: Job) -> None:
             embeddings = embed_segments(
                 clip, dataset, segments, settings.crop_size, settings.crop_fill, accelerator.device
             )
-            with whole_file(kept) as temporary:  # every process writes the same
+            with whole_file(kept) as temporary:  # every process writes the same file
                 save_file({"embeddings": embeddings}, temporary)
         labels = torch.tensor([label for _, label in segments])
         step = PromptStep(clip, prompt, dataset.names, settings.logit_scale or clip.logit_scale)
@@ -158,7 +158,7 @@ def run(job: Job) -> None:
                 steps=settings.iterations,
                 seed=job.seed,
             ),
-            workers=0,  # they are in memory
+            workers=0,  # the embeddings are in memory
             optimizer=optimizer,
             schedule=cosine(settings.iterations, settings.warmup),
             iterations=settings.iterations,

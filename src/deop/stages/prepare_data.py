@@ -1,4 +1,4 @@
-"""Stage ``prepare_data``: a dataset as a folder of images and label maps, and a contact sheet to look at."""
+"""Stage ``prepare_data``: writes a dataset as a folder of images and label maps, with a contact sheet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deop.utils.progress import progress_bar
 def run(job: Job) -> None:
     """Writes the dataset of ``job.settings["dataset"]``; files are read below ``job.settings["data"]["root"]``.
 
-    First, every file of a downloaded dataset is compared with its manifest.
+    Every file of a downloaded dataset is first compared with its manifest.
 
     Raises:
         DeopError: files that are missing, damaged or changed, by name.

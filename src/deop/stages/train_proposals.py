@@ -21,7 +21,7 @@ from deop.training.optim import adamw
 
 
 class ClassLoss(nn.Module):
-    """The release's classification loss beside the mask losses: a class head, compared with names in CLIP's text space.
+    """The release's classification loss besides the mask losses: a class head in CLIP's text space.
 
     Args:
         settings: the head and the weights.
@@ -43,7 +43,7 @@ class ClassLoss(nn.Module):
 
 
 class ProposalStep(nn.Module):
-    """A proposal network and its losses on a batch: those of its masks, and a classification loss if it has one."""
+    """A proposal network and its losses on a batch: the mask losses, and a classification loss if it has one."""
 
     def __init__(self, network: ProposalNetwork, class_loss: ClassLoss | None = None) -> None:
         super().__init__()
@@ -54,23 +54,23 @@ class ProposalStep(nn.Module):
         if self.class_loss is None:
             return self.network.loss(self.network(images), labels, ignore=HIDDEN)
         states, outputs = self.network.decode(images)
-        # The matching is class-agnostic with a class term, too, as it is in the release.
+        # The matching is class-agnostic also with a class term, as in the release.
         losses, pairs = self.network.matched_loss(outputs, labels, ignore=HIDDEN)
         return {"class": self.class_loss(states, pairs), **losses}
 
     def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """By loss, how many of what it is a mean over are in a batch."""
+        """By name of a loss, the number of items in a batch that it is a mean over."""
         no_object = 0.0 if self.class_loss is None else self.class_loss.settings.no_object_weight
         return self.network.denominators(batch["label"], ignore=HIDDEN, no_object_weight=no_object)
 
     def networks(self, batch: dict[str, Tensor]) -> Tensor:
-        """A scalar of the masks of all layers."""
+        """A scalar computed from the masks of all layers."""
         outputs = self.network(normalise(batch["image"], IMAGENET_MEAN, IMAGENET_STD))
         return torch.stack(outputs).float().mean()
 
 
 def build_step(job: Job, names: list[str]) -> ProposalStep:
-    """The network of ``job.settings["proposals"]`` and its losses, for seen classes called ``names``."""
+    """The network of ``job.settings["proposals"]`` and its losses, for seen classes with ``names``."""
     settings = Proposals.model_validate(job.settings["proposals"])
     network = build_proposals(settings, backbone=job.inputs.get("backbone"))
     if settings.class_term is None:
@@ -83,7 +83,7 @@ def build_step(job: Job, names: list[str]) -> ProposalStep:
 
 
 def training(job: Job) -> Training:
-    """The network of ``job.settings["proposals"]``, to be trained on the dataset that the job has as input."""
+    """The network of ``job.settings["proposals"]``, to be trained on the job's dataset."""
     settings = Proposals.model_validate(job.settings["proposals"])
     torch.manual_seed(job.seed)
     dataset = training_dataset(job)

@@ -1,4 +1,4 @@
-"""Whether a machine is fit for a profile: looked at in a minute or so, before days are spent."""
+"""Checks in about a minute whether a machine can run a profile, before long work starts."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from deop.tools.training_hours import STAGES, Machine, estimate_group, groups, t
 
 PYTHON = (3, 11, 4)
 STEP_SECONDS = 10.0
-"""How long training steps are tried for; the first two are always finished."""
+"""Time for trial training steps; at least two are always finished."""
 HOST_SECONDS = 10.0
-"""How long a host may take to answer."""
+"""Timeout for a host to answer."""
 GIB = 2**30
 
 
 class Finding(NamedTuple):
-    """One line of the report. ``remedy`` says what to do about anything but a pass."""
+    """One line of the report. ``remedy`` says what to do about a warning or failure."""
 
     subject: str
     status: Literal["pass", "warn", "fail"]
@@ -43,9 +43,9 @@ class Finding(NamedTuple):
 
 
 def examine(root: Path, *profiles: Path) -> Iterator[Finding]:
-    """Looks at everything that a run of ``profiles`` (files put over ``config/config.yaml``) rests on, in ``root``.
+    """Checks everything in ``root`` that a run of ``profiles`` (files merged over ``config/config.yaml``) needs.
 
-    Findings come one by one, the quick ones first. Nothing is downloaded and nothing is left behind.
+    Yields findings one by one, quick checks first. Downloads nothing and leaves no files.
     """
     yield _python()
     try:
@@ -59,7 +59,7 @@ def examine(root: Path, *profiles: Path) -> Iterator[Finding]:
     yield Finding(
         "configuration", "pass", f"profile {profile_name}: {len(plan.jobs)} jobs of {len(stages)} stages"
     )
-    # As the workflow tells its stages, before anything asks which device is used.
+    # The workflow sets this for its stages; it has to be set before the device is first used.
     os.environ.setdefault("ACCELERATE_USE_CPU", str(config.launch_settings.get("use_cpu", False)))
     yield from _gpus(config, plan, stages)
     yield from _folders(root, config)
@@ -101,7 +101,7 @@ def _gpus(config: Configuration, plan: Plan, stages: set[str]) -> Iterator[Findi
 
 
 def _precision(config: Configuration) -> Finding:
-    """Whether this machine computes in the precision that is asked for."""
+    """Whether this machine supports the configured precision."""
     from deop.training.loop import make_accelerator
 
     asked, precision = config.main.precision, config.precision
@@ -115,7 +115,7 @@ def _precision(config: Configuration) -> Finding:
 
 
 def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
-    """Whether the folders that a run writes to can be written to."""
+    """Whether the folders of a run are writable."""
     writable = True
     for folder in ("data", "checkpoints", "results", "logs", ".deop"):
         place = root / folder
@@ -136,7 +136,7 @@ def _folders(root: Path, config: Configuration) -> Iterator[Finding]:
 
 
 def _data(root: Path, config: Configuration, plan: Plan) -> Iterator[Finding]:
-    """Which datasets are there and whole, whether the others can be downloaded, and whether they fit the disk."""
+    """Which datasets are complete, whether the others can be downloaded, and whether these fit on the disk."""
     sources = [
         Download.model_validate(job.settings["source"])
         for job in plan.jobs.values()
@@ -172,12 +172,12 @@ def _data(root: Path, config: Configuration, plan: Plan) -> Iterator[Finding]:
 
 
 def _space(sizes: list[int | None]) -> float:
-    """Bytes that archives and what is in them take; of an archive of unknown size, as much as the larger ones."""
+    """Disk space for archives and their contents in bytes; an archive of unknown size counts as 2 GiB."""
     return sum(2.1 * (2 * GIB if size is None else size) for size in sizes)
 
 
 def _reachable(source: Download) -> Finding:
-    """Whether an archive can be had: it is there, or one of its addresses answers."""
+    """Whether an archive is available: the file exists, or one of its addresses answers."""
     archive = Path(source.path or Path(source.root) / ARCHIVES / source.entry.archive)
     if archive.exists():
         return Finding(source.name, "pass", f"{archive} is there, to be unpacked")
@@ -195,7 +195,7 @@ def _reachable(source: Download) -> Finding:
 
 
 def _weights(plan: Plan) -> Iterator[Finding]:
-    """Which pre-trained weights are there, or can be downloaded."""
+    """Which pre-trained weights exist, and whether the others can be downloaded."""
     from deop.models.pretrained import cached_backbone, cached_clip
 
     clips = {
@@ -224,7 +224,7 @@ def _weights(plan: Plan) -> Iterator[Finding]:
 
 
 def _clip_file(model: str, path: Path, quick_gelu: bool | None) -> Finding:
-    """Whether a file of CLIP's weights is there, and it is known which activation they need."""
+    """Whether a file of CLIP's weights exists, and whether it is known which activation they need."""
     import deop.models.clip  # noqa: F401  registers the package's own models
     from deop.models.clip_build import uses_quick_gelu
 
@@ -248,7 +248,7 @@ def _file(subject: str, path: Path, key: str) -> Finding:
 
 
 def _download(subject: str, find: Callable[[], tuple[Path | None, str]], key: str) -> Finding:
-    """About weights of which ``find`` says where they lie, if they are there, and their address."""
+    """Whether weights exist or can be downloaded; ``find`` returns their path, None if missing, and their address."""
     try:
         path, address = find()
     except WeightsError as error:
@@ -265,7 +265,7 @@ def _download(subject: str, find: Callable[[], tuple[Path | None, str]], key: st
 
 
 def _problem(address: str) -> str | None:
-    """Why an address gives nothing, None if it answers."""
+    """Why an address cannot be downloaded from, None if it can."""
     try:
         # Not a HEAD request, which some servers refuse; nothing of the body is read.
         with requests.get(address, stream=True, timeout=HOST_SECONDS) as answer:
@@ -276,7 +276,7 @@ def _problem(address: str) -> str | None:
 
 
 def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
-    """How long the stages that train will take here, from a few steps of the largest job of each; whether they fit."""
+    """How long training will take here and whether it fits, from a few steps of each stage's largest job."""
     import torch
 
     if torch.cuda.is_available():
@@ -308,7 +308,7 @@ def _training(plan: Plan, config: Configuration) -> Iterator[Finding]:
             DeopError,
             ValueError,
             FloatingPointError,
-        ) as error:  # of parts that do not fit each other, or fp16
+        ) as error:  # parts that do not fit each other, or overflow in fp16
             yield Finding(subject, "fail", f"no step can be taken: {error}", "change its settings")
             left_out.append(subject)
             continue

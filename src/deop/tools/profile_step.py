@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a few steps of a stage's own loop, listened to."""
+"""Measures where the time of a training step goes, in a few steps of a stage's own loop."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from deop.training.loop import fit_on_images, make_accelerator, plain_attention,
 from deop.utils.timing import PartTimes, wait_for
 
 WARM_UP = 3
-"""Steps that do not count: libraries choose their kernels, and memory is asked for, in the first ones."""
+"""Steps that are not measured: in the first ones, libraries choose kernels and memory is allocated."""
 
 
 class StepProfile(NamedTuple):
     """Medians over training steps, in seconds.
 
     Attributes:
-        parts: by part, data among them: how long the step waited for its batch.
-        other: of the step, in no part.
-        step: of the whole step, data included.
-        bare: forward and backward of the networks alone, on the batches of the steps that ``step_beside`` is of.
-        step_beside: of the steps that took turns with the bare networks.
-        peak_bytes: of GPU memory, at most; 0 on a CPU.
+        parts: by part; ``data`` is the time that the step waited for its batch.
+        other: time of the step outside of all parts.
+        step: the whole step, data included.
+        bare: forward and backward passes of the networks alone, on the batches of ``step_beside``.
+        step_beside: the steps that took turns with the bare networks.
+        peak_bytes: peak GPU memory in bytes; 0 on a CPU.
     """
 
     parts: dict[str, float]
@@ -42,16 +42,16 @@ class StepProfile(NamedTuple):
 
     @property
     def waiting(self) -> float:
-        """Share of the step that waits for data."""
+        """Share of the step spent waiting for data."""
         return self.parts.get("data", 0.0) / self.step
 
     @property
     def ratio(self) -> float:
-        """The whole step over the bare forward and backward of its networks."""
+        """The time of a whole step over that of the bare forward and backward passes of its networks."""
         return self.step_beside / self.bare
 
     def table(self) -> str:
-        """For people."""
+        """The profile as text."""
         lines = [
             f"{name:<12} {1000 * seconds:9.1f} ms {seconds / self.step:6.1%}"
             for name, seconds in [*self.parts.items(), ("other", self.other), ("step", self.step)]
@@ -97,7 +97,7 @@ class _Watch:
                 {name: spent - self._before.get(name, 0.0) for name, spent in self._times.seconds.items()}
             )
         elif counted > self._steps:
-            # A second half for this: while the bare networks compute, batches would be loaded ahead.
+            # Only in the second half, because batches are loaded ahead while the bare networks compute.
             self.beside.append(seconds)
             self.bare.append(self._bare(batch))
         elif self._done == 1:
@@ -120,9 +120,9 @@ class _Watch:
 
 
 def profile_step(job: Job, steps: int) -> StepProfile:
-    """Trains what a job asks for, from its own data and weights, twice ``steps`` steps after a few; keeps nothing.
+    """Runs a job's training from its data and weights for a warm-up and twice ``steps`` steps; writes no results.
 
-    In one process, which has the whole batch, in parts if the job says so.
+    Runs in one process with the whole batch, divided into the job's micro-batches if it has any.
 
     Raises:
         DeopError: an input of the job is missing or broken.
@@ -130,7 +130,7 @@ def profile_step(job: Job, steps: int) -> StepProfile:
     require_inputs(job)
     training = importlib.import_module(f"deop.stages.{job.stage}").training(job)
     iterations = WARM_UP + 2 * steps
-    training.dataset.read_ahead()  # or a first epoch would be measured, the only one that reads these files
+    training.dataset.read_ahead()  # only the first epoch reads these files, so it is not typical
     training = training._replace(settings=training.settings.model_copy(update={"iterations": iterations}))
     accelerator = make_accelerator(job.precision)
     device = accelerator.device

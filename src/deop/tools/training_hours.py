@@ -1,4 +1,4 @@
-"""From a few steps to hours: what the training jobs of a plan take on this machine."""
+"""Estimates from a few steps how many hours the training jobs of a plan take on this machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 STAGES = ("train_proposals", "train_system")
 CLASSES = 150
-"""Seen classes of a real dataset, about as many as COCO-Stuff has."""
+"""Assumed number of seen classes of a real dataset, about that of COCO-Stuff."""
 UNDISTURBED = 0.9
-"""Of its wall time, what a step is on the CPU for at least where nothing else runs."""
+"""The share of its wall time that a step has the CPU for, at least, on an otherwise idle machine."""
 GIB = 2**30
 
 
@@ -30,16 +30,16 @@ class Machine(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a group of similar jobs takes, in hours without other processes on the machine.
+    """The time that a group of similar jobs takes on an otherwise idle machine.
 
     Attributes:
         trial: of the largest job.
-        jobs: how many there are.
-        longest: hours of the largest.
-        hours: of all, one after another.
-        at_once: how many of them this machine runs side by side.
+        jobs: number of jobs.
+        longest: hours of the largest job.
+        hours: of all jobs, one after another.
+        at_once: number of jobs that this machine runs in parallel.
         processes: of one job.
-        load: of the machine while it was tried: processes that wanted to run, on average over a minute.
+        load: of the machine during the trial: runnable processes, averaged over a minute.
         busy: whether other processes slowed the trial down.
     """
 
@@ -53,7 +53,7 @@ class Estimate(NamedTuple):
     busy: bool
 
     def describe(self, machine: Machine) -> str:
-        """For people."""
+        """The estimate in words."""
         trial = self.trial
         memory = f", at most {trial.peak / GIB:.1f} of {machine.memory / GIB:.0f} GiB" if trial.peak else ""
         parts = "" if trial.images == trial.share else f", {trial.images} at a time"
@@ -101,7 +101,7 @@ def groups(plan: Plan) -> dict[str, list[Job]]:
 def estimate_group(
     plan: Plan, config: Configuration, jobs: list[Job], machine: Machine, seconds: float
 ) -> Estimate:
-    """Tries the first of ``jobs`` for about ``seconds``; the others take as long a pixel.
+    """Runs steps of the first of ``jobs`` for about ``seconds``; the others are assumed to take as long per pixel.
 
     Raises:
         torch.cuda.OutOfMemoryError: a step does not fit the GPU.
@@ -122,7 +122,7 @@ def estimate_group(
     )
     load = os.getloadavg()[0]
     longest = trial.idle_seconds * schedule_of(first)["iterations"] / 3600
-    # A trial is a process itself.
+    # The trial itself is one process.
     busy = load > machine.cores + 1 if machine.gpus else trial.idle_seconds < UNDISTURBED * trial.seconds
     at_once = machine.gpus // resources.gpu if resources.gpu else machine.cores // resources.threads
     return Estimate(
@@ -138,12 +138,12 @@ def estimate_group(
 
 
 def side_by_side(estimates: Iterable[Estimate]) -> float:
-    """Hours of all jobs if as many run at once as the machine has room for, and each is as fast as alone."""
+    """Hours of all jobs if as many run in parallel as the machine has room for, each as fast as alone."""
     return sum(max(estimate.longest, estimate.hours / estimate.at_once) for estimate in estimates)
 
 
 def total(estimates: list[Estimate]) -> str:
-    """What all of them take, for people."""
+    """The time of all of them, in words."""
     jobs, hours = sum(estimate.jobs for estimate in estimates), sum(estimate.hours for estimate in estimates)
     told = f"{jobs} jobs, {duration(hours)} one after another"
     if any(estimate.at_once > 1 for estimate in estimates):
@@ -162,20 +162,20 @@ def duration(hours: float) -> str:
 
 
 def _pixels(job: Job) -> int:
-    """What a training's time grows with."""
+    """Pixels of all training images of a job, to which its time is proportional."""
     training = schedule_of(job)
     return training["iterations"] * training["batch_size"] * training["augmentation"]["crop"] ** 2
 
 
 def _size(job: Job) -> tuple[int, bool, bool]:
-    """Orders jobs by what they take: of networks on as many pixels, those with more parts take longer."""
+    """Sorting key by duration: with the same number of pixels, networks with more parts take longer."""
     network = job.settings.get("method", {})
     anchors = network.get("anchors", {}).get("kind", "none") != "none"
     return _pixels(job), anchors, network.get("visual_prompts", False)
 
 
 def _seen_classes(plan: Plan, job: Job) -> int:
-    """Of the dataset that a job trains on, where the configuration lists its classes."""
+    """Number of seen classes of a job's dataset, :data:`CLASSES` if the configuration does not list them."""
     data = next(other for other in plan.jobs.values() if other.output == job.inputs["data"])
     vocabulary = data.settings["dataset"].get("vocabulary")
     if not isinstance(vocabulary, dict):

@@ -1,4 +1,4 @@
-"""A few training steps with random weights on made-up images: how long a stage will take, and whether it fits."""
+"""Runs a few training steps with random weights on synthetic images, to measure the time and memory of a stage."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from deop.training.loop import Training, fit_on_images, make_accelerator
 from deop.utils.timing import PartTimes, wait_for
 
 SEGMENTS = 6
-"""Classes in a made-up image, about as many as in one of COCO-Stuff or EmojiScenes."""
+"""Classes in a synthetic image, about as many as in one of COCO-Stuff or EmojiScenes."""
 SCENES = 8
 WARM_UP = 3
-"""Steps that do not count: libraries choose their kernels, and memory is asked for, in the first ones."""
+"""Steps that are not measured: in the first ones, libraries choose kernels and memory is allocated."""
 COUNTED = 15
-"""Steps that count, if there is time for them."""
+"""Steps that are measured, if there is time for them."""
 PATIENCE_S = 60.0
-"""How long a step may take on a CPU; where it would take longer, it is extrapolated from one image."""
+"""The longest step to run on a CPU; a longer one is extrapolated from one image."""
 QUICK_PIXELS = 2**20
-"""Pixels in a step that needs no look ahead at how long one image takes."""
+"""Steps of at most so many pixels are run without first measuring one image."""
 
 
 class Trial(NamedTuple):
-    """What a training stage takes on this machine.
+    """Time and memory of a training stage on this machine.
 
     Attributes:
-        seconds: of one step of a process's share of the batch, by the median of what was tried.
-        idle_seconds: an estimate of the same without other processes on the CPU: the CPU time of a step, and what it
-            waited for its images. On a GPU, ``seconds``.
+        seconds: median time of a step with one process's share of the batch.
+        idle_seconds: an estimate of the same without other processes on the CPU: the CPU time of a step plus the time
+            it waited for images. On a GPU, ``seconds``.
         share: images in that step.
-        images: that went through the network at once.
-        peak: bytes of GPU memory at most; 0 without a GPU.
+        images: in one forward pass.
+        peak: peak GPU memory in bytes; 0 without a GPU.
     """
 
     seconds: float
@@ -60,17 +60,17 @@ class Trial(NamedTuple):
 def try_step(
     job: Job, classes: int, *, processes: int, threads: int, launch: dict[str, Any], seconds: float
 ) -> Trial:
-    """Runs the training loop of a ``train_*`` job on images for about ``seconds``, as the workflow would start it.
+    """Runs the training loop of a ``train_*`` job for about ``seconds``, as the workflow would start it.
 
     Args:
-        job: the job; what it reads need not be there.
+        job: the job; its inputs need not exist.
         classes: number of seen classes.
-        processes: that share a batch. One of them is tried, without communication.
+        processes: number of processes that share a batch. One of them is run, without communication.
         threads: CPU threads of a process.
-        launch: what Accelerate's launch file says.
+        launch: content of Accelerate's launch file.
 
     Raises:
-        torch.cuda.OutOfMemoryError: the images that go through the network at once do not fit.
+        torch.cuda.OutOfMemoryError: the images of one forward and backward pass do not fit.
         DeopError: a network that cannot be built.
     """
     with tempfile.TemporaryDirectory() as folder, _started_as(launch, threads), _quiet():
@@ -95,7 +95,7 @@ def try_step(
 
 @contextlib.contextmanager
 def _started_as(launch: dict[str, Any], threads: int) -> Iterator[None]:
-    """What the workflow tells a stage through its environment, where nobody has told this process otherwise."""
+    """Sets the environment as the workflow does for a stage, except for the device if it is set already."""
     told = {"ACCELERATE_USE_CPU": str(launch.get("use_cpu", False))}
     told = {name: value for name, value in told.items() if name not in os.environ}
     before = {name: os.environ.get(name) for name in (*told, "OMP_NUM_THREADS")}
@@ -115,7 +115,7 @@ def _started_as(launch: dict[str, Any], threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the loop's progress bar and open_clip's warnings of random weights, which are meant here."""
+    """Hides the loop's progress bar and open_clip's warnings about random weights, which are intended here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -142,7 +142,7 @@ class _Enough(Exception):
 
 
 class _Watch:
-    """Called after every step: notes its wall time and its CPU time, waits for images included, until it is enough."""
+    """Called after every step: records its wall time and its CPU time plus the wait for images; ends the trial."""
 
     def __init__(self, device: torch.device, times: PartTimes | None, seconds: float) -> None:
         self._device, self._times, self._seconds = device, times, seconds
@@ -168,13 +168,13 @@ class _Watch:
 def _measure(
     training: Training, job: Job, batch_size: int, device: torch.device, seconds: float
 ) -> tuple[float, float]:
-    """Medians of a step with ``batch_size`` images: wall time, and the part of it that is the step's own doing."""
+    """Medians over steps with ``batch_size`` images: wall time, and CPU time plus the wait for images."""
     settings = training.settings.model_copy(
         update={"batch_size": batch_size, "iterations": WARM_UP + COUNTED}
     )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        # Listening makes a GPU be waited for at every part.
+        # Timing parts would synchronise a GPU at each of them.
         times = stack.enter_context(PartTimes(device)) if device.type == "cpu" else None
         workspace = Workspace(Path(folder) / "trial")
         workspace.state.mkdir(parents=True)
@@ -193,7 +193,7 @@ def _measure(
 
 
 def _write_scenes(folder: Path, side: int, classes: int) -> None:
-    """A prepared dataset of square images: noise, with a few ellipses of one class each on ground of another."""
+    """A prepared dataset of square noise images; label maps have a few ellipses on a background, one class each."""
     generator = np.random.default_rng(0)
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""The training loop that every trained stage shares, on Hugging Face Accelerate.
+"""The training loop of all training stages, built on Hugging Face Accelerate.
 
-The batch of a step is a pure function of the seed and the step number, and the random state of a step is seeded by
-both, so a run that was killed and resumed computes just what an uninterrupted one computes.
+The batch of a step is a pure function of the seed and the step number, and both seed the random state of the step. So
+a resumed run computes exactly what an uninterrupted one computes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from deop.utils.timing import part, parts_of
 
 CHECKPOINT = "checkpoint.pt"
 KEPT_BYTES = 256 * 2**20
-"""What decoded samples may take in memory, in each process that loads them."""
+"""Memory for decoded samples, in each process that loads them."""
 
 
 class Training(NamedTuple):
-    """What a stage trains on augmented images of a dataset.
+    """A module to be trained on augmented images of a dataset.
 
-    module: called with a batch, returns named losses; its ``networks`` is called with a batch likewise, and returns a
-        scalar of all that the networks under the losses give; its ``denominators`` says how many of what each loss is
-        a mean over (see :func:`accumulate`).
-    optimizer: of what the module learns.
+    module: called with a batch, returns named losses. Its ``networks`` is called with a batch as well, and returns a
+        scalar computed from the raw outputs that the losses supervise. Its ``denominators`` gives the number of items
+        that each loss is a mean over (see :func:`accumulate`).
+    optimizer: of the parameters that learn.
     """
 
     module: nn.Module
@@ -57,12 +57,12 @@ class Training(NamedTuple):
 def make_accelerator(
     precision: Precision = "fp32", logging_dir: Path | None = None, *, or_full: bool = False
 ) -> Accelerator:
-    """An Accelerator as its launch file or environment says, that computes in ``precision``.
+    """An Accelerator configured by its launch file or environment, which computes in ``precision``.
 
-    With ``or_full``, on a device without arithmetic of that precision it computes in full precision instead.
+    With ``or_full``, it falls back to full precision on a device that does not support that precision.
 
     Raises:
-        DeopError: a device without arithmetic of that precision. It would be another job.
+        DeopError: the device does not support that precision. Another precision would be another job.
     """
     device = PartialState(parse_flag_from_env("ACCELERATE_USE_CPU")).device
     if or_full and not has_arithmetic(device, precision):
@@ -81,7 +81,7 @@ def make_accelerator(
 
 
 def has_arithmetic(device: torch.device, precision: Precision) -> bool:
-    """Whether a device computes in a precision itself; GPUs before Ampere, for one, only emulate bf16."""
+    """Whether a device supports a precision in hardware. GPUs before Ampere, for example, only emulate bf16."""
     if precision == "fp32":
         return True
     if device.type == "cuda":
@@ -110,20 +110,19 @@ def fit(
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
 
     Args:
-        module: called with a batch, returns named losses, of which the sum is minimised.
+        module: called with a batch, returns named losses. Their sum is minimised.
         batches: map from a step number to a batch of ``batch_size`` samples.
         schedule: factor of the learning rate by step.
-        checkpoint_seconds: how much work a kill may cost at most.
-        micro_batch: samples that go through the module at once; gradients of a batch of more are added up over its
-            parts.
-        workers: processes that load batches ahead, 0 for none; None is as :func:`loader_workers` has it.
-        denominators: what each loss is a mean over, see :func:`accumulate`; None where that is the samples.
-        after_step: called with the batch of each step that is done.
+        checkpoint_seconds: time between checkpoints, the most that an interrupted run loses.
+        micro_batch: samples in one forward pass; the gradients of a larger batch are accumulated over parts of it.
+        workers: processes that load batches ahead, 0 for none; None chooses with :func:`loader_workers`.
+        denominators: what each loss is a mean over, see :func:`accumulate`; None if all are means over samples.
+        after_step: called with the batch after each step.
 
     Raises:
-        FloatingPointError: a loss is not finite; the checkpoint before it is kept.
-        DeopError: what reading a batch raised.
-        WeightsError: a checkpoint that cannot be read.
+        FloatingPointError: a loss is not finite; the last checkpoint is kept.
+        DeopError: raised while reading a batch.
+        WeightsError: the checkpoint cannot be read.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     plain = module
@@ -181,13 +180,13 @@ def fit(
             saved = time.monotonic()
         if after_step is not None:
             after_step(batch)
-    # Not end_training: it would part the processes, which still have to wait for each other (see artifact).
+    # Not end_training: it would destroy the process group, and the processes still wait for each other (see artifact).
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 class _OrError(Dataset):
-    """Batches, or the errors met in reading them: raised in a loader's process, one would arrive as a traceback."""
+    """Returns batches, or the errors of reading them: raised in a loader's process they would arrive as tracebacks."""
 
     def __init__(self, batches: Dataset) -> None:
         self._batches = batches
@@ -200,14 +199,14 @@ class _OrError(Dataset):
 
 
 def _as_arrays(batch):
-    """Tensors as arrays, which come through a pipe: as files of shared memory they cost a CPU a millisecond a step."""
+    """Tensors as arrays, which are sent through a pipe: shared-memory files cost a CPU a millisecond per step."""
     if isinstance(batch, dict):
         return {key: _as_arrays(value) for key, value in batch.items()}
     return batch.numpy() if isinstance(batch, Tensor) else batch
 
 
 def _seed_step(seed: int, device: torch.device) -> None:
-    if device.type == "cpu":  # everything that a step draws is torch's
+    if device.type == "cpu":  # steps only draw from torch's generator
         seed_cpu(seed)
     else:
         set_seed(seed)
@@ -221,21 +220,21 @@ def accumulate(
     place: str,
     denominators: Callable[[object], dict[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """Adds up the gradients of a batch over its parts and over all processes.
+    """Accumulates the gradients of a batch over its parts and over all processes.
 
-    The result is that of one process which sees the whole batch at once, however the batch is divided: each loss is a
-    mean over something (masks, labelled pixels), and a part counts by how many of these it holds. Batch norms that are
-    not frozen, and dropout, still differ.
+    However the batch is divided, the result is that of one process with the whole batch: each loss is a mean over
+    something (masks, labelled pixels), and a part is weighted by how many of these it holds. Batch norms that are not
+    frozen, and dropout, still differ.
 
     Args:
         batch: this process's share of the batch.
-        micro_batch: samples that go through the module at once; None for all.
-        place: where a loss that is not finite was met, for the error.
-        denominators: by name of a loss, how many of what it is a mean over are in a part of the batch, computed
-            without the network; None where that is the samples.
+        micro_batch: samples in one forward pass; None for all.
+        place: stage and step, for the error about a loss that is not finite.
+        denominators: called with a part of the batch, returns by name of a loss the number of items in the part that
+            the loss is a mean over. Losses that it does not name are means over samples; None if all are.
 
     Returns:
-        By name, this process's share of the loss: the mean over the processes is the loss of the whole batch.
+        By name, this process's share of the loss; the mean over the processes is the loss of the whole batch.
 
     Raises:
         FloatingPointError: a loss is not finite.
@@ -244,7 +243,7 @@ def accumulate(
     weights = _part_weights(parts, accelerator, denominators)
     shares: dict[str, Tensor] = {}
     for index, (samples, _) in enumerate(parts):
-        # Processes bring their gradients together once a step, with the last part.
+        # Processes synchronise gradients once per step, with the last part.
         last = index == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
@@ -256,7 +255,7 @@ def accumulate(
             if not torch.isfinite(total):
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
                 raise FloatingPointError(f"{place}: loss is not finite ({values})")
-            # Again: what gradient checkpointing computes a second time must be computed as it was the first time.
+            # Again, because gradient checkpointing has to recompute with the same kernels as in the forward pass.
             with plain_attention(accelerator.device), part("backward"):
                 accelerator.backward(total)
         for name, value in zip(losses, weighted, strict=True):
@@ -269,9 +268,9 @@ def _part_weights(
     accelerator: Accelerator,
     denominators: Callable[[object], dict[str, Tensor]] | None,
 ) -> list[dict[str, Tensor | float]]:
-    """For each part of a batch, by name of a loss, what its mean over the part counts in the whole batch.
+    """For each part of a batch, by name of a loss, the weight of the part's mean in that of the whole batch.
 
-    Under ``""`` is what the samples count. Gradients are averaged over processes, hence the factor of their number.
+    Under ``""`` is the weight by samples. Gradients are averaged over processes, hence the factor of their number.
     """
     processes = accelerator.num_processes
     if len(parts) == 1 and processes == 1:
@@ -286,7 +285,7 @@ def _part_weights(
 
 
 def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
-    """Parts of at most ``micro_batch`` samples of a batch (a tensor, or a dictionary of them), and their sizes."""
+    """Parts of at most ``micro_batch`` samples of a batch (a tensor or a dictionary of tensors), and their sizes."""
     tensors = batch if isinstance(batch, dict) else {"": batch}
     samples = min((len(value) for value in tensors.values()), default=1)
     if micro_batch is None or samples <= micro_batch:
@@ -297,12 +296,12 @@ def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
 
 
 def loader_workers(device: torch.device) -> int:
-    """Processes that load batches ahead: on a GPU all threads of the job but one are theirs; else one is enough."""
+    """Number of processes that load batches ahead: one less than the job's threads on a GPU, else one."""
     return max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) - 1) if device.type == "cuda" else 1
 
 
 def training_dataset(job: Job) -> SegmentationDataset:
-    """What ``job.inputs["data"]`` has to learn from, its label maps checked."""
+    """The training split of ``job.inputs["data"]`` with seen classes only, its label maps checked."""
     return SegmentationDataset(
         job.inputs["data"], "train", seen_only=True, keep_bytes=KEPT_BYTES
     ).check_labels()
@@ -316,7 +315,7 @@ def fit_on_images(
     accelerator: Accelerator,
     after_step: Callable[[object], None] | None = None,
 ) -> None:
-    """:func:`fit` on augmented batches of a dataset with the schedule of its settings, split over the processes."""
+    """:func:`fit` on augmented batches of a dataset, split over the processes, with the schedule of the settings."""
     settings = training.settings
     batches = TrainingBatches(
         training.dataset,
@@ -345,7 +344,7 @@ def fit_on_images(
 
 
 def plain_attention(device: torch.device) -> contextlib.AbstractContextManager:
-    """On a CPU, plain matrix products: for a few dozen tokens, fused attention makes a step a quarter longer."""
+    """On a CPU, attention as plain matrix products: for a few dozen tokens, fused attention makes a step 25% longer."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
@@ -362,7 +361,7 @@ def _save(path: Path, module: nn.Module, optimizer, scheduler, accelerator: Acce
 
 
 def _to(batch, device: torch.device):
-    """A batch on the device, in the types that networks take: bytes are images in [0, 1], short integers indices."""
+    """A batch on the device, in the types that networks take: uint8 becomes images in [0, 1], int16 becomes int64."""
     if isinstance(batch, Tensor | np.ndarray):
         batch = torch.as_tensor(batch).to(device, non_blocking=True)
         if batch.dtype == torch.uint8:

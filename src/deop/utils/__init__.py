@@ -1,1 +1,1 @@
-"""Helpers that know nothing of the project."""
+"""General helpers: files, progress bars, timing."""

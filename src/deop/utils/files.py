@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their checksums."""
+"""Atomic writing of files, and checksums."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``, which is renamed to ``path`` when the block ends without an error.
 
-    A reader therefore finds the old file or the new one, never a part of it. After an error nothing is left behind.
+    A reader therefore finds the old file or the new one, never a part of it. After an error the temporary file is
+    removed.
     The temporary name is hidden, random, and has the suffix of ``path``. Missing folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Where the time of a network goes: named parts of its forward pass, measured only while somebody listens.
+"""Times of named parts of a network's forward pass; active only inside :class:`PartTimes`.
 
-torch.profiler sees single operations and slows down what it watches, the more the smaller they are; it answers why a
-part is slow. This says which part, in a run that is otherwise as fast as any.
+torch.profiler records single operations and slows down what it records, the more the smaller they are; it answers why
+a part is slow. This module says which part is slow, in a run at normal speed.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _listener: ContextVar[PartTimes | None] = ContextVar("part_times", default=None)
 
 
 class PartTimes:
-    """Seconds spent in each :func:`part`, of what runs inside ``with PartTimes(device) as times``.
+    """Seconds spent in each :func:`part` inside ``with PartTimes(device) as times``.
 
-    Of parts inside parts each has its own time alone, so that times add up. A GPU is waited for wherever a part begins
-    or ends: runs that are timed as a whole are not listened to.
+    The time of a nested part does not count towards the part around it, so times add up. A GPU is synchronised
+    wherever a part begins or ends, which slows the run down: do not time a whole run inside this context.
 
     Attributes:
-        seconds: by part.
+        seconds: by name of a part.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,7 +50,7 @@ class PartTimes:
         self._open.pop()
 
     def _turn(self) -> None:
-        """What has passed since the last turn belongs to the innermost part that was open."""
+        """Adds the time since the last call to the innermost part that was open."""
         wait_for(self._device)
         now = time.perf_counter()
         if self._open:
@@ -61,7 +61,7 @@ class PartTimes:
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """What runs inside is counted as ``name``, if a :class:`PartTimes` listens."""
+    """Counts the time inside as the part ``name``; active only inside :class:`PartTimes`."""
     times = _listener.get()
     if times is None:
         yield
@@ -74,7 +74,7 @@ def part(name: str) -> Iterator[None]:
 
 
 def parts_of(items: Iterable[Item], name: str) -> Iterator[Item]:
-    """``items``, the making of each counted as ``name``."""
+    """Yields ``items`` and counts the time to make each as the part ``name``."""
     iterator = iter(items)
     while True:
         with part(name):
@@ -86,6 +86,6 @@ def parts_of(items: Iterable[Item], name: str) -> Iterator[Item]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done all that it was told to."""
+    """Waits until a GPU has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
