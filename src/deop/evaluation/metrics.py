@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from deop.models.row_strips import resized_bands, rows_within_budget
+from deop.models.row_strips import resized_strips, rows_within_budget
 
 MiouConvention = Literal["occurring", "ground_truth"]
 
@@ -134,7 +134,7 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     """The best IoU over all proposals, for every ground-truth segment (all pixels of one class in one image).
 
     The mean of ``iou`` is the mean best IoU; select by ``classes`` for the mean over seen or unseen segments.
-    Proposals are brought to label resolution bilinearly, band by band of rows, and binarised at 0.5; ignored pixels do
+    Proposals are brought to label resolution bilinearly, in row strips, and binarised at 0.5; ignored pixels do
     not count.
 
     Args:
@@ -149,12 +149,12 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     found, best = [], []
     for probabilities, truth in zip(mask_probabilities.float(), labels):
         classes, pixels = truth.unique(return_counts=True)
-        # Of a band: the resized masks, what they were made of and what exceeds 0.5; the segments and a comparison.
+        # Of a strip: the resized masks, what they were made of and what exceeds 0.5; the segments and a comparison.
         rows = rows_within_budget(size[1] * (3 * proposals + 2 * len(classes)))
         intersection = torch.zeros(len(classes), proposals, dtype=torch.float64, device=truth.device)
-        bands = resized_bands(probabilities[None], size, rows)
-        for masks, band in zip(bands, truth.split(rows), strict=True):
-            segments = (band.flatten() == classes[:, None]).float()
+        strips = resized_strips(probabilities[None], size, rows)
+        for masks, strip in zip(strips, truth.split(rows), strict=True):
+            segments = (strip.flatten() == classes[:, None]).float()
             proposed = (masks[0].flatten(1) > 0.5).float()
             with torch.autocast(truth.device.type, enabled=False):  # pixel counts are beyond half precision
                 intersection += segments @ proposed.T
