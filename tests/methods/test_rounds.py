@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from deop.errors import ConfigError
 from deop.jobs.job import Job
 from deop.jobs.plan import Plan
 from deop.methods.base import PixelOutput, Segmenter, normalise, to_multiple
@@ -128,6 +129,17 @@ def test_the_plan_has_a_job_a_round_and_the_second_reads_the_first(plan):
     assert jobs["second"].settings["round"] == {"name": "sharpening"}
     assert "segmentation" not in jobs["second"].settings
     assert jobs["first"].output != jobs["second"].output and "-round2-" in jobs["second"].output
+
+
+def test_batches_of_every_round_have_to_divide_among_the_processes(root, config, plan):
+    config["accelerate"] = "gpus4"
+    for section in ("proposals", "segmentation"):
+        config[section] |= {"batch_size": 4, "per_dataset": None}
+    message = (
+        r"experiments\.two\.sharpening\.batch_size: 2 \(for es171\) does not divide among the 4 processes"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Plan(config, root)
 
 
 @pytest.mark.slow
