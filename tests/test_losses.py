@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from deop.models.losses import (
     dice,
@@ -214,6 +215,30 @@ def test_mask_losses_are_the_literal_ones_over_valid_pixels(masks, gamma):
     focal, overlap = mask_losses(*masks, alpha=0.3, gamma=gamma)
     expected = [literal_mask_losses(*rows, 0.3, gamma) for rows in zip(*masks)]
     assert list(zip(focal.tolist(), overlap.tolist())) == [pytest.approx(pair, rel=1e-5) for pair in expected]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_focal_losses_and_their_gradients_are_torchvisions(masks, example, gamma):
+    logits, targets, valid = masks
+    logits = logits.requires_grad_()
+    of_pixels = sigmoid_focal_loss(logits, targets, 0.3, gamma)
+    expected = (of_pixels * valid).sum(1) / valid.sum(1).clamp(min=1)
+    focal, _ = mask_losses(logits, targets, valid, 0.3, gamma)
+    torch.testing.assert_close(focal, expected)
+    slopes = (torch.autograd.grad(loss.sum(), logits)[0] for loss in (focal, expected))
+    torch.testing.assert_close(*slopes)
+
+    class_logits, mask_logits, labels = example
+    inputs = [class_logits.requires_grad_(), mask_logits.requires_grad_()]
+    weights = class_logits.softmax(-1)[..., :-1]
+    scores = 3 * torch.einsum("bnc,bnhw->bhwc", weights, mask_logits.sigmoid()) - 3
+    labelled = labels != 255
+    one_hot = F.one_hot(labels[labelled], 5).float()
+    whole = sigmoid_focal_loss(scores[labelled], one_hot, 0.3, gamma, reduction="mean")
+    found = segmentation_loss(*inputs, labels, focal_alpha=0.3, focal_gamma=gamma, focal_weight=1)["focal"]
+    torch.testing.assert_close(found, whole)
+    for slope, of_torchvision in zip(*(torch.autograd.grad(loss, inputs) for loss in (found, whole))):
+        torch.testing.assert_close(slope, of_torchvision)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])

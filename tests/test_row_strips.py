@@ -1,4 +1,4 @@
-"""Maps resized strip by strip against PyTorch's resizing of the whole."""
+"""Resizing in row strips against PyTorch's resizing of the whole."""
 
 from __future__ import annotations
 
@@ -13,9 +13,22 @@ SIZES = [(96, 131), (24, 32), (17, 9), (25, 640), (1, 1)]  # larger, as it is, s
 
 @pytest.mark.parametrize("rows", [1, 5, 1000])
 @pytest.mark.parametrize("size", SIZES)
-def test_bands_are_the_whole_resized_at_once(size, rows):
+def test_strips_are_the_whole_resized_at_once(size, rows):
     maps = torch.randn(2, 3, 24, 32) * 5
     strips = list(resized_strips(maps, size, rows))
     assert [strip.shape[2] for strip in strips[:-1]] == [min(rows, size[0])] * (len(strips) - 1)
     expected = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(torch.cat(strips, dim=2), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_computed_from_the_rows_of_a_strip_is_resized_in_place_of_the_maps(size):
+    maps = torch.randn(2, 3, 24, 32)
+    weights = torch.randn(5, 3)
+
+    def mixed(rows):
+        return torch.einsum("cn,bnhw->bchw", weights, rows.sigmoid())
+
+    strips = list(resized_strips(maps, size, 4, mixed))
+    expected = F.interpolate(mixed(maps), size, mode="bilinear", align_corners=False)
     torch.testing.assert_close(torch.cat(strips, dim=2), expected, atol=1e-4, rtol=1e-4)

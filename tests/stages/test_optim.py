@@ -8,6 +8,8 @@ import open_clip
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 import deop.models.clip  # noqa: F401  registers the package's own model configs
@@ -41,6 +43,15 @@ def test_weights_are_decayed_and_norms_embeddings_and_biases_are_not(proposals):
             # Norms of all sorts, and the embeddings of the queries.
             assert not decayed & own, name
     assert found["transformer.queries_embedder.weight"] == (1.0, 0.0)
+
+
+def test_what_is_decayed_is_what_timm_decays_if_told_of_the_embeddings(proposals):
+    embeddings = {
+        f"{name}.weight" for name, module in proposals.named_modules() if isinstance(module, nn.Embedding)
+    }
+    groups = param_groups_weight_decay(proposals, 0.1, no_weight_decay_list=embeddings)
+    expected = options(proposals, [{"lr": 1.0} | group for group in groups])
+    assert options(proposals, parameter_groups(proposals, lr=1.0, weight_decay=0.1)) == expected
 
 
 def test_biases_can_be_decayed_as_in_the_release_and_norms_are_not(proposals):
@@ -117,15 +128,17 @@ def test_poly_is_detectrons_schedule(warmup):
     assert poly(iterations, warmup)(iterations - 1) > 0 == poly(iterations, warmup)(iterations)
 
 
-def test_cosine_rises_linearly_and_falls_to_zero():
-    factor = cosine(110, warmup=10)
-    assert [factor(step) for step in range(10)] == pytest.approx([(step + 1) / 11 for step in range(10)])
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_cosine_rises_linearly_and_falls_to_zero(warmup):
+    factor = cosine(100 + warmup, warmup)
+    rising = [(step + 1) / (warmup + 1) for step in range(warmup)]
     falling = [0.5 * (1 + math.cos(math.pi * step / 100)) for step in range(101)]
-    assert [factor(step) for step in range(10, 111)] == pytest.approx(falling, abs=1e-6)
-    # Without warm-up it is torch's.
-    weights = [torch.nn.Parameter(torch.zeros(1))]
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD(weights, lr=1.0), T_max=30)
-    for step in range(30):
-        assert cosine(30)(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-6)
-        reference.optimizer.step()
-        reference.step()
+    assert [factor(step) for step in range(101 + warmup)] == pytest.approx(rising + falling, abs=1e-6)
+    # With the same first value, it is timm's.
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = CosineLRScheduler(
+        optimizer, 100, warmup_t=warmup, warmup_lr_init=1 / (warmup + 1), warmup_prefix=True
+    )
+    for step in range(100 + warmup):
+        reference.step(step)
+        assert factor(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-6)

@@ -134,8 +134,8 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     """The best IoU over all proposals, for every ground-truth segment (all pixels of one class in one image).
 
     The mean of ``iou`` is the mean best IoU; select by ``classes`` for the mean over seen or unseen segments.
-    Proposals are brought to label resolution bilinearly, in row strips, and binarised at 0.5; ignored pixels do
-    not count.
+    Proposals are upsampled bilinearly to label resolution, in row strips to bound memory, and binarised at 0.5; ignored
+    pixels do not count.
 
     Args:
         mask_probabilities: (B, N, h, w) proposal masks in [0, 1].
@@ -143,13 +143,13 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
         ignore: label of pixels that belong to no segment.
 
     Returns:
-        One entry a segment, images in order and classes ascending within an image.
+        One entry per segment, images in order and classes ascending within an image.
     """
     size, proposals = tuple(labels.shape[-2:]), mask_probabilities.shape[1]
     found, best = [], []
     for probabilities, truth in zip(mask_probabilities.float(), labels):
         classes, pixels = truth.unique(return_counts=True)
-        # Of a strip: the resized masks, what they were made of and what exceeds 0.5; the segments and a comparison.
+        # In a strip: the resized masks, the masks before and after the threshold, the segments and a comparison.
         rows = rows_within_budget(size[1] * (3 * proposals + 2 * len(classes)))
         intersection = torch.zeros(len(classes), proposals, dtype=torch.float64, device=truth.device)
         strips = resized_strips(probabilities[None], size, rows)

@@ -89,8 +89,8 @@ class MaskSegmenter(Segmenter):
     def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
         """The likeliest class of every pixel, (B, H, W) int64 at ``size``: the argmax of :meth:`combine`.
 
-        Found in row strips, so that neither all scores nor all masks are ever held, among the classes that
-        :func:`contenders` leaves. Equal to the plain way but where two classes tie to rounding.
+        Upsampled in row strips to bound memory: neither all scores nor all masks are ever held. Only the classes that
+        :func:`contenders` leaves are compared. Equal to the plain way but where two classes tie to rounding.
         """
         with part("scoring"), torch.autocast(output.mask_logits.device.type, enabled=False):
             mask_logits, (of_proposals, offset) = output.mask_logits.float(), self.class_scores(output)

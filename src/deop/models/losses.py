@@ -1,13 +1,19 @@
 """Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2).
 
-The paper says of the latter that it combines dice and focal loss, no more. There are two versions of it, and
+Of the latter, the paper only says that it combines dice and focal loss. There are two versions of it, and
 ``segmentation.loss`` chooses one. :func:`segmentation_loss`, the default, leaves out pixels without a seen class.
 :func:`release_segmentation_loss` is that of the authors' release. Its focal part has "no object" as one more class,
 whose positive examples are these pixels. Those of unseen classes are among them, so it trains the network to call
-what is unseen "no object"; hence it is not the default.
+unseen classes "no object"; hence it is not the default.
 
-All losses want float32, whatever the autocast precision: sums over a whole mask and the small numbers that the focal
-factor makes are out of half precision's reach. The segmentation losses see to it themselves, the others' callers do.
+The focal loss is that of :func:`torchvision.ops.sigmoid_focal_loss`, which is used where it is given few elements.
+Elsewhere the same numbers are computed here, from targets that are never spread out to one-hot tensors: the mask
+losses keep 4 tensors of the size of the masks for the backward pass where torchvision's focal loss and a dice loss keep
+10, and the focal part of the segmentation loss 4 of the size of the scores where torchvision's keeps 8. The matching
+costs of all pairs of masks are matrix products instead of one loss per pair. The release clamps the logarithm.
+
+All losses need float32, whatever the autocast precision: sums over a whole mask and the small numbers of the focal
+factor are beyond half precision. The segmentation losses convert their inputs; for the others the caller does.
 """
 
 from __future__ import annotations
@@ -16,26 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-def focal_terms(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Sigmoid focal loss of every element, once as if its target were 1 and once as if it were 0.
-
-    ``alpha (1 - s)^gamma (-log s)`` and ``(1 - alpha) s^gamma (-log(1 - s))`` with ``s = sigmoid(logits)``.
-    Both are wanted at once because a hard target picks one of the two: so pairwise matching costs are matrix
-    products, and a one-hot target costs one lookup a pixel rather than a pass over all classes.
-
-    Args:
-        logits: any shape.
-        alpha: weight of the positive elements, in [0, 1]; the negative ones weigh ``1 - alpha``.
-        gamma: focusing exponent, at least 0.
-
-    Returns:
-        (positive, negative), each of the shape of ``logits``.
-    """
-    score, softplus = logits.sigmoid(), F.softplus(logits)
-    positive = alpha * (1 - score).pow(gamma) * (softplus - logits)  # -log s
-    return positive, (1 - alpha) * score.pow(gamma) * softplus
+from torchvision.ops import sigmoid_focal_loss
 
 
 def mask_losses(
@@ -46,10 +33,10 @@ def mask_losses(
     Args:
         logits: (M, P) mask logits, M masks of P pixels.
         targets: (M, P) target masks, 0 or 1, and 0 wherever ``valid`` is.
-        valid: (M, P), 1 where the pixel counts, 0 where it takes no part.
+        valid: (M, P), 1 where the pixel counts, 0 where it is ignored.
 
     Returns:
-        (M,) focal losses, each the mean over pixels, 0 for a mask without a valid one; (M,) dice losses.
+        (M,) focal losses, each the mean over its valid pixels, 0 without any; (M,) dice losses.
     """
     focal, intersection, prediction = _MaskSums.apply(logits, targets, valid, alpha, gamma)
     return focal / valid.sum(-1).clamp(min=1), dice(intersection, prediction, targets.sum(-1))
@@ -64,18 +51,19 @@ def pairwise_mask_losses(
     Args:
         logits: (B, N, P) mask logits.
         targets: (B, K, P) target masks, 0 or 1, and 0 wherever ``valid`` is.
-        valid: (B, P), 1 where the pixel counts, 0 where it takes no part.
+        valid: (B, P), 1 where the pixel counts, 0 where it is ignored.
 
     Returns:
         (B, N, K) focal losses; (B, N, K) dice losses.
     """
-    # The terms of focal_terms, but in place: as matrices of all pairs they are much of a small network's matching.
+    # Focal loss of every element as if its target were 0 or 1. In place: for all pairs, these matrices take much of the
+    # time of a small network's matching.
     score, softplus = logits.sigmoid(), F.softplus(logits)
     negative = score.pow(gamma).mul_(softplus).mul_(1 - alpha)
     positive = (1 - score).pow_(gamma).mul_(softplus.sub_(logits)).mul_(alpha)
     columns, everywhere = targets.transpose(1, 2), valid[:, None]
     vecdot, pixels = torch.linalg.vecdot, valid.sum(-1).clamp(min=1)
-    # As if all pixels were beside the target; then those on it are put right.
+    # As if all pixels were outside the target; then those inside are corrected.
     focal = vecdot(negative, everywhere)[..., None] + torch.bmm(positive.sub_(negative), columns)
     prediction, area = vecdot(score, everywhere)[..., None], targets.sum(-1)[:, None]
     return focal / pixels[:, None, None], dice(torch.bmm(score, columns), prediction, area)
@@ -84,8 +72,9 @@ def pairwise_mask_losses(
 class _MaskSums(torch.autograd.Function):
     """Sums (M,) over the pixels of masks: focal loss, prediction times target, prediction.
 
-    All three from the score q of the wrong side of each pixel: of 1 - t for a target t. Autograd would go over the
-    masks four times as often, and most of a small network's step is memory.
+    All three are computed from the score of the wrong side of each pixel: of 1 - t for a target t. The gradient is
+    written out: autograd would read and write the masks four times as often, and a small network's step is mostly
+    bound by memory.
     """
 
     @staticmethod
@@ -94,7 +83,7 @@ class _MaskSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         right = (2 * targets).sub_(1).mul_(logits).sigmoid_()
         score = 1 - right
-        # Half the cost of F.softplus. Beyond logits of 87 the loss grows no more; its slope below is right there too.
+        # Half the cost of F.softplus. Beyond logits of 87 the loss no longer grows; its gradient stays correct.
         logarithm = right.clamp_(min=torch.finfo(right.dtype).tiny).log()
         power, vecdot = score.pow(gamma), torch.linalg.vecdot
         missed = vecdot(score, targets)
@@ -115,7 +104,7 @@ class _MaskSums(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         slope, spread, targets, valid = ctx.saved_tensors
         focal, intersection, prediction = focal[:, None], intersection[:, None], prediction[:, None]
-        # Weight times sign of the focal loss: -alpha on the target, 1 - alpha beside it.
+        # Weight times sign of the focal loss: -alpha inside the target, 1 - alpha outside.
         of_focal = torch.mul(valid, (1 - ctx.alpha) * focal).addcmul_(targets, focal, value=-1).mul_(slope)
         of_sums = torch.mul(valid, prediction).addcmul_(targets, intersection)
         return of_focal.addcmul_(of_sums, spread), None, None, None, None
@@ -124,7 +113,8 @@ class _MaskSums(torch.autograd.Function):
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (M, h, w) resized to ``size``: (M, H, W), as ``F.interpolate`` does bilinearly without aligned corners.
 
-    As products with the weights of rows and of columns: their gradient is one too, and several times as fast.
+    Computed as products with the weights of rows and of columns: the gradient is such a product as well, and several
+    times as fast.
     """
     rows, columns = (
         F.interpolate(torch.eye(old, device=maps.device)[None], new, mode="linear", align_corners=False)[0]
@@ -187,7 +177,7 @@ def segmentation_loss(
     Args:
         class_logits: (B, N, C+1), the last column "no object".
         mask_logits: (B, N, h, w) of the N proposals.
-        labels: (B, H, W) class indices in [0, C), or ``ignore`` for pixels that take no part.
+        labels: (B, H, W) class indices in [0, C), or ``ignore`` for pixels that do not count.
 
     Returns:
         ``focal`` and ``dice``, scalars, already weighted: the loss to minimise is their sum.
@@ -208,9 +198,13 @@ def segmentation_loss(
         index = labels.masked_fill(~valid, 0).flatten(1)[:, None]
         weight = valid.flatten(1).float()
         score = logits.sigmoid()
-        # One-hot targets: every element counts as negative, then the true class of each pixel is put right.
+        # One-hot targets: every element counts as negative, then the true class of each pixel is corrected.
         negative = (1 - focal_alpha) * score.pow(focal_gamma) * F.softplus(logits)
-        right, wrong = focal_terms(logits.gather(1, index).squeeze(1), focal_alpha, focal_gamma)
+        of_label = logits.gather(1, index).squeeze(1)
+        right, wrong = (
+            sigmoid_focal_loss(of_label, torch.full_like(of_label, target), focal_alpha, focal_gamma)
+            for target in (1.0, 0.0)
+        )
         focal = ((negative.sum(1) - wrong + right) * weight).sum()
         focal = focal / (weight.sum() * classes).clamp(min=1)
 
@@ -239,8 +233,8 @@ def release_segmentation_loss(
     ``p_c = sum_n softmax(class_logits_n)_c * sigmoid(mask_n)`` for all C+1 columns, score ``sigmoid(3 p - 3)``, as in
     :func:`segmentation_loss`. Focal is the mean over all pixels and columns, where the target of ignored pixels is
     "no object"; its logarithm is of a probability clamped to [1e-4, 1 - 1e-4], beyond which it has no gradient.
-    Dice takes all pixels and the C classes of one image together, scores at ignored pixels too, which are nobody's
-    target, and is the mean over all images.
+    Dice takes all pixels and the C classes of one image together, and is the mean over all images. Scores at ignored
+    pixels count in it, and are no class's target.
 
     Give labels at the resolution of the image: the release does not sample them. Arguments, returns and errors are
     those of :func:`segmentation_loss`.
@@ -256,7 +250,7 @@ def release_segmentation_loss(
         score = (3 * summed - 3).sigmoid()
 
         target = labels.flatten(1).masked_fill(~valid, classes)[:, None]
-        # Every element counts as negative, then the target of each pixel is put right.
+        # Every element counts as negative, then the target of each pixel is corrected.
         of_target = score.gather(1, target)
         negative = (1 - focal_alpha) * score.pow(focal_gamma) * -_clamped_log(1 - score)
         wrong = (1 - focal_alpha) * of_target.pow(focal_gamma) * -_clamped_log(1 - of_target)
@@ -277,7 +271,7 @@ def _clamped_log(probability: Tensor) -> Tensor:
 
 
 def _labelled(labels: Tensor, classes: int, ignore: int) -> Tensor:
-    """Where labels are not ``ignore``, which has to be where they are classes."""
+    """Where labels are not ``ignore``; raises ValueError if they are no class there."""
     valid = labels != ignore
     strays = labels[valid & ((labels < 0) | (labels >= classes))]
     if strays.numel():

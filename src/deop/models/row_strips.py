@@ -1,4 +1,4 @@
-"""Maps at image size, a row strip at a time: what is too large to be held as a whole is never made as a whole."""
+"""Upsampling in row strips, to bound memory: maps at image size that are too large to be held as a whole."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STRIP_BYTES = 64 * 2**20
-"""What all that is computed of one strip may take."""
+"""Memory in bytes for everything that is computed for one strip."""
 
 
 def rows_within_budget(values_a_row: int, budget: int | None = None) -> int:
-    """How many rows a strip has, if so many 32-bit values are held for each of its rows; one at least.
+    """The number of rows in a strip, if each row takes ``values_a_row`` 32-bit values; at least one.
 
     ``budget`` is in bytes, :data:`STRIP_BYTES` if None.
     """
@@ -25,15 +25,20 @@ def resized_strips(
 ) -> Iterator[Tensor]:
     """Maps (B, N, h, w) resized to ``size`` (H, W), as strips (B, N, <= rows, W) from top to bottom.
 
-    With ``of_rows``, what it makes of the maps is resized: it is given the rows (B, N, r, w) that a strip needs, and
-    returns (B, any, r, w), each pixel from the maps at that pixel alone.
+    Concatenated, the strips equal ``F.interpolate(maps, size, mode="bilinear", align_corners=False)`` up to rounding.
+    Bilinear weights are those of rows times those of columns, so the rows of a strip are interpolated first and its
+    columns after.
 
-    Together they are ``F.interpolate(maps, size, mode="bilinear", align_corners=False)``. Bilinear weights are those of
-    rows times those of columns, so the rows of a strip are interpolated first and its columns after.
+    Args:
+        maps: (B, N, h, w).
+        size: (H, W) in pixels.
+        rows: rows of a strip; the last strip may have fewer.
+        of_rows: computes what is resized in place of ``maps``. It is given the rows (B, N, r, w) that a strip needs and
+            returns (B, any, r, w), each pixel from the maps at that pixel alone.
     """
     height, width = size
     given = maps.shape[-2]
-    # Pixel centres; above the first and below the last row of ``maps``, those rows themselves.
+    # Pixel centres. Above the first row of ``maps`` and below the last, those rows are repeated.
     centres = (torch.arange(height, device=maps.device) + 0.5) * (given / height) - 0.5
     centres = centres.clamp(0, given - 1)
     above = centres.long()

@@ -1,7 +1,7 @@
-"""Stage ``pretrain_backbone``: the proposal network's backbone, trained to name single emoji (mini profile only).
+"""Stage ``pretrain_backbone``: trains the proposal network's backbone to classify single emoji (mini profile only).
 
-It plays the part of ImageNet: the paper's proposal network starts from a backbone that learned to classify images of
-one object each (details in section 5), which no mask of the datasets could teach it.
+It stands in for ImageNet: the paper's proposal network starts from a backbone that learned to classify images of one
+object each (details in section 5), which the masks of the datasets cannot teach.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ from __future__ import annotations
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deop.data.emoji.artwork import concepts
 from deop.data.emoji.captioned import CaptionedScenes
-from deop.jobs.artifacts import WEIGHTS, artifact
 from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.settings.pretraining import PretrainBackbone
-from deop.training.loop import fit, make_accelerator
-from deop.training.optim import cosine, parameter_groups
-from deop.utils.files import write_json
+from deop.training.pretraining import pretrain
 from deop.utils.progress import progress_bar
 
-_SEED = 0xACC  # of images that training does not draw
+_SEED = 0xACC  # of the images for the accuracy, which training does not draw
 
 
 class NamedObjects(torch.utils.data.Dataset):
@@ -63,40 +59,24 @@ class ClassificationStep(nn.Module):
 
 
 def run(job: Job) -> None:
-    """Trains the backbone of ``job.settings["pretrain_backbone"]`` and writes its weights (fp16), no classifier."""
+    """Trains the backbone of ``job.settings["pretrain_backbone"]`` and writes its weights (fp16), but no classifier."""
     settings = PretrainBackbone.model_validate(job.settings["pretrain_backbone"])
     torch.manual_seed(job.seed)
     classifier = timm.create_model(
         settings.backbone, num_classes=len(concepts()), **settings.backbone_args
     ).to(memory_format=torch.channels_last)
-    steps = settings.images // settings.batch_size
-    optimizer = torch.optim.AdamW(
-        parameter_groups(classifier, lr=settings.lr, weight_decay=settings.weight_decay)
+    pretrain(
+        ClassificationStep(classifier),
+        NamedObjects(settings, steps=settings.images // settings.batch_size, seed=job.seed),
+        settings,
+        job,
+        network=classifier,
+        accuracy=lambda _: {
+            "classes": len(concepts()),
+            "top 1": _accuracy(classifier.eval().cpu(), settings),
+        },
+        without=("fc.",),
     )
-    with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
-        fit(
-            ClassificationStep(classifier),
-            NamedObjects(settings, steps=steps, seed=job.seed),
-            optimizer=optimizer,
-            schedule=cosine(steps, settings.warmup_images // settings.batch_size),
-            iterations=steps,
-            seed=job.seed,
-            workspace=workspace,
-            accelerator=accelerator,
-            description="pretrain_backbone",
-            clip_grad_norm=1.0,
-            checkpoint_seconds=60,
-            workers=1,
-        )
-        backbone = {
-            name: value.detach().cpu().half().contiguous()
-            for name, value in classifier.state_dict().items()
-            if not name.startswith("fc.") and value.is_floating_point()
-        }
-        save_file(backbone, workspace.path / WEIGHTS)
-        accuracy = _accuracy(classifier.eval().cpu(), settings)
-        write_json(workspace.path / "accuracy.json", {"classes": len(concepts()), "top 1": accuracy})
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
-"""Stage ``pretrain_clip``: the mini CLIP, trained contrastively on captioned scenes (mini profile only).
+"""Stage ``pretrain_clip``: trains the mini CLIP contrastively on captioned scenes (mini profile only).
 
-It plays the part of web-scale pre-training: names and pictures of every concept in both artists' styles, image-level
-supervision alone, no masks and no validation scene.
+It stands in for web-scale pre-training. The scenes show every concept in both artists' styles, with captions as the
+only supervision: there are no masks, and no scene of the validation set.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.loss import ClipLoss
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deop.data.emoji.artwork import concepts
 from deop.data.emoji.captioned import CaptionedScenes
 from deop.evaluation.clip_accuracy import clip_accuracy
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, artifact
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS
 from deop.jobs.job import Job
 from deop.models.clip import load_clip
 from deop.models.clip_build import has_quick_gelu
 from deop.models.weight_files import checked_weights
 from deop.settings.pretraining import PretrainClip
-from deop.training.loop import fit, make_accelerator
-from deop.training.optim import cosine, parameter_groups
-from deop.utils.files import write_json
+from deop.training.pretraining import pretrain
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
 
@@ -52,7 +50,7 @@ class ContrastiveStep(nn.Module):
 
 
 def _take_text_tower(model: nn.Module, source: str) -> None:
-    """Copies the text tower of the bundled model ``source``, all that is not its image tower, into ``model``.
+    """Copies the text tower of the bundled model ``source`` (everything but its image tower) into ``model``.
 
     Raises:
         ValueError: the text tower of ``source`` is of another size.
@@ -70,8 +68,8 @@ def _take_text_tower(model: nn.Module, source: str) -> None:
 def run(job: Job) -> None:
     """Trains the model of ``job.settings["pretrain_clip"]`` and writes ``model.safetensors`` (fp16).
 
-    A round after the first has the input ``clip``, whose weights it starts from; the provenance then holds that of the
-    rounds before it, too.
+    Rounds after the first start from the weights of the input ``clip``. Their provenance includes that of the rounds
+    before.
     """
     settings = PretrainClip.model_validate(job.settings["pretrain_clip"])
     torch.manual_seed(job.seed)
@@ -81,53 +79,36 @@ def run(job: Job) -> None:
         model.load_state_dict(load_file(checked_weights(earlier)))
     elif settings.text_from is not None:
         _take_text_tower(model, settings.text_from)
-    started_from = None if earlier is None else json.loads((earlier / PROVENANCE).read_text())
-    tokenizer = open_clip.get_tokenizer(settings.model)
-    steps = settings.images // settings.batch_size
     scenes = CaptionedScenes(
         image_size=settings.image_size,
         batch_size=settings.batch_size,
         objects=settings.objects,
-        steps=steps,
+        steps=settings.images // settings.batch_size,
         seed=job.seed,
         common=settings.common,
         common_share=settings.common_share,
         textures=settings.textures,
     )
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay),
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-    seen = steps * settings.batch_size
-    with artifact(job, images_seen=seen, steps=steps, started_from=started_from) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
-        fit(
-            ContrastiveStep(model, tokenizer),
-            scenes,
-            optimizer=optimizer,
-            schedule=cosine(steps, settings.warmup_images // settings.batch_size),
-            iterations=steps,
-            seed=job.seed,
-            workspace=workspace,
-            accelerator=accelerator,
-            description="pretrain_clip",
-            clip_grad_norm=1.0,
-            checkpoint_seconds=120,
-            workers=1,
-        )
-        weights = {
-            name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()
-        }
-        save_file(weights, workspace.path / WEIGHTS)
-        # Measured on what was written, in half precision, not on what was in memory.
-        weights_file = str(workspace.path / WEIGHTS)
-        clip = load_clip(settings.model, weights_file, quick_gelu=has_quick_gelu(settings.model))
+
+    def accuracy(folder: Path) -> dict[str, dict]:
+        # Of the weights that were written, in half precision, and not of those in memory.
+        clip = load_clip(settings.model, str(folder / WEIGHTS), quick_gelu=has_quick_gelu(settings.model))
         vocabularies = {"all": tuple(concept.name for concept in concepts())}
         if settings.common:
             vocabularies["common"] = settings.common
-        accuracy = {
+        return {
             name: clip_accuracy(clip, things, image_size=settings.image_size, scenes=settings.accuracy_scenes)
             for name, things in vocabularies.items()
         }
-        write_json(workspace.path / "accuracy.json", accuracy)
+
+    pretrain(
+        ContrastiveStep(model, open_clip.get_tokenizer(settings.model)),
+        scenes,
+        settings,
+        job,
+        network=model,
+        accuracy=accuracy,
+        betas=(0.9, 0.98),  # this and eps as CLIP's vision transformers were trained
+        eps=1e-6,
+        started_from=None if earlier is None else json.loads((earlier / PROVENANCE).read_text()),
+    )

@@ -1,4 +1,4 @@
-"""What the training stages tell their optimisers: parameter groups and learning-rate schedules."""
+"""Optimisers, their parameter groups, and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -31,12 +31,18 @@ def parameter_groups(
     There is no weight decay on norms and embeddings, as in MaskFormer and the systems built on it
     (``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_EMBED`` are 0 in their configurations), nor on biases, unlike there.
 
+    timm's ``param_groups_weight_decay`` has neither factors of the learning rate nor decayed biases, and decays
+    embeddings unless each is named to it.
+
     Args:
         lr: learning rate of the parameters that ``lr_factors`` does not name.
         weight_decay: of the parameters that are decayed.
         lr_factors: factor of the learning rate by prefix of parameter names, such as ``{"backbone.": 0.1}``.
         decay_biases: decay the biases of linear layers and convolutions, and all other vectors that belong to no norm,
             as MaskFormer's code does.
+
+    Returns:
+        Dictionaries as a PyTorch optimiser takes them, with ``params``, ``lr`` and ``weight_decay``.
     """
     factors = lr_factors or {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -55,12 +61,29 @@ def parameter_groups(
 
 
 def poly(iterations: int, warmup: int = 0, power: float = 0.9) -> Callable[[int], float]:
-    """Linear warm-up, then polynomial decay to zero: a factor of the learning rate by step."""
+    """Polynomial decay to zero times a linear warm-up: a factor of the learning rate by step.
+
+    It is detectron2's ``WarmupPolyLR`` with a ``warmup_factor`` of ``1 / (warmup + 1)``: the decay runs from the first
+    step. In the polynomial schedules of transformers and timm it starts after the warm-up.
+
+    Args:
+        iterations: steps in all.
+        warmup: steps before the warm-up's factor, ``(step + 1) / (warmup + 1)``, is 1.
+        power: exponent of the decay ``1 - step / iterations``.
+    """
     return lambda step: min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / max(1, iterations)) ** power
 
 
 def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
-    """Linear warm-up, then half a cosine to zero: a factor of the learning rate by step."""
+    """Linear warm-up, then half a cosine to zero: a factor of the learning rate by step.
+
+    transformers' warm-up has a first step with a learning rate of zero. timm's ``CosineLRScheduler`` gives these values
+    if it is told the first one, but as an object that is stepped; a pure function needs no state to resume a run.
+
+    Args:
+        iterations: steps in all.
+        warmup: steps before the cosine starts; their factors are ``(step + 1) / (warmup + 1)``.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -76,7 +99,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over everything that ``module`` learns.
 
-    ``lr_factors`` are factors of the learning rate by how the names of parameters start.
+    ``lr_factors`` are factors of the learning rate by prefix of parameter names.
     """
     groups = parameter_groups(
         module,
