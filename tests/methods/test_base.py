@@ -1,4 +1,4 @@
-"""Labels by bands of rows against the argmax of all scores."""
+"""Labels in row strips against the argmax of all scores."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeyp
     )
     torch.testing.assert_close(scores, F.interpolate(expected, size, mode="bilinear"), atol=1e-5, rtol=1e-5)
     for budget in (1, 100_000, 2**30):
-        monkeypatch.setattr(base, "CPU_BAND_BYTES", budget)
+        monkeypatch.setattr(base, "CPU_STRIP_BYTES", budget)
         labels = segmenter.label_map(output, size)
         assert labels.dtype == torch.int64 and labels.shape == (2, *size)
         chosen = scores.gather(1, labels[:, None])[:, 0]

@@ -8,6 +8,8 @@ import open_clip
 import pytest
 import timm
 import torch
+import transformers
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
 import deop.models.clip  # noqa: F401  registers the package's own model configs
@@ -76,6 +78,18 @@ def test_positions_and_class_tokens_of_towers_are_not_decayed(model):
     assert matrices & undecayed == {name for name in embeddings if name in matrices}
 
 
+def test_groups_of_one_learning_rate_are_timms():
+    module = open_clip.create_model("deop-mini")
+    embeddings = [name for name, _ in module.named_parameters() if "embedding" in name]
+    ours = parameter_groups(module, lr=1.0, weight_decay=0.1)
+    timms = param_groups_weight_decay(module, 0.1, no_weight_decay_list=embeddings)
+
+    def by_decay(groups: list[dict]) -> dict[float, set[int]]:
+        return {group["weight_decay"]: {id(value) for value in group["params"]} for group in groups}
+
+    assert by_decay(ours) == by_decay(timms)
+
+
 def test_the_backbone_learns_more_slowly_and_what_is_frozen_is_left_out(proposals):
     settings = Proposals(
         backbone="resnet10t",
@@ -128,3 +142,14 @@ def test_cosine_rises_linearly_and_falls_to_zero():
         assert cosine(30)(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-6)
         reference.optimizer.step()
         reference.step()
+
+
+def test_cosine_is_transformers_schedule_without_its_first_step_of_no_learning_rate():
+    iterations, warmup = 50, 7
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = transformers.get_cosine_schedule_with_warmup(optimizer, warmup + 1, iterations + 1)
+    assert reference.get_last_lr() == [0.0]
+    for step in range(iterations):
+        optimizer.step()
+        reference.step()
+        assert cosine(iterations, warmup)(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from deop.models.row_strips import resized_bands, rows_within_budget
+from deop.models.row_strips import resize_in_strips, rows_within_budget
 
 MiouConvention = Literal["occurring", "ground_truth"]
 
@@ -108,14 +110,19 @@ class SegmentationMetrics:
             miou=iou.nanmean().item(),
             seen=seen,
             unseen=unseen,
-            hiou=harmonic_mean(seen, unseen),
+            hiou=float(harmonic_mean(seen, unseen)),
             iou=tuple(iou.tolist()),
         )
 
 
-def harmonic_mean(first: float, second: float) -> float:
-    """``2 a b / (a + b)``; 0 where both are 0."""
-    return 2 * first * second / (first + second) if first + second else 0.0
+def harmonic_mean(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """``2 a b / (a + b)``, element by element; 0 where both are 0, NaN where one is.
+
+    Of mIoU on seen and unseen classes, this is hIoU.
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    total = first + second
+    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total != 0)
 
 
 class SegmentIoU(NamedTuple):
@@ -134,8 +141,8 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     """The best IoU over all proposals, for every ground-truth segment (all pixels of one class in one image).
 
     The mean of ``iou`` is the mean best IoU; select by ``classes`` for the mean over seen or unseen segments.
-    Proposals are brought to label resolution bilinearly, band by band of rows, and binarised at 0.5; ignored pixels do
-    not count.
+    Proposals are upsampled bilinearly to label resolution, in row strips to bound memory, and binarised at 0.5; ignored
+    pixels do not count.
 
     Args:
         mask_probabilities: (B, N, h, w) proposal masks in [0, 1].
@@ -149,12 +156,12 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
     found, best = [], []
     for probabilities, truth in zip(mask_probabilities.float(), labels):
         classes, pixels = truth.unique(return_counts=True)
-        # Of a band: the resized masks, what they were made of and what exceeds 0.5; the segments and a comparison.
+        # Held of a strip: the resized masks, what they are made from, what exceeds 0.5; the segments, and a comparison.
         rows = rows_within_budget(size[1] * (3 * proposals + 2 * len(classes)))
         intersection = torch.zeros(len(classes), proposals, dtype=torch.float64, device=truth.device)
-        bands = resized_bands(probabilities[None], size, rows)
-        for masks, band in zip(bands, truth.split(rows), strict=True):
-            segments = (band.flatten() == classes[:, None]).float()
+        strips = resize_in_strips(probabilities[None], size, rows)
+        for masks, labels_of_strip in zip(strips, truth.split(rows), strict=True):
+            segments = (labels_of_strip.flatten() == classes[:, None]).float()
             proposed = (masks[0].flatten(1) > 0.5).float()
             with torch.autocast(truth.device.type, enabled=False):  # pixel counts are beyond half precision
                 intersection += segments @ proposed.T

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from deop.methods.base import Segmenter
 from deop.models.proposals import ProposalNetwork
-from deop.models.row_strips import resized_bands, rows_within_budget
+from deop.models.row_strips import resize_in_strips, rows_within_budget
 from deop.utils.timing import part, parts_of
 
-CPU_BAND_BYTES = 4 * 2**20
+CPU_STRIP_BYTES = 4 * 2**20
 """Memory for one strip of a label map on a CPU: what stays in its cache is quick to read again."""
 
 
@@ -89,7 +89,7 @@ class MaskSegmenter(Segmenter):
     def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
         """The likeliest class of every pixel, (B, H, W) int64 at ``size``: the argmax of :meth:`combine`.
 
-        Found band by band of rows, so that neither all scores nor all masks are ever held, among the classes that
+        Found in row strips, so that neither all scores nor all masks are ever held, among the classes that
         :func:`contenders` leaves. Equal to the plain way but where two classes tie to rounding.
         """
         with part("scoring"), torch.autocast(output.mask_logits.device.type, enabled=False):
@@ -99,7 +99,7 @@ class MaskSegmenter(Segmenter):
             batch, proposals = mask_logits.shape[:2]
             # Scores, the mask logits and their sigmoid.
             values_a_row = batch * max(size[1], mask_logits.shape[3]) * (len(classes) + 2 * proposals)
-            rows = rows_within_budget(values_a_row, CPU_BAND_BYTES if mask_logits.is_cpu else None)
+            rows = rows_within_budget(values_a_row, CPU_STRIP_BYTES if mask_logits.is_cpu else None)
             labels = []
 
             def scores(logits: Tensor) -> Tensor:
@@ -111,13 +111,13 @@ class MaskSegmenter(Segmenter):
                 def score_rows(logits: Tensor) -> Tensor:
                     return scores(logits.flatten(2)).transpose(1, 2).unflatten(2, logits.shape[2:])
 
-                for band in resized_bands(mask_logits, size, rows, score_rows):
-                    labels.append(classes[band.argmax(1)])
+                for strip in resize_in_strips(mask_logits, size, rows, score_rows):
+                    labels.append(classes[strip.argmax(1)])
                 return torch.cat(labels, dim=1)
-            for band in parts_of(resized_bands(mask_logits, size, rows), "upsampling"):
+            for strip in parts_of(resize_in_strips(mask_logits, size, rows), "upsampling"):
                 # Classes last: their argmax is several times as fast as along a dimension with others behind it.
-                best = scores(band.flatten(2)).argmax(2)
-                labels.append(classes[best].unflatten(1, band.shape[2:]))
+                best = scores(strip.flatten(2)).argmax(2)
+                labels.append(classes[best].unflatten(1, strip.shape[2:]))
             return torch.cat(labels, dim=1)
 
 

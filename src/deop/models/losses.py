@@ -1,13 +1,13 @@
 """Focal and dice losses of masks, and the end-to-end segmentation loss (section 3.2).
 
-The paper says of the latter that it combines dice and focal loss, no more. There are two versions of it, and
-``segmentation.loss`` chooses one. :func:`segmentation_loss`, the default, leaves out pixels without a seen class.
+The paper only says of the latter that it combines dice and focal loss. There are two versions, chosen by
+``segmentation.loss``. :func:`segmentation_loss`, the default, leaves out pixels without a seen class.
 :func:`release_segmentation_loss` is that of the authors' release. Its focal part has "no object" as one more class,
-whose positive examples are these pixels. Those of unseen classes are among them, so it trains the network to call
-what is unseen "no object"; hence it is not the default.
+whose positive examples are these pixels. Pixels of unseen classes are among them, so it trains the network to predict
+"no object" for unseen classes; hence it is not the default.
 
-All losses want float32, whatever the autocast precision: sums over a whole mask and the small numbers that the focal
-factor makes are out of half precision's reach. The segmentation losses see to it themselves, the others' callers do.
+All losses need float32, whatever the autocast precision: half precision holds neither sums over a whole mask nor the
+small values of the focal factor. The segmentation losses convert their inputs; callers of the other losses have to.
 """
 
 from __future__ import annotations
@@ -16,26 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-def focal_terms(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Sigmoid focal loss of every element, once as if its target were 1 and once as if it were 0.
-
-    ``alpha (1 - s)^gamma (-log s)`` and ``(1 - alpha) s^gamma (-log(1 - s))`` with ``s = sigmoid(logits)``.
-    Both are wanted at once because a hard target picks one of the two: so pairwise matching costs are matrix
-    products, and a one-hot target costs one lookup a pixel rather than a pass over all classes.
-
-    Args:
-        logits: any shape.
-        alpha: weight of the positive elements, in [0, 1]; the negative ones weigh ``1 - alpha``.
-        gamma: focusing exponent, at least 0.
-
-    Returns:
-        (positive, negative), each of the shape of ``logits``.
-    """
-    score, softplus = logits.sigmoid(), F.softplus(logits)
-    positive = alpha * (1 - score).pow(gamma) * (softplus - logits)  # -log s
-    return positive, (1 - alpha) * score.pow(gamma) * softplus
+from torchvision.ops import sigmoid_focal_loss
 
 
 def mask_losses(
@@ -69,13 +50,13 @@ def pairwise_mask_losses(
     Returns:
         (B, N, K) focal losses; (B, N, K) dice losses.
     """
-    # The terms of focal_terms, but in place: as matrices of all pairs they are much of a small network's matching.
+    # In place, because the matrices of all pairs are a large part of a small network's matching.
     score, softplus = logits.sigmoid(), F.softplus(logits)
     negative = score.pow(gamma).mul_(softplus).mul_(1 - alpha)
     positive = (1 - score).pow_(gamma).mul_(softplus.sub_(logits)).mul_(alpha)
     columns, everywhere = targets.transpose(1, 2), valid[:, None]
     vecdot, pixels = torch.linalg.vecdot, valid.sum(-1).clamp(min=1)
-    # As if all pixels were beside the target; then those on it are put right.
+    # As if all pixels were outside the target; then those inside it are corrected.
     focal = vecdot(negative, everywhere)[..., None] + torch.bmm(positive.sub_(negative), columns)
     prediction, area = vecdot(score, everywhere)[..., None], targets.sum(-1)[:, None]
     return focal / pixels[:, None, None], dice(torch.bmm(score, columns), prediction, area)
@@ -84,8 +65,9 @@ def pairwise_mask_losses(
 class _MaskSums(torch.autograd.Function):
     """Sums (M,) over the pixels of masks: focal loss, prediction times target, prediction.
 
-    All three from the score q of the wrong side of each pixel: of 1 - t for a target t. Autograd would go over the
-    masks four times as often, and most of a small network's step is memory.
+    All three are computed from the score of the wrong side of each pixel: of 1 - t for a target t. Autograd on the
+    plain formula (or torchvision's loss) goes over the masks four times as often, and memory traffic dominates a small
+    network's step.
     """
 
     @staticmethod
@@ -94,7 +76,7 @@ class _MaskSums(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         right = (2 * targets).sub_(1).mul_(logits).sigmoid_()
         score = 1 - right
-        # Half the cost of F.softplus. Beyond logits of 87 the loss grows no more; its slope below is right there too.
+        # Half the cost of F.softplus. Beyond logits of 87 the loss stays constant, but its slope below is still right.
         logarithm = right.clamp_(min=torch.finfo(right.dtype).tiny).log()
         power, vecdot = score.pow(gamma), torch.linalg.vecdot
         missed = vecdot(score, targets)
@@ -115,16 +97,16 @@ class _MaskSums(torch.autograd.Function):
     ) -> tuple[Tensor, None, None, None, None]:
         slope, spread, targets, valid = ctx.saved_tensors
         focal, intersection, prediction = focal[:, None], intersection[:, None], prediction[:, None]
-        # Weight times sign of the focal loss: -alpha on the target, 1 - alpha beside it.
+        # Weight times sign of the focal loss: -alpha inside the target, 1 - alpha outside it.
         of_focal = torch.mul(valid, (1 - ctx.alpha) * focal).addcmul_(targets, focal, value=-1).mul_(slope)
         of_sums = torch.mul(valid, prediction).addcmul_(targets, intersection)
         return of_focal.addcmul_(of_sums, spread), None, None, None, None
 
 
 def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (M, h, w) resized to ``size``: (M, H, W), as ``F.interpolate`` does bilinearly without aligned corners.
+    """Maps (M, h, w) resized bilinearly to ``size``: (M, H, W), as ``F.interpolate`` with ``align_corners=False``.
 
-    As products with the weights of rows and of columns: their gradient is one too, and several times as fast.
+    Computed as products with the weights of rows and of columns, whose gradient is several times as fast.
     """
     rows, columns = (
         F.interpolate(torch.eye(old, device=maps.device)[None], new, mode="linear", align_corners=False)[0]
@@ -208,9 +190,14 @@ def segmentation_loss(
         index = labels.masked_fill(~valid, 0).flatten(1)[:, None]
         weight = valid.flatten(1).float()
         score = logits.sigmoid()
-        # One-hot targets: every element counts as negative, then the true class of each pixel is put right.
+        # Every element counts as negative, then the true class of each pixel is corrected. For the first, torchvision's
+        # loss saves twice the memory for the backward pass and makes twice as many passes over the scores.
         negative = (1 - focal_alpha) * score.pow(focal_gamma) * F.softplus(logits)
-        right, wrong = focal_terms(logits.gather(1, index).squeeze(1), focal_alpha, focal_gamma)
+        of_truth = logits.gather(1, index).squeeze(1)
+        right, wrong = (
+            sigmoid_focal_loss(of_truth, target, focal_alpha, focal_gamma)
+            for target in (torch.ones_like(of_truth), torch.zeros_like(of_truth))
+        )
         focal = ((negative.sum(1) - wrong + right) * weight).sum()
         focal = focal / (weight.sum() * classes).clamp(min=1)
 

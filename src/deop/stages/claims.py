@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import Field
 
 from deop.errors import DeopError, validated
-from deop.evaluation.metrics import MiouConvention
+from deop.evaluation.metrics import MiouConvention, harmonic_mean
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting.origin import ORIGIN_COLUMNS, escaped_for_latex, in_precision, made_by
@@ -266,9 +266,7 @@ def _score(
         miou, on_seen, on_unseen = (
             iou[:, group].sum(1) / counted[:, group].sum(1) for group in (unseen | True, ~unseen, unseen)
         )
-    both = on_seen + on_unseen
-    hiou = np.divide(2 * on_seen * on_unseen, both, out=np.zeros_like(both), where=both != 0)
-    return dict(zip(METRICS, (pacc, miou, hiou, on_seen, on_unseen)))
+    return dict(zip(METRICS, (pacc, miou, harmonic_mean(on_seen, on_unseen), on_seen, on_unseen)))
 
 
 def to_csv(results: list[Result], origin: dict[str, str]) -> str:

@@ -1,7 +1,8 @@
-"""What the training stages tell their optimisers: parameter groups and learning-rate schedules."""
+"""Parameter groups and learning-rate schedules of the stages that train."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -26,10 +27,13 @@ def parameter_groups(
     lr_factors: Mapping[str, float] | None = None,
     decay_biases: bool = False,
 ) -> list[dict]:
-    """Parameter groups of everything in ``module`` that learns: one for each learning rate and weight decay in use.
+    """Parameter groups of all trainable parameters: one for each learning rate and weight decay in use.
 
-    There is no weight decay on norms and embeddings, as in MaskFormer and the systems built on it
-    (``WEIGHT_DECAY_NORM`` and ``WEIGHT_DECAY_EMBED`` are 0 in their configurations), nor on biases, unlike there.
+    Norms and embeddings have no weight decay, as in MaskFormer and the systems built on it (``WEIGHT_DECAY_NORM`` and
+    ``WEIGHT_DECAY_EMBED`` are 0 in their configurations). Unlike there, biases have none either.
+
+    timm's ``param_groups_weight_decay`` makes the same groups for one learning rate, given the names of embeddings. It
+    has neither learning-rate factors nor decayed biases, which MaskFormer's recipe needs.
 
     Args:
         lr: learning rate of the parameters that ``lr_factors`` does not name.
@@ -55,18 +59,26 @@ def parameter_groups(
 
 
 def poly(iterations: int, warmup: int = 0, power: float = 0.9) -> Callable[[int], float]:
-    """Linear warm-up, then polynomial decay to zero: a factor of the learning rate by step."""
+    """detectron2's ``WarmupPolyLR``: polynomial decay to zero over all steps, times a linear warm-up.
+
+    Returns a function from the step to a factor of the learning rate. transformers' polynomial schedule starts to
+    decay at the end of the warm-up.
+    """
     return lambda step: min(1.0, (step + 1) / (warmup + 1)) * max(0.0, 1 - step / max(1, iterations)) ** power
 
 
 def cosine(iterations: int, warmup: int = 0) -> Callable[[int], float]:
-    """Linear warm-up, then half a cosine to zero: a factor of the learning rate by step."""
+    """Linear warm-up, then half a cosine to zero.
+
+    Returns a function from the step to a factor of the learning rate. It is transformers' schedule shifted by one step,
+    whose first step has a learning rate of zero and so changes nothing.
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         progress = (step - warmup) / max(1, iterations - warmup)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(1.0, progress)))))
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return factor
 
