@@ -1,7 +1,7 @@
 """Stage ``pretrain_backbone``: the proposal network's backbone, trained to name single emoji (mini profile only).
 
-It plays the part of ImageNet: the paper's proposal network starts from a backbone that learned to classify images of
-one object each (details in section 5), which no mask of the datasets could teach it.
+It replaces ImageNet: the paper's proposal network starts from a backbone that was trained to classify images of single
+objects (section 5).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from deop.jobs.artifacts import WEIGHTS, artifact
 from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.settings.pretraining import PretrainBackbone
-from deop.training.loop import fit, make_accelerator
-from deop.training.optim import cosine, parameter_groups
+from deop.training.pretrain import half_precision, pretrain
 from deop.utils.files import write_json
 from deop.utils.progress import progress_bar
 
@@ -70,30 +69,11 @@ def run(job: Job) -> None:
         settings.backbone, num_classes=len(concepts()), **settings.backbone_args
     ).to(memory_format=torch.channels_last)
     steps = settings.images // settings.batch_size
-    optimizer = torch.optim.AdamW(
-        parameter_groups(classifier, lr=settings.lr, weight_decay=settings.weight_decay)
-    )
+    batches = NamedObjects(settings, steps=steps, seed=job.seed)
     with artifact(job, steps=steps, images_seen=steps * settings.batch_size) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
-        fit(
-            ClassificationStep(classifier),
-            NamedObjects(settings, steps=steps, seed=job.seed),
-            optimizer=optimizer,
-            schedule=cosine(steps, settings.warmup_images // settings.batch_size),
-            iterations=steps,
-            seed=job.seed,
-            workspace=workspace,
-            accelerator=accelerator,
-            description="pretrain_backbone",
-            clip_grad_norm=1.0,
-            checkpoint_seconds=60,
-            workers=1,
-        )
-        backbone = {
-            name: value.detach().cpu().half().contiguous()
-            for name, value in classifier.state_dict().items()
-            if not name.startswith("fc.") and value.is_floating_point()
-        }
+        pretrain(ClassificationStep(classifier), batches, settings, job, workspace)
+        weights = half_precision(classifier)
+        backbone = {name: value for name, value in weights.items() if not name.startswith("fc.")}
         save_file(backbone, workspace.path / WEIGHTS)
         accuracy = _accuracy(classifier.eval().cpu(), settings)
         write_json(workspace.path / "accuracy.json", {"classes": len(concepts()), "top 1": accuracy})

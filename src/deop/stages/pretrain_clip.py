@@ -1,7 +1,7 @@
 """Stage ``pretrain_clip``: the mini CLIP, trained contrastively on captioned scenes (mini profile only).
 
-It plays the part of web-scale pre-training: names and pictures of every concept in both artists' styles, image-level
-supervision alone, no masks and no validation scene.
+It replaces web-scale pre-training: names and pictures of every concept in both artists' styles, with image-level
+supervision only, no masks and no validation scene.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from deop.models.clip import load_clip
 from deop.models.clip_build import has_quick_gelu
 from deop.models.weight_files import checked_weights
 from deop.settings.pretraining import PretrainClip
-from deop.training.loop import fit, make_accelerator
-from deop.training.optim import cosine, parameter_groups
+from deop.training.pretrain import half_precision, pretrain
 from deop.utils.files import write_json
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
@@ -52,7 +51,7 @@ class ContrastiveStep(nn.Module):
 
 
 def _take_text_tower(model: nn.Module, source: str) -> None:
-    """Copies the text tower of the bundled model ``source``, all that is not its image tower, into ``model``.
+    """Copies the text tower of the bundled model ``source``, that is all but its image tower, into ``model``.
 
     Raises:
         ValueError: the text tower of ``source`` is of another size.
@@ -70,8 +69,8 @@ def _take_text_tower(model: nn.Module, source: str) -> None:
 def run(job: Job) -> None:
     """Trains the model of ``job.settings["pretrain_clip"]`` and writes ``model.safetensors`` (fp16).
 
-    A round after the first has the input ``clip``, whose weights it starts from; the provenance then holds that of the
-    rounds before it, too.
+    A round after the first starts from the weights of its input ``clip``; its provenance includes that of the rounds
+    before it.
     """
     settings = PretrainClip.model_validate(job.settings["pretrain_clip"])
     torch.manual_seed(job.seed)
@@ -94,33 +93,12 @@ def run(job: Job) -> None:
         common_share=settings.common_share,
         textures=settings.textures,
     )
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, lr=settings.lr, weight_decay=settings.weight_decay),
-        betas=(0.9, 0.98),
-        eps=1e-6,
-    )
-    seen = steps * settings.batch_size
-    with artifact(job, images_seen=seen, steps=steps, started_from=started_from) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
-        fit(
-            ContrastiveStep(model, tokenizer),
-            scenes,
-            optimizer=optimizer,
-            schedule=cosine(steps, settings.warmup_images // settings.batch_size),
-            iterations=steps,
-            seed=job.seed,
-            workspace=workspace,
-            accelerator=accelerator,
-            description="pretrain_clip",
-            clip_grad_norm=1.0,
-            checkpoint_seconds=120,
-            workers=1,
-        )
-        weights = {
-            name: value.detach().cpu().half().contiguous() for name, value in model.state_dict().items()
-        }
-        save_file(weights, workspace.path / WEIGHTS)
-        # Measured on what was written, in half precision, not on what was in memory.
+    seen = {"images_seen": steps * settings.batch_size, "steps": steps}
+    with artifact(job, **seen, started_from=started_from) as workspace:
+        step = ContrastiveStep(model, tokenizer)
+        pretrain(step, scenes, settings, job, workspace, betas=(0.9, 0.98), eps=1e-6)
+        save_file(half_precision(model), workspace.path / WEIGHTS)
+        # Measured on the written weights, which are in half precision.
         weights_file = str(workspace.path / WEIGHTS)
         clip = load_clip(settings.model, weights_file, quick_gelu=has_quick_gelu(settings.model))
         vocabularies = {"all": tuple(concept.name for concept in concepts())}
