@@ -1,171 +1,29 @@
-"""Figures, on evaluations made up here: what is drawn is read back from the figure."""
+"""Figures of tables, on evaluations made up: what is drawn is read back from the figure."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import random
 import statistics
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from figure_jobs import (
+    DATASETS,
+    SPEEDS,
+    TABLES,
+    drawn,
+    error_bars,
+    made_job,
+    marks,
+    percentages,
+)
 from matplotlib.colors import same_color
 
-from deop.errors import ConfigError, DeopError
-from deop.jobs.job import Job
+from deop.errors import ConfigError
 from deop.stages import figure
-
-METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
-SPEEDS = {"simbaseline": 6.25, "deop": 28.5, "deop_large": 11.0}
-PROVENANCE = {"commit": "0123456789abcdef", "dirty": False, "version": "1.2.3", "wall_time_s": 3.0}
-DATASETS = {
-    name: {
-        "name": name,
-        "images": "generated EmojiScenes scenes, Twemoji artwork",
-        "paper": paper,
-        "paper_title": title,
-        "place": f"{title} ({name} stands in for it)",
-        "stand_in": True,
-        "miou": "occurring",
-    }
-    for name, paper, title in (
-        ("es171", "coco_stuff", "COCO-Stuff"),
-        ("es20", "voc", "PASCAL VOC 2012"),
-        ("es59", "pc59", "PASCAL Context"),
-    )
-}
-TABLES = {
-    "ablation": {
-        "caption": "Parts",
-        "datasets": [DATASETS["es171"], DATASETS["es20"]],
-        "metrics": ["hIoU", "seen"],
-        "rows": [
-            {"label": "Baseline", "experiment": "baseline", "reported": {"coco_stuff.hIoU": 7.0}},
-            {"label": "Other", "reported": {"coco_stuff.hIoU": 15.0, "voc.hIoU": 28.7, "pc59.hIoU": 19.0}},
-            {"label": "DeOP", "experiment": "deop", "reported": {"coco_stuff.hIoU": 38.2, "voc.hIoU": 80.8}},
-        ],
-        "artifacts": [],
-    },
-    "speeds": {
-        "caption": "Comparison with other systems",
-        "datasets": [DATASETS["es171"]],
-        "metrics": ["hIoU", "FPS"],
-        "rows": [
-            {"label": "SimBaseline", "experiment": "simbaseline", "reported": {"coco_stuff.hIoU": 37.8}},
-            {
-                "label": "DeOP",
-                "experiment": "deop",
-                "reported": {"coco_stuff.hIoU": 38.2, "coco_stuff.FPS": 4.4},
-            },
-            {"label": "CaGNet", "reported": {"coco_stuff.hIoU": 18.2}},
-        ],
-        "artifacts": [],
-    },
-}
-TABLES["across"] = TABLES["ablation"] | {"datasets": list(DATASETS.values()), "metrics": ["hIoU"]}
-TABLES["large"] = TABLES["speeds"] | {
-    "caption": "A larger CLIP",
-    "rows": [{"label": "DeOP", "experiment": "deop_large", "reported": {}}],
-}
-
-
-def score(experiment: str, dataset: str, seed: int, metric: str) -> float:
-    """A made-up fraction, the same whenever it is asked for."""
-    return random.Random(f"{experiment} {dataset} {seed} {metric}").uniform(0.05, 0.9)
-
-
-def made_evaluation(path: Path, classes: int = 6) -> str:
-    """Writes an evaluation named ``<experiment>-<dataset>-<seed>.json`` and its confusion; the last third is unseen."""
-    experiment, dataset, seed = path.stem.split("-")
-    names = [f"class {index}" for index in range(classes)]
-    chance = random.Random(path.stem)
-    evaluation = {
-        "metrics": {metric: score(experiment, dataset, int(seed), metric) for metric in METRICS},
-        "passes": 1.0,
-        # Class 0 never occurs.
-        "per_class_iou": {
-            name: chance.betavariate(1, 2) if index else None for index, name in enumerate(names)
-        },
-        "unseen": names[-(classes // 3) :],
-        "provenance": PROVENANCE,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation))
-    lines = ["image,truth,predicted,pixels"]
-    for image in range(20):
-        for truth in chance.sample(range(1, classes), 4):
-            predicted = chance.sample(range(classes), min(5, classes))
-            lines += [f"{image},{truth},{label},{chance.randint(1, 900)}" for label in predicted]
-    path.with_suffix(".csv").write_text("\n".join(lines) + "\n")
-    return str(path)
-
-
-def made_job(root: Path, kind: str, tables=(), metrics=(), seeds=(0, 1, 2), experiments=(), classes=6) -> Job:
-    """A figure's job whose inputs are written below ``root``."""
-    settings: dict = {"kind": kind, "title": "A figure", "profile": "mini", "seeds": list(seeds)}
-    inputs = {}
-
-    def evaluation(experiment: str, dataset: str, seed: int) -> str:
-        return made_evaluation(root / f"evaluations/{experiment}-{dataset}-{seed}.json", classes)
-
-    if tables:
-        settings |= {"metrics": list(metrics), "tables": {}}
-    for name in tables:
-        table = TABLES[name] | {"profile": "mini", "seeds": list(seeds)}
-        settings["tables"][name] = table
-        run = [row["experiment"] for row in table["rows"] if "experiment" in row]
-        for dataset in (dataset["name"] for dataset in table["datasets"]):
-            for experiment in run:
-                for seed in seeds:
-                    inputs[f"{name}/{experiment}/{dataset}/{seed}"] = evaluation(experiment, dataset, seed)
-            if "FPS" in table["metrics"]:
-                systems = {experiment: {"images_per_s": SPEEDS[experiment]} for experiment in run}
-                made = PROVENANCE | {"device": "cpu (abacus)", "threads": 7}
-                path = root / f"speed-{name}-{dataset}.json"
-                path.write_text(json.dumps({"systems": systems, "provenance": made}))
-                inputs[f"{name}/speed/{dataset}"] = str(path)
-    if experiments:
-        settings["rows"] = [{"label": name.upper(), "experiment": name} for name in experiments]
-        settings["dataset"] = DATASETS["es171"]
-        for experiment in experiments:
-            for seed in seeds:
-                inputs[f"{experiment}/es171/{seed}"] = evaluation(experiment, "es171", seed)
-    output = str(root / "results/figures/made.json")
-    return Job(stage="figure", key="abc123", output=output, inputs=inputs, settings={"figure": settings})
-
-
-def drawn(job: Job):
-    """The figure of a job, and all its text."""
-    settings = figure.FigureSettings.model_validate(job.settings["figure"])
-    evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
-    made = figure.draw(settings, evaluations, job.inputs)
-    text = [item.get_text() for item in made.texts]
-    text += [item.get_text() for legend in made.legends for item in legend.get_texts()]
-    return made, " ".join(" ".join(text).split())
-
-
-def percentages(experiment: str, dataset: str, metric: str, seeds=(0, 1, 2)) -> list[float]:
-    return [100 * score(experiment, dataset, seed, metric) for seed in seeds]
-
-
-def marks(axis, marker: str) -> list[tuple[float, float]]:
-    """The points drawn with a marker."""
-    return [tuple(point) for line in axis.lines if line.get_marker() == marker for point in line.get_xydata()]
-
-
-def error_bars(axis, direction: int) -> list[tuple[float, float]]:
-    """Centre and half-length of all error bars in x (0) or y (1)."""
-    ends = [
-        segment[:, direction]
-        for container in axis.containers
-        if hasattr(container, "has_xerr")
-        for lines in container.lines[2]
-        for segment in lines.get_segments()
-    ]
-    return [((low + high) / 2, (high - low) / 2) for low, high in ends]
 
 
 def test_bars_are_means_with_deviations_seeds_and_reported_values(tmp_path):
@@ -275,91 +133,6 @@ def test_scatter_has_a_point_a_system_told_apart_by_table(tmp_path):
     assert "Left out, not run: CaGNet." in text
 
 
-def test_per_class_iou_has_every_class_once_in_order(tmp_path):
-    job = made_job(tmp_path, "per_class_iou", experiments=["baseline", "deop"], classes=171)
-    made, text = drawn(job)
-    curve, dots = made.axes
-    for experiment, marker in (("baseline", "o"), ("deop", "s")):
-        seeds = [json.loads(Path(job.inputs[f"{experiment}/es171/{seed}"]).read_text()) for seed in range(3)]
-        means = {
-            name: statistics.mean(100 * seed["per_class_iou"][name] for seed in seeds)
-            for name in list(seeds[0]["per_class_iou"])[1:]  # the first does not occur
-        }
-        unseen = {name: means.pop(name) for name in seeds[0]["unseen"]}
-        assert [y for _, y in marks(curve, marker)] == pytest.approx(sorted(means.values(), reverse=True))
-        named = [label.get_text() for label in dots.get_yticklabels()]
-        assert [x for x, _ in marks(dots, marker)] == pytest.approx([unseen[name] for name in named])
-    assert named == sorted(unseen, key=unseen.get, reverse=True)  # DeOP's order
-    ranges = dots.collections[1].get_segments()
-    for name, segment in zip(named, ranges):
-        values = [100 * seed["per_class_iou"][name] for seed in seeds]
-        assert segment[:, 0] == pytest.approx([min(values), max(values)])
-    assert "as they do not occur: class 0." in text
-
-
-def test_confusion_equals_a_literal_count(tmp_path):
-    job = made_job(tmp_path, "confusion", experiments=["baseline", "deop"], classes=24)
-    counts: dict[tuple[str, int, int], int] = {}
-    for role, path in job.inputs.items():
-        for line in csv.DictReader(Path(path).with_suffix(".csv").open()):
-            pair = (role.split("/")[0], int(line["truth"]), int(line["predicted"]))
-            counts[pair] = counts.get(pair, 0) + int(line["pixels"])
-    unseen = range(16, 24)
-    wrong = {label: 0 for label in range(24)}
-    for (_, truth, predicted), pixels in counts.items():
-        if truth in unseen and truth != predicted:
-            wrong[predicted] += pixels
-    top = sorted(wrong, key=wrong.get, reverse=True)[:8]
-    made, _ = drawn(job)
-    columns = [label.get_text() for label in made.axes[1].get_xticklabels()]
-    shown = [f"class {label}" for label in top]
-    assert columns == [
-        "correct",
-        *[name for name, label in zip(shown, top) if label not in unseen],
-        "other seen",
-        *[name for name, label in zip(shown, top) if label in unseen],
-        "other unseen",
-    ]
-    for axis, experiment in zip(made.axes, ("baseline", "deop")):
-        heat = np.asarray(axis.collections[0].get_array()).reshape(8, len(columns))
-        assert heat.sum(axis=1) == pytest.approx(100)
-        rows = [int(label.get_text().removeprefix("class ")) for label in axis.get_yticklabels()]
-        assert sorted(rows) == list(unseen)
-        for row, truth in zip(heat, rows):
-            total = sum(counts.get((experiment, truth, label), 0) for label in range(24))
-            for value, column in zip(row, columns):
-                if column == "correct":
-                    labels = [truth]
-                elif column.startswith("other"):
-                    labels = [
-                        label
-                        for label in range(24)
-                        if label not in (*top, truth) and (label in unseen) == (column == "other unseen")
-                    ]
-                else:
-                    labels = [int(column.removeprefix("class "))]
-                    labels = [label for label in labels if label != truth]
-                pixels = sum(counts.get((experiment, truth, label), 0) for label in labels)
-                assert value == pytest.approx(100 * pixels / total)
-
-
-def test_an_unseen_class_without_pixels_says_so():
-    names = ["a", "b", "c"]
-    matrix = np.array([[5, 0, 0], [1, 2, 1], [0, 0, 0]])
-    [frame] = figure.confusion_shares({"DeOP": matrix}, names, ["b", "c"]).values()
-    assert frame.loc["b"].to_list() == [50, 25, 0, 25, 0]
-    assert frame.columns.to_list() == [
-        ("", "correct"),
-        ("seen", "a"),
-        ("seen", "other seen"),
-        ("unseen", "c"),
-        ("unseen", "other unseen"),
-    ]
-    assert frame.loc["c"].isna().all()
-    made = figure.plots.confusion({"DeOP": frame}, title="", notes=[])
-    assert [label.get_text() for label in made.axes[0].get_yticklabels()] == ["b", "c (no pixels)"]
-
-
 def test_files_are_the_same_for_the_same_input_and_the_json_is_last(tmp_path, monkeypatch):
     order = []
     rename = os.replace
@@ -404,11 +177,3 @@ def test_settings_that_do_not_fit_the_kind_are_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         figure.run(changed)
     assert not Path(job.output).parent.exists()
-
-
-def test_a_missing_confusion_is_named(tmp_path):
-    job = made_job(tmp_path, "confusion", experiments=["deop"], seeds=[0])
-    path = Path(job.inputs["deop/es171/0"]).with_suffix(".csv")
-    path.unlink()
-    with pytest.raises(DeopError, match=f"{path} is missing"):
-        figure.run(job)

@@ -65,10 +65,3 @@ def _commit_in_words(provenance: dict[str, Any]) -> str:
         return "no commit known"
     changed = " with uncommitted changes" if provenance["dirty"] else ""
     return f"commit {provenance['commit'][:COMMIT_LENGTH]}{changed}"
-
-
-def escaped_for_latex(text: str) -> str:
-    """Text as LaTeX prints it, without the marks that Markdown has for emphasis and code."""
-    words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    plain = text.replace("*", "").replace("`", "")
-    return "".join(words.get(sign, f"\\{sign}" if sign in "_%{}#$&" else sign) for sign in plain)

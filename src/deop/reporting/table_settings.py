@@ -34,7 +34,7 @@ class TableDataset(Settings):
     trained_on: str | None = None
 
 
-class TableRow(Settings):
+class SystemRow(Settings):
     """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages.
 
     Without an experiment it is a system that is not implemented here, of which nothing is measured.
@@ -54,7 +54,7 @@ class TableSettings(Settings):
     seeds: tuple[int, ...]
     datasets: tuple[TableDataset, ...]
     metrics: tuple[str, ...]
-    rows: tuple[TableRow, ...]
+    rows: tuple[SystemRow, ...]
     artifacts: tuple[str, ...] = ()
 
 

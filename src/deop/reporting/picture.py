@@ -11,7 +11,7 @@ from torch import Tensor
 from deop.data.segmentation import IGNORE
 
 
-class Drawing(NamedTuple):
+class Picture(NamedTuple):
     """A figure, and as values for JSON what it shows and (``rule``) by which rule that was chosen."""
 
     figure: Figure
