@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from deop.stages.train_segmentation import SegmentationStep
 
 from deop.methods.deop import DeOP
 from deop.methods.inference import folded, prepare
@@ -16,6 +15,7 @@ from deop.models.prompts import TextPrompt
 from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSettings
 from deop.settings.schedule import Augmentation
 from deop.settings.stages import Segmentation
+from deop.stages.train_system import SystemStep
 from deop.training.loop import accumulate, make_accelerator
 
 NAMES = ["dog", "cow", "grass"]
@@ -105,7 +105,7 @@ def test_gradient_checkpointing_trains_in_the_loop_of_the_stages(build):
     batch = {"image": torch.rand(2, 3, 32, 48), "label": torch.randint(0, len(NAMES), (2, 32, 48))}
     learned = []
     for flag in (False, True):
-        step = SegmentationStep(build(gradient_checkpointing=flag).train(), NAMES)
+        step = SystemStep(build(gradient_checkpointing=flag).train(), NAMES)
         accumulate(step, batch, None, make_accelerator(), "test")
         learned.append(
             {name: value.grad for name, value in step.named_parameters() if value.grad is not None}

@@ -66,7 +66,7 @@ def test_hosts_that_compute_differently_share_data_and_no_result(root, config, m
     of_benchmarks = {"figure"}  # of which one plots a benchmark alone
     assert not any(keys["bf16"][stage] & keys["fp32"][stage] for stage in stages - same - of_benchmarks)
     # And each job says what it is to compute in, also one that was planned on another machine.
-    job = next(job for job in plans["bf16"].jobs.values() if job.stage == "train_segmentation")
+    job = next(job for job in plans["bf16"].jobs.values() if job.stage == "train_system")
     assert Job.model_validate_json(job.model_dump_json()).precision == "bf16"
 
 

@@ -7,12 +7,9 @@ import sys
 
 import pytest
 import torch
-from deop.methods.networks import build_segmenter
 
-from deop.data.card import DatasetCard, LabelledClass
-from deop.data.segmentation import write_card
 from deop.errors import ConfigError
-from deop.jobs.job import Job
+from deop.methods.builder import Builder
 from deop.methods.deop import DeOP
 from deop.methods.zegformer import ZegFormer
 from deop.models import prompts
@@ -104,8 +101,7 @@ def test_streams_of_a_multipass_system_may_name_a_set(clip, small_proposals):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_job_of_such_a_network_needs_no_prompts(tmp_path):
-    write_card(tmp_path, DatasetCard(name="d", classes=(LabelledClass(name="dog", kind="thing"),)))
+def test_such_a_network_is_built_without_learned_prompts():
     proposals = Proposals(
         backbone="resnet10t",
         backbone_args={"channels": [8, 8, 16, 16]},
@@ -118,11 +114,11 @@ def test_a_job_of_such_a_network_needs_no_prompts(tmp_path):
     )
     settings = {
         "clip": {"model": "deop-mini", "pretrained": None},
-        "network": network().model_dump(mode="json"),
+        "method": network().model_dump(mode="json"),
         "proposals": proposals.model_dump(mode="json"),
     }
-    job = Job(stage="evaluate", key="k", output="o", inputs={"data": str(tmp_path)}, settings=settings)
-    assert build_segmenter(job).text_prompt.templates == templates_of("vild")
+    assert "prompts" not in network().parts
+    assert DeOP.build(Builder(settings, {})).text_prompt.templates == templates_of("vild")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from deop.methods.networks import build_proposals, load_weights
 
 from deop.errors import DeopError
 from deop.jobs.artifacts import Workspace
-from deop.jobs.job import Job
+from deop.methods.builder import build_proposals
 from deop.models.clip import load_clip
-from deop.models.weight_files import read_weights
+from deop.models.weight_files import checked_weights, load_learned, read_weights
+from deop.settings.stages import Proposals
 from deop.tools.import_authors import import_checkpoint
 from deop.training.loop import CHECKPOINT, fit, make_accelerator
 
@@ -106,7 +106,7 @@ def proposals(pretrained: str | bool) -> None:
         "iterations": 1,
         "augmentation": {"crop": 64},
     }
-    build_proposals(Job(stage="train_proposals", key="0" * 12, output="", settings={"proposals": settings}))
+    build_proposals(Proposals.model_validate(settings))
 
 
 def as_backbone(path: Path, monkeypatch) -> None:
@@ -129,7 +129,7 @@ def as_release_of_the_authors(path: Path, monkeypatch) -> None:
 
 def as_weights_of_an_earlier_stage(path: Path, monkeypatch) -> None:
     shutil.copy(path, path.with_name("model.safetensors"))
-    load_weights(torch.nn.Linear(2, 2), path.parent)
+    load_learned(torch.nn.Linear(2, 2), checked_weights(path.parent))
 
 
 def as_checkpoint_to_resume_from(path: Path, monkeypatch) -> None:

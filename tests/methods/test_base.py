@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deop.methods import base
-from deop.methods.base import SegmenterOutput, contenders
+from deop.methods import masks as masks_module
 from deop.methods.deop import DeOP
+from deop.methods.masks import SegmenterOutput, contenders
 from deop.methods.multipass import MultiPassOutput
 from deop.methods.simbaseline import SimBaseline, SimBaselineSettings
 from deop.methods.zegformer import ZegFormer, ZegFormerSettings
@@ -57,7 +57,7 @@ def test_labels_are_the_argmax_of_all_scores_however_they_are_cut(build, monkeyp
     )
     torch.testing.assert_close(scores, F.interpolate(expected, size, mode="bilinear"), atol=1e-5, rtol=1e-5)
     for budget in (1, 100_000, 2**30):
-        monkeypatch.setattr(base, "CPU_STRIP_BYTES", budget)
+        monkeypatch.setattr(masks_module, "CPU_STRIP_BYTES", budget)
         labels = segmenter.label_map(output, size)
         assert labels.dtype == torch.int64 and labels.shape == (2, *size)
         chosen = scores.gather(1, labels[:, None])[:, 0]

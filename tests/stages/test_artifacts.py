@@ -61,7 +61,7 @@ def test_an_artifact_names_everything_under_it_that_uncommitted_code_made(tmp_pa
     for role, provenance in made.items():
         Path(inputs[role]).mkdir()
         (Path(inputs[role]) / "provenance.json").write_text(json.dumps(provenance))
-    job = Job(stage="train_segmentation", key="k", output="x", inputs=inputs)
+    job = Job(stage="train_system", key="k", output="x", inputs=inputs)
     assert describe(job)["dirty_inputs"] == sorted(["data/d-1", inputs["prompts"]])
     one_file = tmp_path / "evaluation.json"
     one_file.write_text(json.dumps({"provenance": dirty}))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import systems
 import torch
 from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from deop.cli import app
 from deop.data.card import DatasetCard, LabelledClass
@@ -27,10 +28,9 @@ from deop.data.segmentation import Entry, write_card, write_label_map, write_spl
 from deop.evaluation.metrics import SegmentationMetrics
 from deop.jobs.job import Job
 from deop.methods.deop import DeOP
-from deop.models.clip import load_clip
-from deop.models.prompts import TextTemplates
 from deop.settings.methods import DeOPSettings
 from deop.settings.stages import Evaluation
+from deop.settings.system import Inference
 from deop.stages import evaluate
 from deop.tools import export_coco
 
@@ -152,7 +152,7 @@ def test_ids_are_the_numbers_of_files_where_those_tell_images_apart(names, ids):
 
 
 @pytest.fixture
-def job(maps, small_proposals, tmp_path, monkeypatch) -> Job:
+def job(maps, tmp_path) -> Job:
     """An evaluation of a small random network on the images of above."""
     generator, root = np.random.default_rng(1), tmp_path / "data"
     (root / "images").mkdir(parents=True)
@@ -168,18 +168,14 @@ def job(maps, small_proposals, tmp_path, monkeypatch) -> Job:
     )
     write_card(root, DatasetCard(name="drawn", classes=classes))
     write_split(root, "val", files)
-    torch.manual_seed(0)
-    clip = load_clip("deop-mini", None)
-    network = DeOPSettings(text_prompts="templates", templates=("a {}",))
-    prompt = TextTemplates(network.templates, clip.embed_dim)
-    segmenter = DeOP(clip, small_proposals(4), prompt, network, queries=4).eval()
-    for stage in (evaluate, export_coco):
-        monkeypatch.setattr(stage, "build_segmenter", lambda job: segmenter)
+    segmenter = systems.build(DeOPSettings(text_prompts="templates", templates=("a {}",)))
+    names = [entry.name for entry in classes]
+    folder = systems.save(segmenter, tmp_path / "system", names, inference=Inference(short_side=32))
     return Job(
         stage="evaluate",
         key="k",
         output=str(tmp_path / "evaluation.json"),
-        inputs={"data": str(root)},
+        inputs={"data": str(root), "system": str(folder)},
         settings={"evaluation": Evaluation(short_side=32).model_dump()},
     )
 
@@ -225,10 +221,29 @@ def test_an_export_that_was_killed_is_taken_up_where_it_was(job, tmp_path, monke
     assert path.read_bytes() == whole.read_bytes() and not list(tmp_path.glob("*.partial"))
 
 
-def test_an_evaluation_whose_inputs_are_gone_is_named_in_one_line(job, tmp_path):
-    file = tmp_path / "evaluate-k.json"
-    file.write_text(job.model_copy(update={"inputs": {"proposals": "checkpoints/gone"}}).model_dump_json())
-    done = CliRunner().invoke(app, ["export-coco", str(file), str(tmp_path / "results.json")])
+def exported(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export-coco", *map(str, arguments)])
+
+
+def test_a_system_in_a_folder_is_exported_on_the_dataset_that_is_named(job, tmp_path):
+    by_job, by_command = tmp_path / "by_job.json", tmp_path / "by_command.json"
+    export_coco.run(job, by_job)
+    done = exported(by_command, "--system", job.inputs["system"], "--data", job.inputs["data"])
+    assert done.exit_code == 0, done.output
+    assert by_command.read_bytes() == by_job.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--system", "system"), "--data is needed: nothing says which validation set system is to be tried"),
+        (("--system", "system", "--data", "gone"), "gone is not there, the data of evaluate"),
+        (("--system", "data", "--data", "data"), "--system data: the folder holds no config.json"),
+    ],
+)
+def test_what_is_not_there_is_named_in_one_line(job, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = exported("results.json", *arguments)
     assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
-    assert "checkpoints/gone is not there, the proposals of evaluate k" in done.stderr
+    assert message in done.stderr
     assert not list(tmp_path.glob("results*"))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import real_layouts
 import torch
-from deop.methods.networks import load_weights, save_weights
 from torch import nn
 
 from deop.data.downloads.manifests import record_files
@@ -18,6 +17,7 @@ from deop.errors import DeopError
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 from deop.models.pretrained import find_clip_weights
+from deop.models.weight_files import checked_weights, load_learned, save_weights
 from deop.settings.downloads import Download
 from deop.settings.schedule import Augmentation
 from deop.settings.stages import Proposals
@@ -99,10 +99,10 @@ def test_of_trained_weights(tmp_path):
     network, output = nn.Linear(64, 64), tmp_path / "network"
     with artifact(Job(stage="toy", key="0" * 12, output=str(output))) as workspace:
         save_weights(network.state_dict(), workspace.path)
-    load_weights(network, output)
+    load_learned(network, checked_weights(output))
     flip(output / "model.safetensors")
     with pytest.raises(DeopError, match=rf"{output}/model.safetensors has SHA-256"):
-        load_weights(network, output)
+        load_learned(network, checked_weights(output))
 
 
 def test_of_weights_in_the_cache_of_the_hub(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ SCRIPT = textwrap.dedent(
     from deop.jobs.artifacts import artifact
     from deop.training.loop import fit, make_accelerator
     from deop.training.optim import cosine
-    from deop.methods.networks import save_weights
+    from deop.models.weight_files import save_weights
 
     output, kill_at = sys.argv[1], int(sys.argv[2])
 

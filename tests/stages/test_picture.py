@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import systems
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -25,11 +26,8 @@ from deop.jobs import artifacts
 from deop.jobs.job import Job
 from deop.methods.base import normalise
 from deop.methods.deop import DeOP
-from deop.models.clip import load_clip
-from deop.models.prompts import TextPrompt
 from deop.reporting import anchor_picture
 from deop.settings.methods import AnchorSettings, DeOPSettings
-from deop.settings.stages import Evaluation
 from deop.stages import picture
 
 QUERIES, SIZE, SHORT_SIDE = 4, (40, 60), 32
@@ -53,13 +51,8 @@ BOXES = (  # of each image: class, top, bottom, left, right; the rest is without
 
 
 @pytest.fixture(scope="module")
-def segmenter(small_proposals) -> DeOP:
-    torch.manual_seed(5)
-    clip = load_clip("deop-mini", None)
-    proposals = small_proposals(QUERIES)
-    prompt = TextPrompt(2, clip.text_width, clip.embed_dim)
-    network = DeOPSettings(anchors=AnchorSettings(kind="query", layers=1, feature_scale=50))
-    return DeOP(clip, proposals, prompt, network, queries=QUERIES).eval()
+def segmenter() -> DeOP:
+    return systems.build(DeOPSettings(anchors=AnchorSettings(kind="query", layers=1, feature_scale=50)))
 
 
 @pytest.fixture
@@ -83,19 +76,15 @@ def dataset(tmp_path) -> Path:
 
 
 @pytest.fixture
-def draw(dataset, segmenter, tmp_path, monkeypatch):
-    """``draw(kind)``: runs the stage with the network above; the folder of what it wrote."""
-    monkeypatch.setattr(picture, "build_segmenter", lambda job: segmenter)
+def draw(dataset, segmenter, tmp_path):
+    """``draw(kind)``: runs the stage with the system above; the folder of what it wrote."""
+    system = systems.save(segmenter, tmp_path / "system", [entry.name for entry in CLASSES])
 
     def draw(kind: str) -> Path:
-        settings = {
-            "picture": {"kind": kind},
-            "evaluation": Evaluation(short_side=SHORT_SIDE).model_dump(),
-        }
+        settings = {"picture": {"kind": kind, "short_side": SHORT_SIDE}}
         output = tmp_path / "figures" / f"{kind}.json"
-        job = Job(
-            stage="picture", key="k", output=str(output), inputs={"data": str(dataset)}, settings=settings
-        )
+        inputs = {"data": str(dataset), "system": str(system)}
+        job = Job(stage="picture", key="k", output=str(output), inputs=inputs, settings=settings)
         picture.run(job)
         return output.parent
 

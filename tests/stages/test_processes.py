@@ -50,7 +50,7 @@ FIT = textwrap.dedent(
     from deop.jobs.artifacts import artifact
     from deop.training.loop import fit, make_accelerator
     from deop.training.optim import cosine
-    from deop.methods.networks import save_weights
+    from deop.models.weight_files import save_weights
 
     class Step(nn.Module):
         def __init__(self):
@@ -92,7 +92,7 @@ DIVIDED = textwrap.dedent(
     from deop.settings.methods import AnchorSettings, DeOPSettings, SimBaselineSettings
     from deop.training.loop import accumulate, make_accelerator
     from deop.stages.train_proposals import ClassLoss, ProposalStep
-    from deop.stages.train_segmentation import SegmentationStep
+    from deop.stages.train_system import SystemStep
 
     NAMES = ["dog", "cow", "grass", "sky"]
 
@@ -117,7 +117,7 @@ DIVIDED = textwrap.dedent(
             settings = DeOPSettings(visual_prompts=True, text_prompts="online", anchors=anchors)
             loss = Segmentation(iterations=1, augmentation=Augmentation(crop=48), loss=kind)
             system = DeOP(clip, proposals(), prompt, settings, queries=3, loss=loss)
-        return SegmentationStep(system, NAMES)
+        return SystemStep(system, NAMES)
 
     def batch():
         generator = torch.Generator().manual_seed(1)

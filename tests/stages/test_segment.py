@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import systems
 import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
@@ -15,14 +16,12 @@ from deop.cli import app
 from deop.data.card import DatasetCard, LabelledClass
 from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.errors import DeopError
-from deop.jobs.job import Job
-from deop.methods.base import ClassScores, SegmenterOutput
+from deop.jobs.artifacts import sha256_of
 from deop.methods.deop import DeOP
-from deop.models.clip import load_clip
-from deop.models.prompts import TextPrompt, TextTemplates
+from deop.methods.masks import ClassScores, SegmenterOutput
 from deop.reporting.contact_sheet import class_colours
 from deop.settings.methods import DeOPSettings
-from deop.settings.stages import Evaluation
+from deop.settings.system import Inference
 from deop.stages.evaluate import load_batch, predict
 from deop.tools import segment
 
@@ -31,28 +30,34 @@ SHORT_SIDE = 32
 SIZES = [(24, 36), (24, 36), (24, 36), (40, 20), (24, 36), (33, 33)]  # of images in order, height and width
 
 
-class Varied(DeOP):
-    """A random network takes all proposals for one class; here each takes its own, so many for the next one."""
+CLASS_SCORES = DeOP.class_scores
 
-    @staticmethod
-    def class_scores(output: SegmenterOutput) -> ClassScores:
-        scores, offset = DeOP.class_scores(output)
-        of_each = [of_proposal.roll(query, -1) for query, of_proposal in enumerate(scores.unbind(1))]
-        return ClassScores(torch.stack(of_each, 1), offset)
+
+def varied(output: SegmenterOutput) -> ClassScores:
+    """A random network takes all proposals for one class; here each takes its own, so many for the next one."""
+    scores, offset = CLASS_SCORES(output)
+    of_each = [of_proposal.roll(query, -1) for query, of_proposal in enumerate(scores.unbind(1))]
+    return ClassScores(torch.stack(of_each, 1), offset)
 
 
 @pytest.fixture(scope="module")
-def segmenter(small_proposals) -> DeOP:
-    torch.manual_seed(0)
-    clip = load_clip("deop-mini", None)
+def segmenter() -> DeOP:
     network = DeOPSettings(text_prompts="templates", templates=("a {}",))
-    prompt = TextTemplates(network.templates, clip.embed_dim)
-    return Varied(clip, small_proposals(8), prompt, network, queries=8).eval()
+    return systems.build(network, proposals={"queries": 8})
 
 
 @pytest.fixture
-def job(segmenter, tmp_path, monkeypatch) -> Job:
-    """An evaluation of that network on images of mixed sizes, in ``photos``."""
+def system(segmenter, tmp_path, monkeypatch) -> Path:
+    """The folder of that system."""
+    monkeypatch.setattr(DeOP, "class_scores", staticmethod(varied))
+    inference = Inference(short_side=SHORT_SIDE)
+    folder = tmp_path / "system"
+    return systems.save(segmenter, folder, NAMES, inference=inference, proposals={"queries": 8})
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A validation set of images of mixed sizes, in ``photos``."""
     generator, root = np.random.default_rng(0), tmp_path / "data"
     entries = []
     for index, size in enumerate(SIZES):
@@ -65,23 +70,15 @@ def job(segmenter, tmp_path, monkeypatch) -> Job:
     classes = tuple(LabelledClass(name=name, kind="thing") for name in NAMES)
     write_card(root, DatasetCard(name="drawn", classes=classes, image_root=str(tmp_path)))
     write_split(root, "val", entries, tmp_path)
-    monkeypatch.setattr(segment, "build_segmenter", lambda job: segmenter)
-    evaluation = Evaluation(short_side=SHORT_SIDE, batch_size=2)
-    return Job(
-        stage="evaluate",
-        key="k",
-        output=str(tmp_path / "evaluation.json"),
-        inputs={"data": str(root)},
-        settings={"evaluation": evaluation.model_dump()},
-    )
+    return root
 
 
 @pytest.fixture
-def command(job, tmp_path):
-    """``command(*arguments)``: ``deop segment`` with the job above."""
-    file = tmp_path / "evaluate-k.json"
-    file.write_text(job.model_dump_json())
-    return lambda *arguments: CliRunner().invoke(app, ["segment", str(file), *map(str, arguments)])
+def command(system, data):
+    """``command(*arguments)``: ``deop segment`` with the system above."""
+    return lambda *arguments: CliRunner().invoke(
+        app, ["segment", "--system", str(system), *map(str, arguments)]
+    )
 
 
 def label_maps(folder: Path) -> dict[str, np.ndarray]:
@@ -110,9 +107,9 @@ def counted(monkeypatch, die_at: int | None = None) -> list[int]:
     return batches
 
 
-def expected(job: Job, segmenter: DeOP, names: list[str]) -> list[np.ndarray]:
+def expected(data: Path, segmenter: DeOP, names: list[str]) -> list[np.ndarray]:
     """What the evaluation predicts of the images, one by one."""
-    dataset, found = SegmentationDataset(job.inputs["data"], "val"), []
+    dataset, found = SegmentationDataset(data, "val"), []
     for index in range(len(dataset)):
         images, labels = load_batch(dataset, range(index, index + 1), torch.device("cpu"))
         found.append(predict(segmenter, images, labels, names, SHORT_SIDE)[0][0].numpy())
@@ -120,15 +117,15 @@ def expected(job: Job, segmenter: DeOP, names: list[str]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "batches"), [(1, [1] * 6), (None, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])]
+    ("batch_size", "batches"), [(None, [1] * 6), (2, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])]
 )
 def test_labels_are_those_that_the_evaluation_measures(
-    job, segmenter, tmp_path, monkeypatch, batch_size, batches
+    system, data, segmenter, tmp_path, monkeypatch, batch_size, batches
 ):
-    truth = expected(job, segmenter, NAMES)
+    truth = expected(data, segmenter, NAMES)
     assert len(np.unique(np.concatenate([label.ravel() for label in truth]))) > 1
     sizes = counted(monkeypatch)
-    assert segment.run(job, [tmp_path / "photos"], tmp_path / "out", batch_size=batch_size) == {}
+    assert segment.run(system, [tmp_path / "photos"], tmp_path / "out", batch_size=batch_size) == {}
     assert sizes == batches
     found = label_maps(tmp_path / "out")
     assert list(found) == ["0/0.png", "0/1.png", "0/2.png", "0/3.png", "1/4.png", "1/5.png"]
@@ -136,16 +133,17 @@ def test_labels_are_those_that_the_evaluation_measures(
         assert label.dtype == np.uint8 and np.array_equal(label, of_evaluation)
     written = json.loads((tmp_path / "out/classes.json").read_text())
     assert list(written["classes"].items()) == [(str(index), name) for index, name in enumerate(NAMES)]
-    assert written["evaluation"] == "k"
+    assert written["system"] == "small"
+    assert written["weights"] == sha256_of(system / "model.safetensors")
 
 
-def test_any_names_will_do_and_can_be_looked_at(job, segmenter, command, tmp_path):
+def test_any_names_will_do_and_can_be_looked_at(data, segmenter, command, tmp_path):
     names, file = ["red", "something blue", "noise, of a kind"], tmp_path / "names.txt"
     file.write_text("\n".join(names))
     output = tmp_path / "out"
     done = command(tmp_path / "photos/0", "--output", output, "--classes", f"@{file}", "--overlay")
     assert done.exit_code == 0, done.output
-    truth = expected(job, segmenter, names)[:4]
+    truth = expected(data, segmenter, names)[:4]
     assert len(np.unique(truth[0])) > 1
     assert all(np.array_equal(*pair) for pair in zip(label_maps(output).values(), truth, strict=True))
     assert list(json.loads((output / "classes.json").read_text())["classes"].values()) == names
@@ -158,12 +156,14 @@ def test_any_names_will_do_and_can_be_looked_at(job, segmenter, command, tmp_pat
             assert np.abs(legend - colour).sum(1).min() < 24  # but for what JPEG changes
 
 
-def test_a_killed_run_is_taken_up_and_what_is_done_is_left_alone(job, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
+    system, data, segmenter, tmp_path, monkeypatch
+):
     photos, whole, output = [tmp_path / "photos"], tmp_path / "whole", tmp_path / "out"
-    segment.run(job, photos, whole, pictures=True)
+    segment.run(system, photos, whole, pictures=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, die_at=2)
-        segment.run(job, photos, output, pictures=True)
+        segment.run(system, photos, output, pictures=True)
     assert list(label_maps(output)) == ["0/0.png", "0/1.png"]
 
     def half(path, *_):
@@ -172,39 +172,41 @@ def test_a_killed_run_is_taken_up_and_what_is_done_is_left_alone(job, tmp_path, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segment, "write_label_map", half)
-        segment.run(job, photos, output, pictures=True)
+        segment.run(system, photos, output, pictures=True)
     done = {path: path.stat().st_mtime_ns for path in output.rglob("*.png") if not path.name.startswith(".")}
     assert {path.name for path in done} == {"0.png", "1.png"}
     sizes = counted(monkeypatch)
-    assert segment.run(job, photos, output, pictures=True) == {}
+    assert segment.run(system, photos, output, pictures=True) == {}
     assert sum(sizes) == 4 and all(path.stat().st_mtime_ns == at for path, at in done.items())
     assert contents(output) == contents(whole)
 
-    monkeypatch.setattr(segment, "build_segmenter", None)  # nothing is left that needs it
-    assert segment.run(job, photos, output) == {}
-    for change in ({"key": "l"}, {"inputs": job.inputs | {"segmentation": str(tmp_path / "weights")}}):
-        (tmp_path / "weights").mkdir(exist_ok=True)
-        (tmp_path / "weights/model.safetensors").write_bytes(b"new")
-        with pytest.raises(DeopError, match=f"of other label maps, with other {'evaluation|weights'}"):
-            segment.run(job.model_copy(update=change), photos, output)
+    monkeypatch.setattr(segment, "load_system", None)  # nothing is left that needs it
+    assert segment.run(system, photos, output) == {}
+    queries = {"queries": 8}
+    resized = systems.save(
+        segmenter, tmp_path / "resized", NAMES, inference=Inference(short_side=48), proposals=queries
+    )
+    inference = Inference(short_side=SHORT_SIDE)
+    retrained = systems.build(segmenter.network, proposals=queries)
+    retrained.text_prompt.no_object.data += 1
+    retrained = systems.save(retrained, tmp_path / "retrained", NAMES, inference=inference, proposals=queries)
+    for other, what in ((resized, "config"), (retrained, "weights")):
+        with pytest.raises(DeopError, match=f"of other label maps, with other {what}; name another folder"):
+            segment.run(other, photos, output)
     with pytest.raises(DeopError, match="with other classes; name another folder"):
-        segment.run(job, photos, output, classes="cat")
+        segment.run(system, photos, output, classes="cat")
     assert contents(output) == contents(whole)
 
 
-def test_a_name_that_fits_no_network_leaves_the_folder_free_for_the_mended_one(
-    job, segmenter, tmp_path, monkeypatch
-):
+def test_a_name_that_fits_no_network_leaves_the_folder_free_for_the_mended_one(data, tmp_path):
     photos, output = [tmp_path / "photos"], tmp_path / "out"
-    prompt = TextPrompt(30, segmenter.clip.text_width, segmenter.clip.embed_dim)  # of a context of 32
-    wordy = DeOP(segmenter.clip, segmenter.proposals, prompt, segmenter.network, queries=8)
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(DeopError, match="'striped dog' with 30 prefix tokens"),
-    ):
-        patch.setattr(segment, "build_segmenter", lambda job: wordy)
-        segment.run(job, photos, output, classes="cat, striped dog")
-    assert segment.run(job, photos, output, classes="cat, dog") == {}
+    prefix = {"prefix_tokens": 30}  # of a context of 32
+    system = systems.save(
+        systems.build(DeOPSettings(), prompts=prefix), tmp_path / "wordy", NAMES, prompts=prefix
+    )
+    with pytest.raises(DeopError, match="'striped dog' with 30 prefix tokens"):
+        segment.run(system, photos, output, classes="cat, striped dog")
+    assert segment.run(system, photos, output, classes="cat, dog") == {}
 
 
 def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_path):
@@ -233,7 +235,7 @@ def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_pa
     [
         (("gone.jpg",), "gone.jpg is not there; valid: image files, and folders"),
         (("empty",), "empty has no image in it or below; valid: .jpg, .jpeg, .png, .webp"),
-        (("evaluate-k.json",), "evaluate-k.json is no image by its name; valid: .jpg"),
+        (("notes.txt",), "notes.txt is no image by its name; valid: .jpg"),
         (("photos/0", "twin"), "photos/0/0.png and twin/0.jpg would both be written to out/0.png"),
         (("photos", "--classes", ""), "class names: '' has an empty name or none"),
         (("photos", "--classes", "cat,cat"), "has 'cat' twice"),
@@ -241,8 +243,8 @@ def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_pa
         (("photos", "--output", "photos"), "photos lies in the output folder photos"),
         (("photos/0/0.png", "--output", "photos/0"), "0.png is one of the images and would be overwritten"),
         (
-            ("photos", "--output", "evaluate-k.json"),
-            "evaluate-k.json/classes.json cannot be written: File exists",
+            ("photos", "--output", "notes.txt"),
+            "notes.txt/classes.json cannot be written: File exists",
         ),
         (("photos", "--output", "foreign"), "foreign/0/0.png is there already, and no foreign/classes.json"),
         (("photos", "--output", "broken"), "broken/classes.json is not of this command"),
@@ -251,11 +253,12 @@ def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_pa
 def test_what_cannot_be_done_is_said_in_one_line_before_the_network_is_built(
     command, tmp_path, monkeypatch, arguments, message
 ):
-    def build(job):
+    def load(system):
         raise AssertionError("the network was built")
 
-    monkeypatch.setattr(segment, "build_segmenter", build)
+    monkeypatch.setattr(segment, "load_system", load)
     monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("no image")
     for folder in ("empty", "twin", "foreign/0", "broken"):
         Path(folder).mkdir(parents=True)
     for image in ("twin/0.jpg", "foreign/0/0.png"):
@@ -272,31 +275,30 @@ def said_in_one_line(done: Result, message: str) -> None:
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("deop: ")
 
 
-def test_job_files_and_inputs_that_are_not_there_are_said(job, command, tmp_path):
+def test_systems_that_cannot_be_used_are_said(system, data, command, tmp_path):
     rest = [str(tmp_path / "photos"), "--output", str(tmp_path / "out")]
-    gone = CliRunner().invoke(app, ["segment", str(tmp_path / "evaluate-x.json"), *rest])
-    said_in_one_line(gone, "evaluate-x.json is not there")
-    inputs = job.inputs | {"proposals": "checkpoints/gone"}
-    (tmp_path / "evaluate-k.json").write_text(job.model_copy(update={"inputs": inputs}).model_dump_json())
-    said_in_one_line(command(*rest), "checkpoints/gone is not there, the proposals of evaluate k")
+    none = CliRunner().invoke(app, ["segment", "--system", str(data), *rest])
+    said_in_one_line(none, f"{data}: the folder holds no config.json, so it is no trained system")
+    (system / "model.safetensors").unlink()
+    said_in_one_line(command(*rest), f"{system / 'model.safetensors'}")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("classes", "depth"), [(256, np.uint8), (300, np.uint16)])
-def test_many_classes_make_deeper_label_maps(job, tmp_path, monkeypatch, classes, depth):
+def test_many_classes_make_deeper_label_maps(system, data, tmp_path, monkeypatch, classes, depth):
     def label(self, images, names, size):
         assert len(names) == classes
         return (torch.arange(size[0] * size[1]) % len(names)).view(1, *size).expand(len(images), -1, -1)
 
     monkeypatch.setattr(DeOP, "label", label)
     names = ",".join(f"class {index}" for index in range(classes))
-    segment.run(job, [tmp_path / "photos"], tmp_path / "out", classes=names)
+    segment.run(system, [tmp_path / "photos"], tmp_path / "out", classes=names)
     for found, (height, width) in zip(label_maps(tmp_path / "out").values(), SIZES, strict=True):
         assert found.dtype == depth and found.max() == classes - 1
         assert np.array_equal(found.ravel(), np.arange(height * width) % classes)
 
 
-def test_a_batch_too_large_and_a_full_disk_are_said(job, command, tmp_path, monkeypatch):
+def test_a_batch_too_large_and_a_full_disk_are_said(command, tmp_path, monkeypatch):
     def no_memory(*_):
         raise torch.OutOfMemoryError
 
@@ -309,5 +311,5 @@ def test_a_batch_too_large_and_a_full_disk_are_said(job, command, tmp_path, monk
     ):
         with monkeypatch.context() as patch:
             patch.setattr(*method, fails)
-            done = command(tmp_path / "photos", "--output", tmp_path / "out")
+            done = command(tmp_path / "photos", "--output", tmp_path / "out", "--batch-size", 2)
         assert done.exit_code == 1 and message in done.stderr.splitlines()[-1]

@@ -20,13 +20,14 @@ from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP, load_clip
 from deop.models.pretrained import find_clip_weights
-from deop.models.weight_files import checked_weights, read_weights, save_weights
-from deop.settings.methods import method_class
-from deop.settings.stages import Clip
+from deop.models.weight_files import checked_weights, load_fitting, read_weights, save_weights
+from deop.settings.methods import method_class, method_settings
+from deop.settings.stages import Clip, Proposals, TextPrompts
 from deop.settings.system import CONFIG, ClipReference, SystemConfig
 from deop.utils.files import file_hash, write_json
 
 _CLIP = "clip."
+_SECTIONS = {"clip": Clip, "prompts": TextPrompts, "proposals": Proposals}
 _PACKAGES = ("deop", "torch", "open_clip_torch", "timm", "transformers")
 
 
@@ -38,11 +39,19 @@ def read_config(folder: str | Path) -> SystemConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        return SystemConfig.model_validate_json(path.read_text())
+        config = SystemConfig.model_validate_json(path.read_text())
     except OSError as error:
         raise DeopError(f"{folder} is no trained system: {path} cannot be read ({error.strerror})") from None
     except ValidationError as error:
-        raise DeopError(f"{explain(error, SystemConfig, str(path))}") from None
+        raise DeopError(explain(error, SystemConfig, str(path))) from None
+    method = method_settings(config.sections.get("method", {}).get("method", ""), str(path))
+    for name, model in {"method": method, **_SECTIONS}.items():
+        if name in config.sections:
+            try:
+                model.model_validate(config.sections[name])
+            except ValidationError as error:
+                raise DeopError(explain(error, model, str(path), ("sections", name))) from None
+    return config
 
 
 def load_system(
@@ -77,12 +86,8 @@ def load_system(
     )
     segmenter = method_class(sections["method"]["method"]).build(builder)
     state = {name: value for name, value in read_weights(path).items() if not name.startswith(_CLIP)}
-    found = segmenter.load_state_dict(state, strict=False)
-    missing = [name for name in found.missing_keys if not name.startswith(_CLIP)]
-    if missing or found.unexpected_keys:
-        told = [f"lacks {missing[0]}"] if missing else []
-        told += [f"holds {found.unexpected_keys[0]}"] if found.unexpected_keys else []
-        raise WeightsError(f"{path} does not fit {folder / CONFIG}: it {' and '.join(told)}")
+    needed = {name for name in segmenter.state_dict() if not name.startswith(_CLIP)}
+    load_fitting(segmenter, state, path, needed)
     segmenter.size_divisibility = config.inference.size_divisibility
     segmenter.upsample = config.inference.upsample
     return segmenter.eval()

@@ -55,9 +55,11 @@ def checked_weights(folder: str | Path) -> Path:
     """The weights that an earlier stage wrote into ``folder``.
 
     Raises:
-        WeightsError: another SHA-256 than the ``provenance.json`` beside them has.
+        WeightsError: no weights, or another SHA-256 than the ``provenance.json`` beside them has.
     """
     path, provenance = Path(folder) / WEIGHTS, Path(folder) / PROVENANCE
+    if not path.is_file():
+        raise WeightsError(f"{path} is not there")
     expected = json.loads(provenance.read_text()).get("sha256") if provenance.exists() else None
     if expected is not None:
         check_sha256(path, expected)
@@ -69,17 +71,37 @@ def save_weights(state: dict[str, Tensor], folder: Path) -> None:
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS)
 
 
-def load_learned(module: nn.Module, path: Path) -> None:
+def load_learned(module: nn.Module, path: Path, *, unfinished: bool = False) -> None:
     """Loads a file of weights; tensors that it lacks (frozen ones) are left as they are.
 
+    Args:
+        unfinished: the file may lack parameters that the module learns, which later rounds of training will write.
+
     Raises:
-        ValueError: it holds a tensor that the module has not, or lacks one that it learns.
+        WeightsError: it holds a tensor that the module does not have, or has in another shape, or lacks one that the
+            module learns.
     """
-    result = module.load_state_dict(read_weights(path), strict=False)
     learned = {name for name, value in module.named_parameters() if value.requires_grad}
-    wrong = [*result.unexpected_keys, *(learned & set(result.missing_keys))]
-    if wrong:
-        raise ValueError(f"{path} does not fit the network: {', '.join(sorted(wrong)[:5])}")
+    load_fitting(module, read_weights(path), path, needed=set() if unfinished else learned)
+
+
+def load_fitting(module: nn.Module, state: dict[str, Tensor], path: Path, needed: set[str]) -> None:
+    """Loads ``state``, read from ``path``, into a module.
+
+    Raises:
+        WeightsError: a tensor that is missing among those ``needed``, has another shape, or is not the module's.
+    """
+    own = module.state_dict()
+    problems = [f"it lacks {name}" for name in sorted(needed - state.keys())]
+    problems += [f"it has {name}, which the network has not" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(value.shape)}, not {tuple(own[name].shape)}"
+        for name, value in state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        raise WeightsError(f"{path} does not fit the network: {'; '.join(problems[:3])}")
+    module.load_state_dict(state, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

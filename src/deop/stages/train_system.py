@@ -9,7 +9,7 @@ from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
-from deop.models.weight_files import checked_weights, load_learned, save_weights
+from deop.models.weight_files import checked_weights, load_learned, read_weights, save_weights
 from deop.settings.methods import method_class
 from deop.training.loop import Training, fit_on_images, make_accelerator, training_dataset
 from deop.training.optim import adamw
@@ -43,7 +43,7 @@ def training(job: Job) -> Training:
     builder = Builder(job.settings, job.inputs, seen_names=tuple(dataset.names), round=name)
     segmenter = method_class(job.settings["method"]["method"]).build(builder)
     if "earlier" in job.inputs:
-        load_learned(segmenter, checked_weights(job.inputs["earlier"]))
+        load_learned(segmenter, checked_weights(job.inputs["earlier"]), unfinished=True)
     segmenter.gradient_checkpointing = job.settings.get("machine", {}).get("gradient_checkpointing", False)
     segmenter.start_round(name)
     schedule = builder.schedule
@@ -52,9 +52,12 @@ def training(job: Job) -> Training:
 
 
 def run(job: Job) -> None:
-    """Trains a system and writes the tensors that training changed."""
+    """Trains a system and writes the tensors that training changed, in this round and in those before it."""
     trained = training(job)
     with artifact(job) as workspace:
         accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
-        save_weights(trained.module.segmenter.trained_state(), workspace.path)
+        state = trained.module.segmenter.trained_state()
+        if "earlier" in job.inputs:  # what this round left as it was
+            state = read_weights(checked_weights(job.inputs["earlier"])) | state
+        save_weights(state, workspace.path)

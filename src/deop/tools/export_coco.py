@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ from deop.data.coco_results import entries, image_ids, write_results
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
-from deop.jobs.artifacts import WEIGHTS, require_inputs
+from deop.jobs.artifacts import require_inputs
 from deop.jobs.job import Job
 from deop.jobs.systems import TrainedSystem
 from deop.methods.inference import prepare
 from deop.methods.system import read_config
+from deop.models.weight_files import checked_weights
 from deop.settings.stages import Evaluation
+from deop.settings.system import CONFIG
 from deop.stages.evaluate import batches, load_batch, load_tested
 from deop.training.loop import make_accelerator
 from deop.utils.files import file_hash, whole_file
@@ -63,16 +66,19 @@ def evaluation_of(system: TrainedSystem, data: Path | None) -> Job:
         raise DeopError(
             f"--data is needed: nothing says which validation set {system.name} is to be tried on"
         )
-    inference = read_config(system.folder).inference
-    evaluation = Evaluation(**inference.model_dump())
-    key = file_hash(system.folder / WEIGHTS)[:12]
+    config = read_config(system.folder)
+    evaluation = Evaluation(**config.inference.model_dump())
+    # Interrupted exports are resumed by the key, so it differs by whatever results depend on.
+    files = (checked_weights(system.folder), system.folder / CONFIG)
+    content = [*map(file_hash, files), str(data.resolve())]
+    key = hashlib.sha256(" ".join(content).encode()).hexdigest()[:12]
     return Job(
         stage="evaluate",
         key=key,
         output="",
         inputs={"data": str(data), "system": str(system.folder)},
         settings={"evaluation": evaluation.model_dump(mode="json")},
-        precision=read_config(system.folder).precision,
+        precision=config.precision,
     )
 
 

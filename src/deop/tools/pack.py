@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -25,7 +24,7 @@ def run(system: Path, output: Path) -> None:
     partial.mkdir(parents=True)
     try:
         save_system(load_system(system), read_config(system), partial, include_clip=True)
-        provenance = json.loads((system / PROVENANCE).read_text())
+        provenance = provenance_of(system) or {}
         write_json(partial / PROVENANCE, provenance | {"sha256": file_hash(partial / WEIGHTS)})
         os.replace(partial, output)
     finally:

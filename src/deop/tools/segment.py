@@ -23,9 +23,9 @@ from deop.data.segmentation import write_label_map
 from deop.data.transforms import resize_short_side
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
-from deop.jobs.artifacts import WEIGHTS
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config
+from deop.models.weight_files import checked_weights
 from deop.reporting.overlay import overlay
 from deop.settings.system import CONFIG
 from deop.training.loop import loader_workers, make_accelerator
@@ -85,7 +85,7 @@ def run(
         )
         for label_map, image in find_images(images, output).items()
     ]
-    _claim(output, _meaning(system, names), targets)
+    _claim(output, _meaning(config.name, system, names), targets)
     todo = [target for target in targets if not all(path.exists() for path in target.outputs)]
     if len(todo) < len(targets):
         print(f"segment: {len(targets) - len(todo)} of {len(targets)} images are in {output} already")
@@ -111,12 +111,12 @@ def run(
         return _segment(todo, label, names, batch_size or 1, accelerator.device, progress)
 
 
-def _meaning(system: Path, names: list[str]) -> dict[str, Any]:
+def _meaning(name: str, system: Path, names: list[str]) -> dict[str, Any]:
     """What ``classes.json`` says: names by label, and what the label maps are made with."""
     return {
         "classes": {str(index): name for index, name in enumerate(names)},
-        "system": read_config(system).name,
-        "weights": file_hash(system / WEIGHTS),
+        "system": name,
+        "weights": file_hash(checked_weights(system)),
         "config": file_hash(system / CONFIG),
     }
 

@@ -1,4 +1,4 @@
-"""Networks built from a job, with pre-trained and bundled weights."""
+"""Networks built from settings, with pre-trained and bundled weights."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from safetensors.torch import load_file, save_file
 
 from deop.errors import DeopError
 from deop.jobs.artifacts import bundle
-from deop.jobs.job import Job
-from deop.methods import networks
+from deop.methods import builder
+from deop.methods.builder import build_proposals
+from deop.settings.stages import Proposals
 from deop.utils.files import write_json
 
 CHANNELS = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
 
-def job(**inputs: str) -> Job:
-    settings = {
-        "backbone": "resnet10t",
-        "backbone_args": CHANNELS,
-        "pretrained_backbone": "bundled",
-        "out_indices": [1, 2, 3],
-        "queries": 3,
-        "decoder_layers": 1,
-        "width": 32,
-        "ffn_width": 32,
-        "heads": 2,
-        "iterations": 1,
-        "augmentation": {"crop": 32},
-    }
-    return Job(stage="train_proposals", key="x", output="x", inputs=inputs, settings={"proposals": settings})
+def settings(pretrained_backbone: bool | str = "bundled", **arguments: object) -> Proposals:
+    return Proposals(
+        backbone="resnet10t",
+        backbone_args=CHANNELS | arguments,
+        pretrained_backbone=pretrained_backbone,
+        out_indices=(1, 2, 3),
+        queries=3,
+        decoder_layers=1,
+        width=32,
+        ffn_width=32,
+        heads=2,
+        iterations=1,
+        augmentation={"crop": 32},
+    )
 
 
 @pytest.fixture
@@ -56,21 +56,21 @@ def assert_loaded(network, folder) -> None:
 
 
 def test_proposals_start_from_the_backbone_of_an_earlier_stage(pretrained):
-    assert_loaded(networks.build_proposals(job(backbone=str(pretrained))), pretrained)
+    assert_loaded(build_proposals(settings(), backbone=str(pretrained)), pretrained)
 
 
 def test_bundled_backbone_is_checked_and_loaded(pretrained, tmp_path, monkeypatch):
     package = tmp_path / "weights"
-    monkeypatch.setattr(networks, "BUNDLED", package)
+    monkeypatch.setattr(builder, "BUNDLED", package)
     path = bundle(pretrained, "resnet10t", package)
     assert json.loads(path.with_suffix(".json").read_text())["accuracy"] == {"top 1": 0.5}
-    assert_loaded(networks.build_proposals(job()), pretrained)
+    assert_loaded(build_proposals(settings()), pretrained)
 
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"resnet10t\.safetensors has SHA-256 .*, not the expected"):
-        networks.build_proposals(job())
+        build_proposals(settings())
 
 
 def test_a_backbone_of_other_stages_is_refused(pretrained):
@@ -78,14 +78,7 @@ def test_a_backbone_of_other_stages_is_refused(pretrained):
     kept = {name: value for name, value in weights.items() if not name.startswith("layer2")}
     save_file(kept, pretrained / "model.safetensors")
     with pytest.raises(ValueError, match="does not fit backbone resnet10t: it lacks layer2"):
-        networks.build_proposals(job(backbone=str(pretrained)))
-
-
-def with_backbone(setting: object, **arguments: object) -> Job:
-    made = job()
-    proposals = made.settings["proposals"] | {"pretrained_backbone": setting}
-    proposals["backbone_args"] = CHANNELS | arguments
-    return made.model_copy(update={"settings": {"proposals": proposals}})
+        build_proposals(settings(), backbone=str(pretrained))
 
 
 def test_backbone_weights_by_path(pretrained, tmp_path):
@@ -94,27 +87,27 @@ def test_backbone_weights_by_path(pretrained, tmp_path):
     save_file(weights, tmp_path / "resnet.safetensors")
     torch.save({"state_dict": weights}, tmp_path / "resnet.pth")
     for name in ("resnet.safetensors", "resnet.pth"):
-        assert_loaded(networks.build_proposals(with_backbone(str(tmp_path / name))), pretrained)
+        assert_loaded(build_proposals(settings(str(tmp_path / name))), pretrained)
 
 
 def test_backbone_weights_by_path_that_do_not_fit(pretrained, tmp_path):
     with pytest.raises(
         DeopError, match=r"pretrained_backbone: file .*/none\.pth is not there; valid: true .*path"
     ):
-        networks.build_proposals(with_backbone(str(tmp_path / "none.pth")))
+        build_proposals(settings(str(tmp_path / "none.pth")))
     (tmp_path / "page.pth").write_text("<html>")
     with pytest.raises(DeopError, match=r"page\.pth cannot be read as weights"):
-        networks.build_proposals(with_backbone(str(tmp_path / "page.pth")))
+        build_proposals(settings(str(tmp_path / "page.pth")))
     path = str(pretrained / "model.safetensors")
     message = (
         r"does not fit backbone resnet10t: conv1\.0\.weight has shape \(6, 3, 3, 3\), not \(12, 3, 3, 3\)"
     )
     with pytest.raises(DeopError, match=message):
-        networks.build_proposals(with_backbone(path, stem_width=16))
+        build_proposals(settings(path, stem_width=16))
 
 
 def test_dilations_of_a_last_stage_that_is_not_there():
     with pytest.raises(
         ValueError, match=r"multi_grid \[1, 2, 4\] does not fit backbone 'resnet10t'.* the 0 blocks"
     ):
-        networks.build_proposals(with_backbone(False, multi_grid=[1, 2, 4]))
+        build_proposals(settings(False, multi_grid=[1, 2, 4]))
