@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, sha256_of, write_json
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS
 from deop.jobs.jobs import dump
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.methods.system import save_system
 from deop.settings.methods import MethodSettings, method_class
 from deop.settings.system import Inference, SystemConfig
+from deop.utils.files import file_hash, write_json
 
 CLIP = {"model": "deop-mini", "pretrained": None}
 PROMPTS = {"prefix_tokens": 2, "iterations": 0}
@@ -73,5 +74,5 @@ def save(
     )
     folder.mkdir(parents=True, exist_ok=True)
     save_system(segmenter, config, folder, include_clip=include_clip)
-    write_json(folder / PROVENANCE, {"stage": "build_system", "sha256": sha256_of(folder / WEIGHTS)})
+    write_json(folder / PROVENANCE, {"stage": "build_system", "sha256": file_hash(folder / WEIGHTS)})
     return folder

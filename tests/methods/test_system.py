@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from deop.cli import app
-from deop.data.segmentation import DatasetCard, LabelledClass, write_card, write_split
+from deop.data.card import DatasetCard, LabelledClass
+from deop.data.segmentation import write_card, write_split
 from deop.errors import DeopError
 from deop.jobs.job import Job
 from deop.methods.base import Segmenter
@@ -100,7 +101,7 @@ def test_a_public_clip_is_a_reference_whose_sha256_is_checked(bundled, tmp_path,
     segmenter, folder = bundled
     assert not [name for name in load_file(folder / "model.safetensors") if name.startswith("clip.")]
     weights = pretrained.BUNDLED / "deop-mini.safetensors"
-    assert json.loads((folder / "config.json").read_text())["clip"]["sha256"] == systems.sha256_of(weights)
+    assert json.loads((folder / "config.json").read_text())["clip"]["sha256"] == systems.file_hash(weights)
     assert torch.equal(scores(load_system(folder)), scores(segmenter))
 
     other = tmp_path / "other/deop-mini.safetensors"

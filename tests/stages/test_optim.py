@@ -16,8 +16,7 @@ import deop.models.clip  # noqa: F401  registers the package's own model configs
 from deop.models.proposals import ProposalNetwork
 from deop.settings.schedule import Augmentation
 from deop.settings.stages import Proposals
-from deop.stages.train_proposals import proposal_optimizer
-from deop.training.optim import cosine, parameter_groups, poly
+from deop.training.optim import adamw, cosine, parameter_groups, poly
 
 
 def options(module: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]]:
@@ -101,7 +100,9 @@ def test_the_backbone_learns_more_slowly_and_what_is_frozen_is_left_out(proposal
         augmentation=Augmentation(crop=32),
     )
     proposals.mask_embedding.requires_grad_(False)
-    found = options(proposals, proposal_optimizer(proposals, "backbone.", settings).param_groups)
+    found = options(
+        proposals, adamw(proposals, settings, {"backbone.": settings.backbone_lr_factor}).param_groups
+    )
     for name, (rate, decay) in found.items():
         assert rate == (0.01 if name.startswith("backbone.") else 0.02)
         assert decay in (0.0, 0.3)

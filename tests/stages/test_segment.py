@@ -16,7 +16,6 @@ from deop.cli import app
 from deop.data.card import DatasetCard, LabelledClass
 from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.errors import DeopError
-from deop.jobs.artifacts import sha256_of
 from deop.methods.deop import DeOP
 from deop.methods.masks import ClassScores, SegmenterOutput
 from deop.reporting.contact_sheet import class_colours
@@ -24,6 +23,7 @@ from deop.settings.methods import DeOPSettings
 from deop.settings.system import Inference
 from deop.stages.evaluate import load_batch, predict
 from deop.tools import segment
+from deop.utils.files import file_hash
 
 NAMES = ["dog", "cow", "grass", "sky"]
 SHORT_SIDE = 32
@@ -134,7 +134,7 @@ def test_labels_are_those_that_the_evaluation_measures(
     written = json.loads((tmp_path / "out/classes.json").read_text())
     assert list(written["classes"].items()) == [(str(index), name) for index, name in enumerate(NAMES)]
     assert written["system"] == "small"
-    assert written["weights"] == sha256_of(system / "model.safetensors")
+    assert written["weights"] == file_hash(system / "model.safetensors")
 
 
 def test_any_names_will_do_and_can_be_looked_at(data, segmenter, command, tmp_path):

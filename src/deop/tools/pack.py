@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
 from deop.methods.system import load_system, read_config, save_system
 from deop.utils.files import file_hash, write_json
 
