@@ -15,7 +15,6 @@ import real_layouts
 import release
 import torch
 import torch.nn.functional as F
-from deop.methods.networks import build_segmenter
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -25,18 +24,18 @@ from deop.data.card import DatasetCard, LabelledClass
 from deop.data.segmentation import write_card, write_split
 from deop.errors import DeopError
 from deop.jobs.job import Job
-from deop.jobs.jobs import dump
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.deop import DeOP
 from deop.methods.inference import prepare
+from deop.methods.system import load_system
 from deop.models.anchors import QueryHeatmapDecoder
 from deop.models.prompts import TextPrompt, VisualPrompts
 from deop.models.proposals import ProposalNetwork
-from deop.settings.methods import DeOPSettings
-from deop.settings.stages import Evaluation, Proposals
+from deop.settings.stages import Evaluation
 from deop.stages import evaluate, prepare_data
 from deop.tools import import_authors
 from deop.tools.authors import convert
+from deop.utils.files import file_hash
 
 SMALL = release.Sizes(
     blocks=(1, 2, 1, 3),
@@ -155,12 +154,18 @@ def imported(checkpoint: Path, output: Path) -> tuple[DeOP, Evaluation]:
     result = CliRunner().invoke(app, ["import-authors", str(checkpoint), str(output)])
     assert result.exit_code == 0, result.output
     assert "13 left out" in result.output and "criterion.empty_weight: class weights" in result.output
-    settings = json.loads((output / "provenance.json").read_text())["settings"]
-    assert settings["network"]["anchors"]["layers"] == 2 and settings["prompts"]["prefix_tokens"] == 3
-    settings["proposals"]["backbone_args"] |= BACKBONE
-    inputs = {part: str(output / part) for part in ("proposals", "prompts", "segmentation")}
-    segmenter = build_segmenter(Job(stage="evaluate", key="x", output="x", inputs=inputs, settings=settings))
-    return segmenter.eval(), Evaluation.model_validate(settings["evaluation"])
+    config = with_small_backbone(output)
+    assert config["sections"]["method"]["anchors"]["layers"] == 2
+    assert config["sections"]["prompts"]["prefix_tokens"] == 3
+    return load_system(output), Evaluation(**config["inference"])
+
+
+def with_small_backbone(system: Path) -> dict:
+    """The configuration of an imported system, changed to the size of the backbone that no tensor tells."""
+    config = json.loads((system / "config.json").read_text())
+    config["sections"]["proposals"]["backbone_args"] |= BACKBONE
+    (system / "config.json").write_text(json.dumps(config))
+    return config
 
 
 def token_ids() -> tuple[list[list[int]], list[int]]:
@@ -248,20 +253,6 @@ def test_the_imported_network_labels_images_of_any_size_as_the_release_does(
     assert torch.equal(labels[clear], expected.argmax(1)[clear])
 
 
-def test_the_releases_ways_rename_no_result_that_does_not_use_them() -> None:
-    """Settings name results, so those of before must be written as before."""
-    assert "resampling" not in dump(DeOPSettings())
-    assert dump(DeOPSettings(resampling="release"))["resampling"] == "release"
-    proposals = {
-        "backbone": "resnet10t",
-        "pretrained_backbone": False,
-        "iterations": 1,
-        "augmentation": {"crop": 32},
-    }
-    assert "decoder_norm" not in dump(Proposals(**proposals))
-    assert dump(Proposals(**proposals, decoder_norm="outputs"))["decoder_norm"] == "outputs"
-
-
 def test_an_import_says_where_it_came_from_and_lists_what_is_unknown(state, small_clip, tmp_path) -> None:
     path = tmp_path / "model_final.pth"
     more = state | {
@@ -271,13 +262,14 @@ def test_an_import_says_where_it_came_from_and_lists_what_is_unknown(state, smal
     torch.save(more, path)
     import_authors.import_checkpoint(path, tmp_path / "imported")
     provenance = json.loads((tmp_path / "imported" / "provenance.json").read_text())
-    assert provenance["source"] == "model_final.pth" and len(provenance["sha256"]) == 64
+    assert provenance["source"] == "model_final.pth"
+    assert provenance["source_sha256"] == file_hash(path)
     assert provenance["tensors"] == {"in_checkpoint": len(more), "left_out": 15}
     assert "no part of the released network" in provenance["left_out"]["backbone.fpn.weight"]
-    prompts = load_file(tmp_path / "imported" / "segmentation" / "model.safetensors")
+    weights = load_file(tmp_path / "imported" / "model.safetensors")
     learned = state["clip_adapter.clip_model.visual.transformer.resblocks.2.learned_position"]
-    assert torch.equal(prompts["visual_prompts.class_token"][2], learned[0])
-    assert torch.equal(prompts["visual_prompts.patches"][2][:, 3, 1], learned[1 + 3 * SMALL.learned_grid + 1])
+    assert torch.equal(weights["visual_prompts.class_token"][2], learned[0])
+    assert torch.equal(weights["visual_prompts.patches"][2][:, 3, 1], learned[1 + 3 * SMALL.learned_grid + 1])
 
 
 @pytest.mark.slow
@@ -297,7 +289,7 @@ def test_an_imported_network_can_be_measured(state, small_clip, tmp_path) -> Non
         "Class names: detectron2, as the release has them" in said and "others for 51 of 150 classes" in said
     )
     job = Job.model_validate_json((folder / "evaluate.json").read_text())
-    job.settings["proposals"]["backbone_args"] |= BACKBONE
+    with_small_backbone(folder)
     evaluate.run(job)
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["images"] == 1 and 0 <= measured["metrics"]["pAcc"] <= 1

@@ -98,10 +98,12 @@ def test_hours_grow_with_what_a_job_trains_on_and_jobs_run_side_by_side(root, co
     assert "2 side by side at least 30 min" in proposals
     assert set(tried) == {
         ("train_proposals", None, 1, 2),  # one seen class in this test's vocabularies
-        *(("train_segmentation", model, 1, 1) for model in ("deop-mini", "deop-mini-large")),
-        *(("train_multipass", model, 1, 1) for model in ("deop-mini", "deop-mini-large")),
+        *(("train_system", model, 1, 1) for model in ("deop-mini", "deop-mini-large")),
     }
-    assert "not counted: evaluate, learn_prompts, measure_speed, prepare_data" in found["training"].found
+    assert (
+        "not counted: build_system, evaluate, learn_prompts, measure_speed, prepare_data"
+        in found["training"].found
+    )
 
 
 def test_weights_that_the_model_does_not_have_fail_with_a_remedy(root, profile):
@@ -134,9 +136,9 @@ def test_a_network_that_cannot_be_built_fails_and_the_others_are_still_tried(roo
     found = findings(root, profile)
     assert found["train_proposals"].status == "fail"
     assert found["train_proposals"].found == "no step can be taken: the tower has 12 layers"
-    assert found["train_segmentation"].status == "pass"
+    assert found["train_system of deop"].status == "pass"
     assert (
-        "not counted: download, evaluate, learn_prompts, prepare_data, train_proposals"
+        "not counted: build_system, download, evaluate, learn_prompts, prepare_data, train_proposals"
         in found["training"].found
     )
 
@@ -245,5 +247,5 @@ def test_steps_are_really_taken(root):
     command = [sys.executable, "-m", "deop", "doctor", "config/tiny.yaml", "changes.yaml"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    for stage in ("train_proposals", "train_segmentation", "train_multipass"):
+    for stage in ("train_proposals", "train_system of deop", "train_system of simbaseline"):
         assert re.search(rf"^(pass|warn) {stage}.*: .* s a step of 2 images: the ", done.stdout, re.M)

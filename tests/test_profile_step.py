@@ -32,7 +32,8 @@ DEOP = {
     "clip": {"model": "deop-mini", "pretrained": None},
     "prompts": {"prefix_tokens": 2, "iterations": 0},
     "proposals": PROPOSALS,
-    "network": {
+    "round": {"name": "segmentation"},
+    "method": {
         "method": "deop",
         "visual_prompts": True,
         "text_prompts": "online",
@@ -70,7 +71,7 @@ def job(dataset, tmp_path):
     ("stage", "settings", "parts"),
     [
         ("train_proposals", {"proposals": PROPOSALS}, set()),
-        ("train_segmentation", DEOP, {"proposals", "clip_visual", "text", "anchors"}),
+        ("train_system", DEOP, {"proposals", "clip_visual", "text", "anchors"}),
     ],
 )
 def test_the_parts_of_a_step_add_up_and_nothing_is_kept(job, tmp_path, stage, settings, parts):
@@ -100,9 +101,7 @@ def test_jobs_that_do_not_train_and_inputs_that_are_not_there_are_named(job, tmp
     file.write_text(job("evaluate", {}).model_dump_json())
     done = CliRunner().invoke(app, ["profile-step", str(file)])
     assert done.exit_code == 1
-    assert (
-        "stage 'evaluate', not 'train_proposals' or 'train_segmentation' or 'train_multipass'" in done.stderr
-    )
+    assert "stage 'evaluate', not 'train_proposals' or 'train_system'" in done.stderr
     gone = job("train_proposals", {}).model_copy(update={"inputs": {"data": str(Path("no/data"))}})
     file.write_text(gone.model_dump_json())
     done = CliRunner().invoke(app, ["profile-step", str(file)])

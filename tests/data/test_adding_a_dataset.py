@@ -1,12 +1,9 @@
-"""docs/adding-a-dataset.md as it is printed: one file and some YAML take a new kind of dataset to the label maps."""
+"""docs/adding-a-dataset.md as it is printed: one file and some YAML make a dataset, and a plan of its table."""
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from collections import Counter
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,90 +11,74 @@ import pytest
 import yaml
 from PIL import Image
 
-from deop.data.segmentation import IGNORE, SegmentationDataset
-from deop.errors import ConfigError
+from deop.data.segmentation import HIDDEN, IGNORE, SegmentationDataset
+from deop.errors import DeopError
 from deop.jobs.plan import Plan
-from deop.settings.datasets import DATASETS, dataset_settings
+from deop.settings.files import merged, read_profile
 from deop.stages import prepare_data
 
-PAGE = Path(__file__).parents[2] / "docs/adding-a-dataset.md"
-SIZE = (40, 24)
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/adding-a-dataset.md"
+SIDE = 48
 
 
 def block(language: str) -> str:
-    """The first code block of a language."""
     return re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.S)[1]
 
 
-def rectangle(name: str, left: int, top: int, right: int, bottom: int) -> dict:
-    return {"class": name, "corners": [[left, top], [right, top], [right, bottom], [left, bottom]]}
-
-
 @pytest.fixture
-def streets(tmp_path: Path, monkeypatch) -> Iterator[dict]:
-    """The entry of the dataset in a configuration; its reader is in a package of one's own."""
-    for split, count in (("train", 3), ("val", 2)):
-        folder = tmp_path / "raw/streets" / split
-        folder.mkdir(parents=True)
-        for index in range(count):
-            Image.new("RGB", SIZE, "grey").save(folder / f"{index}.jpg")
-            shapes = [rectangle("road", 0, 12, 39, 23), rectangle("bicycle", 4 + index, 8, 9 + index, 17)]
-            values = {"width": SIZE[0], "height": SIZE[1], "shapes": shapes}
-            (folder / f"{index}.json").write_text(json.dumps(values))
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab/__init__.py").touch()
-    (tmp_path / "my_lab/streets.py").write_text(block("python"))
-    monkeypatch.syspath_prepend(tmp_path)
-    entry = yaml.safe_load(block("yaml"))["datasets"]["streets"]
-    yield entry | {"kind": f"my_lab.{entry['kind']}"}
-    DATASETS.pop("my_lab.streets", None)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
-        del sys.modules[name]
+def folder(tmp_path, monkeypatch) -> Path:
+    """Where the workflow runs: the page's module in a package of one's own, and four images of two cities."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "my_lab_of_streets").mkdir()
+    (tmp_path / "my_lab_of_streets/__init__.py").touch()
+    (tmp_path / "my_lab_of_streets/streets.py").write_text(block("python"))
+    generator = np.random.default_rng(0)
+    for split, names in (("train", ("oslo_1", "oslo_2", "rome_1")), ("val", ("oslo_3",))):
+        place = tmp_path / "data/raw/streets" / split
+        place.mkdir(parents=True)
+        for name in names:
+            pixels = generator.integers(256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{name}.jpg")
+            label = np.zeros((SIDE, SIDE), np.uint8)
+            label[10:], label[20:30], label[40:] = 7, 26, 33
+            Image.fromarray(label).save(place / f"{name}_ids.png")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_one_file_and_yaml_take_a_dataset_to_label_maps_and_to_a_plan(tmp_path, root, config, streets):
-    changed = config | {"datasets": config["datasets"] | {"streets": streets}}
-    changed["data"] = {"root": str(tmp_path / "raw")}
-    before, plan = Plan(config, root), Plan(changed, root)
-    new = Counter(stage for stage, key in plan.jobs.keys() - before.jobs.keys())
-    assert new["prepare_data"] == new["table"] == 1 and new["evaluate"] == 3
+def planned(root: Path, **settings: object) -> Plan:
+    values = yaml.safe_load(block("yaml").replace("kind: streets", "kind: my_lab_of_streets.streets"))
+    values["datasets"]["streets"] |= settings
+    return Plan(merged(read_profile(root, ROOT / "config/tiny.yaml"), values), root)
 
-    (job,) = [job for job in plan.jobs.values() if job.output.startswith("data/streets-")]
-    job = job.model_copy(update={"output": str(tmp_path / "data/streets-0123")})
+
+def test_one_file_and_yaml_make_a_dataset_and_its_table(folder):
+    plan = planned(folder)
+    assert plan.tables["streets"].output == "results/streets.json"
+    job = next(job for job in plan.jobs.values() if job.output.startswith("data/streets-"))
     prepare_data.run(job)
-    dataset = SegmentationDataset(job.output, "val")
-    assert len(SegmentationDataset(job.output, "train")) == 3 and len(dataset) == 2
-    assert dataset.names == ["road", "building", "car", "bicycle"] and dataset.card.unseen == [3]
-    expected = np.full(SIZE[::-1], IGNORE)
-    expected[12:24] = 0
-    expected[8:18, 5:11] = 3  # of the second image
-    assert np.array_equal(dataset[1].label.numpy(), expected)
-    assert (Path(job.output) / "contact_sheet.png").exists()
+    seen = SegmentationDataset(job.output, "train", seen_only=True)
+    assert len(seen) == 3 and seen.names == ["road", "car"]
+    label = seen[0].label
+    assert label[:10].unique().tolist() == [IGNORE] and label[40:].unique().tolist() == [HIDDEN]
+    assert (label[25] == 1).all() and (label[35] == 0).all()
+    assert SegmentationDataset(job.output, "val").names == ["road", "car", "bicycle"]
+    # A setting of its own, which is checked like any other and is another dataset.
+    other = next(
+        job for job in planned(folder, city="oslo").jobs.values() if job.output.startswith("data/streets-")
+    )
+    assert other.key != job.key
+    prepare_data.run(other)
+    assert len(SegmentationDataset(other.output, "train")) == 2
+    with pytest.raises(DeopError, match=r"datasets\.streets: unknown key 'town'; valid: .*city"):
+        planned(folder, town="oslo")
 
 
-def test_what_is_wrong_with_the_entry_is_named(root, config, streets):
-    for changes, message in (
-        (
-            {"split_folder": True},
-            r"datasets.streets: unknown key 'split_folder'; valid: kind, split_folders, splits",
-        ),
-        (
-            {"kind": "my_lab.street"},
-            r"datasets.streets.kind: unknown kind of dataset 'my_lab.street'; valid: ade20k, ",
-        ),
-        (
-            {"kind": "street"},
-            r"datasets.streets.kind: unknown kind of dataset 'street'; valid: ade20k, ade20k_full",
-        ),
-    ):
-        entry = streets | changes
-        with pytest.raises(ConfigError, match=message):
-            Plan(config | {"datasets": config["datasets"] | {"streets": entry}}, root)
-
-
-def test_a_module_without_a_dataset_is_named(tmp_path, streets):
-    (tmp_path / "my_lab/empty.py").touch()
-    with pytest.raises(
-        ConfigError, match=r"kind: module my_lab.empty registers no dataset; see docs/adding-a-dat"
-    ):
-        dataset_settings("my_lab.empty")
+def test_a_label_map_with_an_unknown_value_is_named(folder):
+    path = folder / "data/raw/streets/train/rome_1_ids.png"
+    Image.fromarray(np.full((SIDE, SIDE), 8, np.uint8)).save(path)
+    job = next(job for job in planned(folder).jobs.values() if job.output.startswith("data/streets-"))
+    with pytest.raises(DeopError, match=r"rome_1_ids\.png: holds id 8, which is neither a class nor ignored"):
+        prepare_data.run(job)

@@ -1,4 +1,4 @@
-"""Labels in row strips against the argmax of all scores."""
+"""Labels by row strips against the argmax of all scores."""
 
 from __future__ import annotations
 

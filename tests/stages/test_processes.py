@@ -227,24 +227,25 @@ def test_the_division_of_a_batch_changes_neither_losses_nor_gradients(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["train_segmentation", "train_multipass"])
-def test_networks_that_learn_in_part_are_trained_by_two_processes(tmp_path, monkeypatch, stage):
+@pytest.mark.parametrize("method", ["deop", "simbaseline"])
+def test_networks_that_learn_in_part_are_trained_by_two_processes(tmp_path, monkeypatch, method):
     """DeOP with all its parts, SimBaseline with its class head; each process adds up the gradients of two parts."""
     values = read_profile(ROOT, ROOT / "config/tiny.yaml")
     values["clip"] |= {"retrain": False, "pretrained": "random"}
     values["pretrain_backbone"] |= {"retrain": False}
     values["proposals"] |= {"pretrained_backbone": False, "batch_size": 4}
     values["segmentation"] |= {"batch_size": 4}
-    values["resources"][stage]["micro_batch"] = 1
+    values["resources"]["train_system"]["micro_batch"] = 1
     plan = Plan(values, ROOT)
-    trained = [job for job in plan.jobs.values() if job.stage == stage and "es171" in job.output]
-    job = next(job for job in trained if stage == "train_multipass" or _whole(job.settings["network"]))
+    trained = [job for job in plan.jobs.values() if job.stage == "train_system" and "es171" in job.output]
+    of_method = [job for job in trained if job.settings["method"]["method"] == method]
+    job = next(job for job in of_method if method != "deop" or _whole(job.settings["method"]))
     monkeypatch.chdir(tmp_path)
     for path in job.inputs.values():
         _make(next(each for each in plan.jobs.values() if each.output == path), plan)
     file = tmp_path / "job.json"
     file.write_text(job.model_dump_json())
-    launch(2, "-m", "deop", stage.replace("_", "-"), str(file))
+    launch(2, "-m", "deop", "train-system", str(file))
     assert load_file(tmp_path / job.output / "model.safetensors")
 
 

@@ -160,10 +160,10 @@ def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
     system, data, segmenter, tmp_path, monkeypatch
 ):
     photos, whole, output = [tmp_path / "photos"], tmp_path / "whole", tmp_path / "out"
-    segment.run(system, photos, whole, pictures=True)
+    segment.run(system, photos, whole, pictures=True, batch_size=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, die_at=2)
-        segment.run(system, photos, output, pictures=True)
+        segment.run(system, photos, output, pictures=True, batch_size=2)
     assert list(label_maps(output)) == ["0/0.png", "0/1.png"]
 
     def half(path, *_):
@@ -172,11 +172,11 @@ def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(segment, "write_label_map", half)
-        segment.run(system, photos, output, pictures=True)
+        segment.run(system, photos, output, pictures=True, batch_size=2)
     done = {path: path.stat().st_mtime_ns for path in output.rglob("*.png") if not path.name.startswith(".")}
     assert {path.name for path in done} == {"0.png", "1.png"}
     sizes = counted(monkeypatch)
-    assert segment.run(system, photos, output, pictures=True) == {}
+    assert segment.run(system, photos, output, pictures=True, batch_size=2) == {}
     assert sum(sizes) == 4 and all(path.stat().st_mtime_ns == at for path, at in done.items())
     assert contents(output) == contents(whole)
 
@@ -200,11 +200,11 @@ def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
 
 def test_a_name_that_fits_no_network_leaves_the_folder_free_for_the_mended_one(data, tmp_path):
     photos, output = [tmp_path / "photos"], tmp_path / "out"
-    prefix = {"prefix_tokens": 30}  # of a context of 32
+    prefix = {"prefix_tokens": 28}  # of a context of 32
     system = systems.save(
         systems.build(DeOPSettings(), prompts=prefix), tmp_path / "wordy", NAMES, prompts=prefix
     )
-    with pytest.raises(DeopError, match="'striped dog' with 30 prefix tokens"):
+    with pytest.raises(DeopError, match="'striped dog' with 28 prefix tokens"):
         segment.run(system, photos, output, classes="cat, striped dog")
     assert segment.run(system, photos, output, classes="cat, dog") == {}
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from deop.models.row_strips import resize_in_strips, rows_within_budget
+from deop.models.row_strips import resized_strips, rows_within_budget
 
 MiouConvention = Literal["occurring", "ground_truth"]
 
@@ -159,7 +159,7 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
         # Held of a strip: the resized masks, what they are made from, what exceeds 0.5; the segments, and a comparison.
         rows = rows_within_budget(size[1] * (3 * proposals + 2 * len(classes)))
         intersection = torch.zeros(len(classes), proposals, dtype=torch.float64, device=truth.device)
-        strips = resize_in_strips(probabilities[None], size, rows)
+        strips = resized_strips(probabilities[None], size, rows)
         for masks, labels_of_strip in zip(strips, truth.split(rows), strict=True):
             segments = (labels_of_strip.flatten() == classes[:, None]).float()
             proposed = (masks[0].flatten(1) > 0.5).float()

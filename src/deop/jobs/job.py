@@ -32,4 +32,4 @@ class Job(Settings):
 def schedule_of(job: Job) -> dict[str, Any]:
     """The settings of the schedule of a job that trains."""
     name = job.settings["round"]["name"] if job.stage == "train_system" else "proposals"
-    return job.settings["method"].get(name) or job.settings[name]
+    return job.settings.get("method", {}).get(name) or job.settings[name]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deop.models.row_strips import resize_in_strips, rows_within_budget
+from deop.models.row_strips import resized_strips, rows_within_budget
 from deop.models.weight_files import learned_state
 from deop.utils.timing import part
 
@@ -81,7 +81,7 @@ class Segmenter(nn.Module, ABC):
         with part("scoring"):
             scores = output.scores.float()
             rows = rows_within_budget(len(scores) * scores.shape[1] * max(size[1], scores.shape[3]))
-            return torch.cat([strip.argmax(1) for strip in resize_in_strips(scores, size, rows)], dim=1)
+            return torch.cat([strip.argmax(1) for strip in resized_strips(scores, size, rows)], dim=1)
 
     def embed(self, names: list[str]) -> None:
         """Embeds class names ahead of the first image that is compared with them, if they are kept at all."""

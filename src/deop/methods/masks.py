@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deop.methods.base import Segmenter
 from deop.models.proposals import ProposalNetwork
-from deop.models.row_strips import resize_in_strips, rows_within_budget
+from deop.models.row_strips import resized_strips, rows_within_budget
 from deop.utils.timing import part, parts_of
 
 CPU_STRIP_BYTES = 4 * 2**20
@@ -111,10 +111,10 @@ class MaskSegmenter(Segmenter):
                 def score_rows(logits: Tensor) -> Tensor:
                     return scores(logits.flatten(2)).transpose(1, 2).unflatten(2, logits.shape[2:])
 
-                for strip in resize_in_strips(mask_logits, size, rows, score_rows):
+                for strip in resized_strips(mask_logits, size, rows, score_rows):
                     labels.append(classes[strip.argmax(1)])
                 return torch.cat(labels, dim=1)
-            for strip in parts_of(resize_in_strips(mask_logits, size, rows), "upsampling"):
+            for strip in parts_of(resized_strips(mask_logits, size, rows), "upsampling"):
                 # Classes last: their argmax is several times as fast as along a dimension with others behind it.
                 best = scores(strip.flatten(2)).argmax(2)
                 labels.append(classes[best].unflatten(1, strip.shape[2:]))

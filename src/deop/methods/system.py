@@ -86,7 +86,12 @@ def load_system(
     )
     segmenter = method_class(sections["method"]["method"]).build(builder)
     state = {name: value for name, value in read_weights(path).items() if not name.startswith(_CLIP)}
-    needed = {name for name in segmenter.state_dict() if not name.startswith(_CLIP)}
+    # Counters of batch norms are not used here, and weights of other origin lack them.
+    needed = {
+        name
+        for name in segmenter.state_dict()
+        if not name.startswith(_CLIP) and not name.endswith("num_batches_tracked")
+    }
     load_fitting(segmenter, state, path, needed)
     segmenter.size_divisibility = config.inference.size_divisibility
     segmenter.upsample = config.inference.upsample

@@ -20,7 +20,7 @@ def rows_within_budget(values_a_row: int, budget: int | None = None) -> int:
     return max(1, (budget or STRIP_BYTES) // (4 * values_a_row))
 
 
-def resize_in_strips(
+def resized_strips(
     maps: Tensor, size: tuple[int, int], rows: int, of_rows: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Tensor]:
     """Maps (B, N, h, w) resized to ``size`` (H, W), as strips (B, N, <= rows, W) from top to bottom.

@@ -1,4 +1,4 @@
-"""Jobs of figures, on evaluations made up here, and what is read back from a figure."""
+"""Made-up evaluations, tables of them, and what a plot of them shows: for tests of figures."""
 
 from __future__ import annotations
 
