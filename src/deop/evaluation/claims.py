@@ -16,20 +16,21 @@ from deop.settings.base import Positive, Settings
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
 LEVEL = 0.95
-"""How many of the resampled differences an interval holds."""
+"""Share of the resampled differences that an interval covers."""
 DRAW = 0
-"""Seed of the draws of images: the same evaluations give the same files."""
+"""Seed of the draws of images, so that the same evaluations give the same files."""
 ROWS = 256
-"""Resamples in one matrix product, which bounds the memory."""
+"""Resamples per matrix product, to bound memory."""
 TOLERANCE = 1e-6
-"""What a score (in [0, 1]) counted from the CSV may differ by from the JSON's; both are in double precision."""
+"""Largest difference between a score (in [0, 1]) from the CSV and that in the JSON; both are in double precision."""
 
 
 class Claim(Settings):
     """A sentence of the paper, as a comparison: experiment ``better`` exceeds ``worse`` in ``metric`` on ``dataset``.
 
-    The labels are what tables call the two; ``place`` says which of the paper's datasets ``dataset`` is or stands for,
-    and ``reported`` the paper's difference on it, in percentage points. ``miou`` is what the evaluations averaged over.
+    The labels are the names of the two in tables. ``place`` says which of the paper's datasets ``dataset`` is or stands
+    for, and ``reported`` is the paper's difference on it, in percentage points. ``miou`` is the mIoU convention of the
+    evaluations.
     """
 
     claim: str
@@ -45,7 +46,7 @@ class Claim(Settings):
 
 
 class ClaimsSettings(Settings):
-    """What is compared, over which seeds, and how many times the validation images are drawn anew."""
+    """What is compared, over which seeds, and how many bootstrap resamples of the validation images are drawn."""
 
     profile: str
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -54,7 +55,7 @@ class ClaimsSettings(Settings):
 
 
 class Confusions(NamedTuple):
-    """Pixels by image and class, all three (I, C): predicted right, of the class in truth, and predicted as it."""
+    """Pixel counts (I, C) by image and class: correctly predicted, in the ground truth, and predicted."""
 
     correct: np.ndarray
     truth: np.ndarray
@@ -62,7 +63,7 @@ class Confusions(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How a claim fares, in percentage points rounded as they are shown; NaN where a score is undefined.
+    """The result of a claim, in percentage points rounded as shown; NaN where a score is undefined.
 
     Attributes:
         difference: better minus worse on all images, averaged over seeds.
@@ -94,7 +95,7 @@ class Result(NamedTuple):
 def compare(settings: ClaimsSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> list[Result]:
     """The results of the claims, in their order, by the paired bootstrap.
 
-    An image is drawn for both systems, all seeds and all claims on its dataset alike, so what makes an image easy or
+    The same images are drawn for both systems, all seeds and all claims on a dataset, so what makes an image easy or
     hard for all of them cancels in the difference. Bounds are percentiles of the resampled differences.
 
     Raises:
@@ -134,14 +135,14 @@ def _result(claim: Claim, differences: np.ndarray, images: int) -> Result:
 
 
 def _rounded(points: float) -> float:
-    """Two decimals. What is shown decides, so that no interval that reads 0.00 excludes 0."""
+    """Rounds to two decimals. Claims are decided on rounded values, so that no interval shown with 0.00 excludes 0."""
     return round(float(points), 2) + 0.0  # no -0.0
 
 
 def _resampled(
     settings: ClaimsSettings, dataset: str, evaluations: dict[str, dict], paths: dict[str, str]
 ) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """By role and mIoU convention the metrics on a dataset: (1 + resamples,) fractions, on all images and each draw."""
+    """Metrics on a dataset by role and mIoU convention: (1 + resamples,) fractions, on all images and on each draw."""
     wanted = dict.fromkeys(
         (f"{name}/{dataset}/{seed}", claim.miou)
         for claim in settings.claims
@@ -157,7 +158,7 @@ def _resampled(
     for role, miou in wanted:
         evaluation = evaluations[role]
         confusions = read_confusions(Path(paths[role]), evaluation)
-        # Images are told by their truth: the pixels of each class in each of them.
+        # Images are compared by their ground truth: the number of pixels of each class.
         if _classes(evaluation) != classes or not np.array_equal(confusions.truth, truth):
             raise DeopError(f"{paths[first]} and {paths[role]} are not of the same images and classes")
         unseen = np.isin(list(evaluation["per_class_iou"]), evaluation["unseen"])
@@ -178,16 +179,16 @@ def _classes(evaluation: dict) -> tuple[list[str], list[str]]:
 
 
 def draw(images: int, resamples: int) -> np.ndarray:
-    """How often each image counts, (1 + resamples, images): once, then as often as drawn with replacement."""
+    """How often each image counts, (1 + resamples, images): once in the first row, then as drawn with replacement."""
     drawn = np.random.default_rng(DRAW).multinomial(images, np.full(images, 1 / images), size=resamples)
     return np.concatenate([np.ones((1, images), int), drawn]).astype(np.uint16)
 
 
 def read_confusions(path: Path, evaluation: dict) -> Confusions:
-    """What the CSV beside the evaluation at ``path`` counts, in double precision, which holds all counts exactly.
+    """The counts of the CSV beside the evaluation at ``path``, in double precision, which represents them exactly.
 
     Raises:
-        DeopError: there is none, or it has images or classes that the evaluation has not.
+        DeopError: there is none, or it has images or classes that the evaluation does not have.
     """
     table = path.with_suffix(".csv")
     if not table.exists():

@@ -16,7 +16,7 @@ CAPTION = "Differences that the paper claims, measured here"
 
 
 def to_csv(results: list[Result], origin: dict[str, str]) -> str:
-    """One line a claim; differences in percentage points, nothing where there is none."""
+    """One line per claim; differences in percentage points, empty where undefined."""
     of_run = {column: origin[column] for column in ORIGIN_COLUMNS}
     return _texts(results).assign(**of_run).to_csv(index=False, lineterminator="\n")
 
@@ -102,7 +102,7 @@ def _notes(settings: ClaimsSettings, results: list[Result], origin: dict[str, st
 
 
 def to_values(result: Result) -> dict[str, Any]:
-    """A claim's settings and what came of it; JSON has no NaN."""
+    """A claim's settings and result; None instead of NaN, which JSON does not have."""
     difference, low, high, *by_seed = (
         None if math.isnan(points) else points
         for points in (result.difference, result.low, result.high, *result.by_seed)

@@ -10,7 +10,7 @@ import pandas as pd
 from deop.errors import DeopError
 
 TOP = 8
-"""How many wrong classes have a column of their own in a confusion."""
+"""Number of wrong classes with a column of their own."""
 
 
 def confusion_matrix(path: Path, classes: int) -> np.ndarray:

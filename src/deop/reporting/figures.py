@@ -20,7 +20,7 @@ from deop.settings.base import Settings
 
 
 class FigureRow(Settings):
-    """An experiment and what it is called."""
+    """An experiment and its name in the figure."""
 
     label: str
     experiment: str
@@ -62,7 +62,7 @@ class FigureSettings(Settings):
 
 
 def draw_figure(settings: FigureSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> Figure:
-    """The figure of evaluations by role, and of what lies beside their paths."""
+    """The figure of evaluations by role, and of the files beside their paths."""
     kinds = {
         "bars": _bars,
         "scatter": _scatter,
@@ -144,7 +144,7 @@ def _confusion(settings: FigureSettings, evaluations: dict[str, dict], paths: di
 def _table_values(
     settings: FigureSettings, name: str, evaluations: dict[str, dict], paths: dict[str, str]
 ) -> pd.DataFrame:
-    """The values of one of the figure's tables by seed, as its own job has them."""
+    """The values of one of the figure's tables by seed, as in its own job."""
     roles = {role: role.removeprefix(f"{name}/") for role in evaluations if role.startswith(f"{name}/")}
     return by_seed(
         settings.tables[name],

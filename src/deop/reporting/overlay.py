@@ -1,4 +1,4 @@
-"""A picture to look at: label colours over an image, and beside it which colour is what."""
+"""Label colours over an image, with a legend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from deop.reporting.contact_sheet import class_colours, paint_labels
 
 _TEXT = (10, 40)  # pixels, at least and at most
-_STRIP = 256  # rows painted at a time: painting takes fifty times the bytes of the labels
+_STRIP = 256  # rows painted at a time, because painting takes fifty times the memory of the labels
 
 
 def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""A benchmark drawn: where the time of an image goes."""
+"""A speed benchmark as a plot: the time per image by part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What figures share: style, marks, layout and saving; for print, also in grey, and for the colour-blind."""
+"""Style, marks, layout and saving of figures; readable in print, in grey, and for the colour-blind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each kind of figure is drawn. Measured values are filled marks; what the paper reports is a hollow diamond."""
+"""Each kind of plot. Measured values are filled marks; values that the paper reports are hollow diamonds."""
 
 from __future__ import annotations
 

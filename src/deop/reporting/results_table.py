@@ -19,9 +19,9 @@ NOT_RUN = "not run"
 
 
 def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
-    """Percentages, and counts, by row label, and by (dataset, metric, "mean" or "std"); one seed deviates by NaN.
+    """Percentages and counts: one line per row label, columns (dataset, metric, "mean" or "std").
 
-    What is not run is NaN.
+    The deviation of a single seed is NaN, and so are systems that are not run.
     """
     frame = by_seed(table, evaluations, paths)
     summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
@@ -30,7 +30,7 @@ def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str
 
 
 def by_seed(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
-    """Percentages, and counts, in long form: columns method (the row's label), dataset, metric, seed, value.
+    """Percentages and counts in long form: columns method (the row's label), dataset, metric, seed, value.
 
     Systems that are not implemented have no lines. Speed is measured once and is the same for all seeds.
 
@@ -64,7 +64,7 @@ def by_seed(table: TableSettings, evaluations: dict[str, dict], paths: dict[str,
 
 
 def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
-    """One line a method, percentages with one decimal; columns ``.std`` only if there are several seeds."""
+    """One line per method, percentages with one decimal; columns ``.std`` only if there are several seeds."""
     columns: dict[str, Any] = {}
     if _shows_decoupled(table):
         columns["decoupled"] = pd.Series({row.label: _yes(row.decoupled) for row in table.rows})
@@ -84,7 +84,7 @@ def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -
 
 
 def to_markdown(name: str, table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -> str:
-    """The table with the paper's values in rows of their own, and notes that tell the two apart."""
+    """The table with the paper's values in rows of their own, and notes on where both come from."""
     frame = _with_reported(table, scores, emphasis="*")
     frame.columns = [" ".join(column).strip() for column in frame.columns]
     return markdown_page(name, table.caption, frame, _notes(table, origin))
@@ -184,7 +184,7 @@ def text_prompts(table: TableSettings, evaluations: dict[str, dict]) -> str:
 
 
 def wall_time_of(artifacts: tuple[str, ...]) -> str:
-    """What the artifacts took that are still there."""
+    """The total wall time of the artifacts that still exist, in words."""
     found = [provenance_of(path) for path in artifacts]
     known = [provenance["wall_time_s"] for provenance in found if provenance is not None]
     jobs = f"{len(found)} jobs" if len(known) == len(found) else f"{len(known)} of {len(found)} jobs"

@@ -1,4 +1,4 @@
-"""What a table shows, as its job says it, and the words that tables, figures and claims share."""
+"""Settings of the stage ``table``, and wording that tables, figures and claims share."""
 
 from __future__ import annotations
 

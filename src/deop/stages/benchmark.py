@@ -1,4 +1,4 @@
-"""Stage ``benchmark``: how fast systems are at their true sizes, by part, with what memory, beside each other."""
+"""Stage ``benchmark``: speed and memory of systems at the paper's sizes, with times by part."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from deop.utils.files import write_json, write_text
 
 
 def run(job: Job) -> None:
-    """Write ``job.output`` (JSON, last), and the same with suffixes .csv, .md and .tex.
+    """Writes ``job.output`` (JSON, last), and the same with suffixes .csv, .md and .tex.
 
     The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment: a JSON with ``metrics``
     (fractions in [0, 1]), and the confusion matrices of its images in a CSV beside it (:mod:`deop.stages.evaluate`).

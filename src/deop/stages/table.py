@@ -15,11 +15,11 @@ from deop.utils.files import write_json, write_text
 
 
 def run(job: Job) -> None:
-    """Write ``job.output`` (JSON, last), and the same table with suffixes .csv, .md and .tex.
+    """Writes ``job.output`` (JSON, last), and the same table with suffixes .csv, .md and .tex.
 
     For ``dvc metrics``, each row is also ``metrics/<table>/<experiment>.json`` in the folder of the output.
     The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with
-    ``metrics`` (fractions in [0, 1]) and ``provenance``; ``speed/<dataset>`` is how fast the experiments are.
+    ``metrics`` (fractions in [0, 1]) and ``provenance``; ``speed/<dataset>`` is the measured speed of the experiments.
 
     Raises:
         DeopError: an evaluation that lacks a metric of the table.
