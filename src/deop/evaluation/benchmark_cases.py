@@ -1,4 +1,4 @@
-"""The rows of a benchmark: which system, how large, on what."""
+"""The rows of a speed benchmark: systems, sizes and inputs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from deop.settings.benchmarks import BenchmarkClip, ScalingBenchmark, SpeedBench
 ONE_PASS, MULTI_PASS = ("Baseline", "DeOP"), ("SimBaseline", "ZegFormer")
 BARE_PROPOSALS, BARE_CLIP = "proposal network alone", "open_clip visual alone"
 BARE = (BARE_PROPOSALS, BARE_CLIP)
-"""What a one-pass system cannot do without, as its libraries run it."""
+"""The networks that every one-pass system runs, as the libraries implement them."""
 
 
 class Case(NamedTuple):
     """One row: a system with a CLIP, on ``batch`` images (height, width) that ``shown`` of ``queries`` masks cover.
 
-    ``compiled``: as :func:`deop.methods.inference.prepare` has it.
+    ``compiled``: see :func:`deop.methods.inference.prepare`.
     """
 
     system: str

@@ -1,4 +1,4 @@
-"""How well a mini CLIP has learned: zero-shot accuracy on fresh objects, crops, and regions of fresh scenes."""
+"""Zero-shot accuracy of a mini CLIP on new objects, on crops of new scenes, and on their regions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where the time of a network goes: named parts of its forward pass, measured only while somebody listens.
+"""Named parts of a forward pass, timed only inside :class:`PartTimes`.
 
-torch.profiler sees single operations and slows down what it watches, the more the smaller they are; it answers why a
-part is slow. This says which part, in a run that is otherwise as fast as any.
+torch.profiler records single operations, and slows down small ones most; use it to find out why a part is slow. The
+times here say which part is slow, with hardly any overhead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _listener: ContextVar[PartTimes | None] = ContextVar("part_times", default=None)
 
 
 class PartTimes:
-    """Seconds spent in each :func:`part`, of what runs inside ``with PartTimes(device) as times``.
+    """Seconds spent in each :func:`part` that runs inside ``with PartTimes(device) as times``.
 
-    Of parts inside parts each has its own time alone, so that times add up. A GPU is waited for wherever a part begins
-    or ends: runs that are timed as a whole are not listened to.
+    The time of a part does not include parts inside it, so times add up. A GPU is synchronised wherever a part begins
+    or ends, so total run time should be measured outside of ``PartTimes``.
 
     Attributes:
         seconds: by part.
@@ -50,7 +50,7 @@ class PartTimes:
         self._open.pop()
 
     def _turn(self) -> None:
-        """What has passed since the last turn belongs to the innermost part that was open."""
+        """Adds the time since the last turn to the innermost open part."""
         wait_for(self._device)
         now = time.perf_counter()
         if self._open:
@@ -61,7 +61,7 @@ class PartTimes:
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """What runs inside is counted as ``name``, if a :class:`PartTimes` listens."""
+    """Times what runs inside as ``name``; active only inside :class:`PartTimes`."""
     times = _listener.get()
     if times is None:
         yield
@@ -74,7 +74,7 @@ def part(name: str) -> Iterator[None]:
 
 
 def parts_of(items: Iterable[Item], name: str) -> Iterator[Item]:
-    """``items``, the making of each counted as ``name``."""
+    """Yields ``items``, and times the making of each as ``name``."""
     iterator = iter(items)
     while True:
         with part(name):
@@ -86,6 +86,6 @@ def parts_of(items: Iterable[Item], name: str) -> Iterator[Item]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until the device has done all that it was told to."""
+    """Waits until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
