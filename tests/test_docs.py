@@ -18,6 +18,7 @@ PAGES = sorted(
         *ROOT.glob("*.md"),
         *(ROOT / "config").rglob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "profiles").rglob("*.md"),
         *(ROOT / "src").rglob("*.md"),
         ROOT / "results/README.md",  # results of a run may lie beside it
     ]

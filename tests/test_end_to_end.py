@@ -146,20 +146,22 @@ def test_a_second_run_has_nothing_to_do(folder):
     assert "Nothing to be done" in snakemake(folder).stdout
 
 
+def inputs_of(folder: Path, stage: str, artifact: str) -> dict[str, str]:
+    """What an artifact was made from, by role."""
+    return json.loads((folder / f".deop/jobs/{stage}-{artifact[-12:]}.json").read_text())["inputs"]
+
+
 @pytest.mark.slow
 def test_a_kill_in_a_training_changes_no_number(folder):
     """SIGKILL of everything while a network trains; the same command then gives the same weights and scores."""
-    model = next(folder.glob("checkpoints/segmentation/es20-*/model.safetensors"))
-    output = model.parent
-    weights = load_file(model)
-    evaluations = {p.name: json.loads(p.read_text()) for p in folder.glob("results/evaluations/es20-*.json")}
-    evaluation = next(
-        path
-        for path in folder.glob("results/evaluations/es20-*.json")
-        if str(output.relative_to(folder))
-        in (folder / f".deop/jobs/evaluate-{path.stem[-12:]}.json").read_text()
-    )
-    shutil.rmtree(output)
+    evaluation = next(folder.glob("results/evaluations/es20-deop-seed0-*.json"))
+    system = folder / inputs_of(folder, "evaluate", evaluation.stem)["system"]
+    output = folder / inputs_of(folder, "build_system", system.name)["trained"]
+    model = output / "model.safetensors"
+    weights, metrics = load_file(model), json.loads(evaluation.read_text())["metrics"]
+    whole = load_file(system / "model.safetensors")
+    for made in (output, system):
+        shutil.rmtree(made)
     evaluation.unlink()
     (folder / TABLE).unlink()
 
@@ -177,8 +179,8 @@ def test_a_kill_in_a_training_changes_no_number(folder):
 
     again = snakemake(folder, TABLE)
     assert again.returncode == 0, again.stdout[-6000:]
-    repeated = load_file(model)
-    assert weights.keys() == repeated.keys()
-    assert all(weights[name].equal(repeated[name]) for name in weights)
-    assert json.loads(evaluation.read_text())["metrics"] == evaluations[evaluation.name]["metrics"]
+    for before, after in ((weights, load_file(model)), (whole, load_file(system / "model.safetensors"))):
+        assert before.keys() == after.keys()
+        assert all(before[name].equal(after[name]) for name in before)
+    assert json.loads(evaluation.read_text())["metrics"] == metrics
     assert not partial.exists()

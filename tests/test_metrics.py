@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
+from deop.evaluation.metrics import SegmentationMetrics, harmonic_mean, mean_best_iou
 
 CLASSES, UNSEEN, IGNORE = 7, (1, 4, 6), 255
 
@@ -136,3 +136,9 @@ def test_mean_best_iou_compares_at_label_resolution():
     result = mean_best_iou(coarse, labels, IGNORE)
     assert result.classes.tolist() == [0, 3]
     assert result.iou.tolist() == [0.0, 1.0]
+
+
+def test_the_harmonic_mean_of_arrays_is_that_of_their_elements():
+    first, second = [0.2, 0.0, 0.5, math.nan], [0.4, 0.0, 0.0, 0.3]
+    expected = [2 / (1 / 0.2 + 1 / 0.4), 0.0, 0.0, math.nan]
+    np.testing.assert_allclose(harmonic_mean(first, second), expected)

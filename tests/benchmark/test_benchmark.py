@@ -14,6 +14,7 @@ import yaml
 from torch import nn
 
 from deop.errors import ConfigError
+from deop.evaluation.benchmark import PARTS
 from deop.evaluation.benchmark_cases import BARE, BARE_CLIP, BARE_PROPOSALS, Case, scaling_cases, speed_cases
 from deop.evaluation.benchmark_measure import count_flop, interleave, matmul_call
 from deop.evaluation.benchmark_networks import Networks, class_names, discs
@@ -237,11 +238,11 @@ def test_the_rows_and_columns_that_are_written(config, root, section, tmp_path, 
     ).split(", ")
     columns = [*table.columns]
     assert columns[2 if name == "scaling" else 0 :][: len(expected)] == expected
-    assert {f"{name}_ms" for name in benchmark.PARTS} | {"gflop", "matmul_share", "machine"} <= set(columns)
+    assert {f"{name}_ms" for name in PARTS} | {"gflop", "matmul_share", "machine"} <= set(columns)
     rows = table if name == "scaling" else table[~table.system.isin(BARE)]
     assert (rows[["latency_median_ms", "images_per_s", "gflop", "matmul_share"]] > 0).all(axis=None)
     # One image in memory to its label map: the parts are of that time, and classes were embedded before.
-    of_parts = rows[[f"{name}_ms" for name in benchmark.PARTS if name != "text"]].sum(axis=1)
+    of_parts = rows[[f"{name}_ms" for name in PARTS if name != "text"]].sum(axis=1)
     assert (of_parts <= 1.01 * rows.latency_median_ms).all() and (rows.text_ms > 0).all()
     if name == "speed":
         base = table[(table.system == "SimBaseline") & (table.crops == 2) & ~table.compiled]

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 from deop.jobs.job import Job
-from deop.stages import figure
+from deop.reporting.figures import FigureSettings, draw_figure
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
 SPEEDS = {"simbaseline": 6.25, "deop": 28.5, "deop_large": 11.0}
@@ -130,9 +130,9 @@ def made_job(root: Path, kind: str, tables=(), metrics=(), seeds=(0, 1, 2), expe
 
 def drawn(job: Job):
     """The figure of a job, and all its text."""
-    settings = figure.FigureSettings.model_validate(job.settings["figure"])
+    settings = FigureSettings.model_validate(job.settings["figure"])
     evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
-    made = figure.draw(settings, evaluations, job.inputs)
+    made = draw_figure(settings, evaluations, job.inputs)
     text = [item.get_text() for item in made.texts]
     text += [item.get_text() for legend in made.legends for item in legend.get_texts()]
     return made, " ".join(" ".join(text).split())

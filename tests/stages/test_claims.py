@@ -15,6 +15,7 @@ import torch
 
 from deop.data.segmentation import IGNORE
 from deop.errors import ConfigError, DeopError
+from deop.evaluation import claims as bootstrap
 from deop.evaluation.metrics import SegmentationMetrics
 from deop.jobs.job import Job
 from deop.stages import claims
@@ -48,7 +49,7 @@ def scores_of(prediction: Maps, truth: Maps, convention: str = "occurring") -> d
     metrics = SegmentationMetrics(len(NAMES), UNSEEN, ignore=IGNORE, convention=convention)
     metrics.update(torch.from_numpy(prediction), torch.from_numpy(truth))
     scores = metrics.compute()._asdict()
-    return {metric: scores[metric.lower()] for metric in claims.METRICS}
+    return {metric: scores[metric.lower()] for metric in bootstrap.METRICS}
 
 
 def write_evaluation(path: Path, prediction: Maps, truth: Maps, convention: str = "occurring") -> Path:
@@ -115,10 +116,10 @@ def test_scores_of_a_draw_are_those_of_the_images_repeated(tmp_path, convention)
     prediction = np.minimum(guess(truth, 0.6, 1), LAST - 1)
     path = write_evaluation(tmp_path / "x.json", prediction, truth, convention)
     evaluation = json.loads(path.read_text())
-    times = claims.draw(len(truth), 600)  # more than one product takes
+    times = bootstrap.draw(len(truth), 600)  # more than one product takes
     assert (times[0] == 1).all() and (times.sum(1) == len(truth)).all()
     unseen = np.isin(range(len(NAMES)), UNSEEN)
-    scores = claims.score(claims.read_confusions(path, evaluation), times, unseen, convention)
+    scores = bootstrap.score(bootstrap.read_confusions(path, evaluation), times, unseen, convention)
     for draw in (0, *range(1, 601, 40)):
         chosen = np.repeat(np.arange(len(truth)), times[draw])
         literal = scores_of(prediction[chosen], truth[chosen], convention)
@@ -131,11 +132,11 @@ def test_conventions_differ_in_a_class_that_is_only_predicted(tmp_path):
     truth = np.zeros((2, 2, 2), int)
     prediction = np.array([[[0, 0], [0, 2]], [[0, 0], [1, 0]]])
     path = write_evaluation(tmp_path / "x.json", prediction, truth)
-    confusions = claims.read_confusions(path, json.loads(path.read_text()))
+    confusions = bootstrap.read_confusions(path, json.loads(path.read_text()))
     first_alone, second_alone = np.array([[2, 0], [0, 2]])
     unseen = np.isin(range(len(NAMES)), UNSEEN)
     occurring, in_truth = (
-        claims.score(confusions, np.stack([first_alone, second_alone]), unseen, convention)
+        bootstrap.score(confusions, np.stack([first_alone, second_alone]), unseen, convention)
         for convention in ("occurring", "ground_truth")
     )
     np.testing.assert_allclose(occurring["seen"], [0.375, 0.75])
@@ -151,7 +152,7 @@ def test_percentiles_and_seeds_are_those_of_a_slow_bootstrap(tmp_path):
     job = made_job(tmp_path, predictions, truth, [made_claim()], resamples=60)
     [result] = results(job)
     differences = []
-    for times in claims.draw(12, 60):
+    for times in bootstrap.draw(12, 60):
         chosen = np.repeat(np.arange(12), times)
         hiou = {s: scores_of(p[chosen], truth[chosen])["hIoU"] for s, p in predictions.items()}
         differences.append([100 * (hiou[f"deop/{seed}"] - hiou[f"base/{seed}"]) for seed in (0, 3)])
@@ -169,7 +170,7 @@ def test_a_better_system_holds_turned_round_it_is_reversed_and_an_equal_one_show
     good, bad = guess(truth, 0.8, 1), guess(truth, 0.5, 2)
     made = [
         made_claim(*pair, metric=metric)
-        for metric in claims.METRICS
+        for metric in bootstrap.METRICS
         for pair in (("deop", "base"), ("base", "deop"), ("deop", "twin"))
     ]
     found = results(made_job(tmp_path, {"deop/0": good, "base/0": bad, "twin/0": good}, truth, made))
@@ -293,7 +294,7 @@ def test_draws_without_unseen_classes_are_left_out_and_said_to_be(tmp_path):
     made = [made_claim(miou="ground_truth"), made_claim(miou="ground_truth", metric="pAcc")]
     of_hiou, of_pacc = results(made_job(tmp_path, predictions, truth, made))
     # Draws of that image alone are without seen classes.
-    without = int(np.isin(claims.draw(4, 300)[1:, 0], (0, 4)).sum())
+    without = int(np.isin(bootstrap.draw(4, 300)[1:, 0], (0, 4)).sum())
     assert 0 < without == 300 - of_hiou["resamples"] and of_pacc["resamples"] == 300
     assert f"left out: up to {without} a claim" in (tmp_path / "results/claims.md").read_text()
 
@@ -379,9 +380,9 @@ def test_settings_name_what_they_refuse(job):
 
 def test_two_thousand_draws_at_the_size_of_the_mini_profile_take_seconds():
     rng = np.random.default_rng(0)
-    counts = claims.Confusions(*rng.integers(1, 50, (3, 400, 171)).astype(float))
+    counts = bootstrap.Confusions(*rng.integers(1, 50, (3, 400, 171)).astype(float))
     started = time.monotonic()
-    times = claims.draw(400, 2000)
+    times = bootstrap.draw(400, 2000)
     for _ in itertools.repeat(None, 6):  # two systems, three seeds
-        claims.score(counts, times, np.arange(171) < 15, "occurring")
+        bootstrap.score(counts, times, np.arange(171) < 15, "occurring")
     assert time.monotonic() - started < 20

@@ -15,6 +15,8 @@ from made_figures import DATASETS, SPEEDS, TABLES, drawn, error_bars, made_job, 
 from matplotlib.colors import same_color
 
 from deop.errors import ConfigError, DeopError
+from deop.reporting import plots
+from deop.reporting.confusion import confusion_shares
 from deop.stages import figure
 
 
@@ -196,7 +198,7 @@ def test_confusion_equals_a_literal_count(tmp_path):
 def test_an_unseen_class_without_pixels_says_so():
     names = ["a", "b", "c"]
     matrix = np.array([[5, 0, 0], [1, 2, 1], [0, 0, 0]])
-    [frame] = figure.confusion_shares({"DeOP": matrix}, names, ["b", "c"]).values()
+    [frame] = confusion_shares({"DeOP": matrix}, names, ["b", "c"]).values()
     assert frame.loc["b"].to_list() == [50, 25, 0, 25, 0]
     assert frame.columns.to_list() == [
         ("", "correct"),
@@ -206,7 +208,7 @@ def test_an_unseen_class_without_pixels_says_so():
         ("unseen", "other unseen"),
     ]
     assert frame.loc["c"].isna().all()
-    made = figure.plots.confusion({"DeOP": frame}, title="", notes=[])
+    made = plots.confusion({"DeOP": frame}, title="", notes=[])
     assert [label.get_text() for label in made.axes[0].get_yticklabels()] == ["b", "c (no pixels)"]
 
 

@@ -63,11 +63,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
     """Images and label maps of one split.
 
     Args:
-        root: a prepared dataset.
-        split: ``"train"`` or ``"val"``.
-        seen_only: what training sees: unseen classes become :data:`HIDDEN`, which one of them is not said, seen
-            classes are renumbered 0, 1, ... in label order, and images without a seen pixel are left out.
-        keep_bytes: what decoded samples may take in memory, so that a small dataset is read once.
+        root: a prepared dataset. split: ``"train"`` or ``"val"``. seen_only: for training: all unseen classes become
+        :data:`HIDDEN`, seen classes are renumbered 0, 1, ... in label
+            order, and images without a seen pixel are left out.
+        keep_bytes: memory for decoded samples, so that a small dataset is read only once.
 
     Raises:
         DeopError: a folder, card or split file that is missing or malformed; images that are no longer where they were.
@@ -109,7 +108,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             return label.height, label.width
 
     def check_labels(self) -> SegmentationDataset:
-        """Itself, if every label map is the one that was written.
+        """Returns itself if no label map has changed since it was written.
 
         Raises:
             DeopError: label maps that were changed, damaged or removed since, by name.
@@ -135,7 +134,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             image, label = self._kept[index]
             return Sample(image.clone(), label.long())
         sample = self._read(index)
-        kept = Sample(sample.image.clone(), sample.label.int())  # whoever reads may write into what they got
+        kept = Sample(sample.image.clone(), sample.label.int())  # the caller may modify what it gets
         size = kept.image.nbytes + kept.label.nbytes
         if size <= self._room:
             self._kept[index] = kept
@@ -143,7 +142,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         return sample
 
     def read_ahead(self) -> None:
-        """Reads the samples that stay in memory, up to the first for which there is no room."""
+        """Reads samples into memory until there is no more room."""
         for index in range(len(self)):
             self[index]
             if index not in self._kept:
@@ -209,7 +208,7 @@ def _read_split(path: Path, image_root: str | None) -> list[Entry]:
 
 
 def _checksums(paths: Sequence[Path]) -> list[int | None]:
-    """CRC-32 of files, None of those that are not there; in threads, since reading lets others run."""
+    """CRC-32 of files, None for missing ones; read in threads."""
 
     def checksum(path: Path) -> int | None:
         return zlib.crc32(path.read_bytes()) if path.is_file() else None
@@ -219,7 +218,7 @@ def _checksums(paths: Sequence[Path]) -> list[int | None]:
 
 
 def write_card(root: Path, card: DatasetCard) -> None:
-    """Writes ``dataset.json``, without what only real datasets have where there is none of it."""
+    """Writes ``dataset.json``, without optional values that are None."""
     values = card.model_dump()
     for part in (values, *values["classes"]):
         for key in ("image_root", "raw_ignore", "images", "raw_id", "spelling"):
@@ -244,10 +243,9 @@ def write_split(root: Path, split: str, entries: list[Entry], image_root: Path |
 
 
 def restore_raw(label: np.ndarray, card: DatasetCard) -> np.ndarray:
-    """(H, W) label ids, :data:`IGNORE` included, as the dataset's owners write them; uint16.
+    """(H, W) label ids, :data:`IGNORE` included, converted back to the original ids; uint16.
 
-    What they write for pixels without a class comes back as one value where they have several (VOC: background and
-    borders).
+    If the original label maps have several values for pixels without a class, as VOC has, they come back as one.
 
     Raises:
         DeopError: a dataset without original ids.

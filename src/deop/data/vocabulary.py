@@ -1,4 +1,4 @@
-"""Class names as a user gives them on the command line."""
+"""Class names given on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a benchmark: systems, their sizes and their inputs."""
+"""The rows of a speed benchmark: systems, sizes and inputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from deop.settings.benchmarks import BenchmarkClip, ScalingBenchmark, SpeedBench
 ONE_PASS, MULTI_PASS = ("Baseline", "DeOP"), ("SimBaseline", "ZegFormer")
 BARE_PROPOSALS, BARE_CLIP = "proposal network alone", "open_clip visual alone"
 BARE = (BARE_PROPOSALS, BARE_CLIP)
-"""The parts that every one-pass system needs, as their libraries run them."""
+"""The networks that every one-pass system runs, as the libraries implement them."""
 
 
 class Case(NamedTuple):
     """One row: a system with a CLIP on ``batch`` images (height, width), where ``shown`` of ``queries`` masks are not
     empty.
 
-    ``compiled`` is that of :func:`deop.methods.inference.prepare`.
+    ``compiled``: see :func:`deop.methods.inference.prepare`.
     """
 
     system: str

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a mini CLIP on new objects, crops, and regions of new scenes."""
+"""Zero-shot accuracy of a mini CLIP on new objects, on crops of new scenes, and on their regions."""
 
 from __future__ import annotations
 

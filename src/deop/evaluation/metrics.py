@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -108,14 +110,19 @@ class SegmentationMetrics:
             miou=iou.nanmean().item(),
             seen=seen,
             unseen=unseen,
-            hiou=harmonic_mean(seen, unseen),
+            hiou=float(harmonic_mean(seen, unseen)),
             iou=tuple(iou.tolist()),
         )
 
 
-def harmonic_mean(first: float, second: float) -> float:
-    """``2 a b / (a + b)``; 0 where both are 0."""
-    return 2 * first * second / (first + second) if first + second else 0.0
+def harmonic_mean(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """``2 a b / (a + b)``, element by element; 0 where both are 0, NaN where one is.
+
+    Of mIoU on seen and unseen classes, this is hIoU.
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    total = first + second
+    return np.divide(2 * first * second, total, out=np.zeros_like(total), where=total != 0)
 
 
 class SegmentIoU(NamedTuple):
@@ -153,8 +160,8 @@ def mean_best_iou(mask_probabilities: Tensor, labels: Tensor, ignore: int = 255)
         rows = rows_within_budget(size[1] * (3 * proposals + 2 * len(classes)))
         intersection = torch.zeros(len(classes), proposals, dtype=torch.float64, device=truth.device)
         strips = resized_strips(probabilities[None], size, rows)
-        for masks, strip in zip(strips, truth.split(rows), strict=True):
-            segments = (strip.flatten() == classes[:, None]).float()
+        for masks, labels_of_strip in zip(strips, truth.split(rows), strict=True):
+            segments = (labels_of_strip.flatten() == classes[:, None]).float()
             proposed = (masks[0].flatten(1) > 0.5).float()
             with torch.autocast(truth.device.type, enabled=False):  # pixel counts are beyond half precision
                 intersection += segments @ proposed.T

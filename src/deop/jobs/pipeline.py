@@ -100,9 +100,18 @@ class Pipeline:
         )
 
     def _tested(self, experiment: str, dataset: str, trained_on: str) -> dict[str, dict]:
-        """The settings of the method that are others on ``dataset`` than where the system was trained."""
-        here, there = (dump(self._profile.experiments[experiment][name]) for name in (dataset, trained_on))
-        changed = {key: value for key, value in here.items() if value != there[key]}
+        """The settings of the method that are others on ``dataset`` than where the system was trained.
+
+        Only those that training does not depend on: a trained system keeps the others.
+        """
+        here, there = (self._profile.experiments[experiment][name] for name in (dataset, trained_on))
+        trained, values = there.for_training(), dump(here)
+        changed = {
+            key: values[key]
+            for key in type(here).model_fields
+            if getattr(here, key) != getattr(there, key)
+            and there.model_copy(update={key: getattr(here, key)}).for_training() == trained
+        }
         return {"tested": changed} if changed else {}
 
     def _parts(self, method: MethodSettings, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:

@@ -26,7 +26,7 @@ from deop.data.transforms import resize_short_side
 from deop.errors import DeopError
 from deop.methods.base import Segmenter, normalise, to_multiple
 from deop.methods.deop import DeOP
-from deop.reporting.drawing import Drawing, proposal_masks, proposal_overlaps
+from deop.reporting.picture import Picture, proposal_masks, proposal_overlaps
 
 COVERED = (0.05, 0.35)
 """The part of an image that a segment may cover to be shown: large enough to see, small enough to be a part."""
@@ -76,7 +76,7 @@ class Row(NamedTuple):
     shares: tuple[float, float, float]
 
 
-def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) -> Drawing:
+def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) -> Picture:
     """Figure 5 of a system with classification anchors; images are resized to ``short_side`` pixels for it.
 
     Raises:
@@ -90,7 +90,7 @@ def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) ->
         low, high = COVERED
         raise DeopError(f"{dataset.root}: no class covers {low:.0%} to {high:.0%} of a validation image")
     rows = [choose_row(segmenter, dataset, segment, images[segment], short_side) for segment in classes]
-    return Drawing(_figure(rows, dataset), {"rule": RULE, "rows": [_values(row, dataset) for row in rows]})
+    return Picture(_figure(rows, dataset), {"rule": RULE, "rows": [_values(row, dataset) for row in rows]})
 
 
 def candidate_images(dataset: SegmentationDataset) -> dict[int, list[int]]:

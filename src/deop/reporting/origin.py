@@ -1,4 +1,4 @@
-"""Where the numbers of a table or figure come from: code, configuration, machine, in words and for a machine."""
+"""Where the numbers of a table or figure come from: code, configuration and machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) 
     """Which code measured what is shown, by which configuration, in which precision if not fp32, and, if speed is
     among it, on which machine.
 
-    ``commit`` is for machines, with ``-dirty`` where files differed from it, as ``git describe`` has it; ``code`` and
+    ``commit`` is machine-readable, with ``-dirty`` where files differed from it, as in ``git describe``; ``code`` and
     ``configuration`` are for people.
     """
     provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
@@ -65,10 +65,3 @@ def _commit_in_words(provenance: dict[str, Any]) -> str:
         return "no commit known"
     changed = " with uncommitted changes" if provenance["dirty"] else ""
     return f"commit {provenance['commit'][:COMMIT_LENGTH]}{changed}"
-
-
-def escaped_for_latex(text: str) -> str:
-    """Text as LaTeX prints it, without the marks that Markdown has for emphasis and code."""
-    words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    plain = text.replace("*", "").replace("`", "")
-    return "".join(words.get(sign, f"\\{sign}" if sign in "_%{}#$&" else sign) for sign in plain)

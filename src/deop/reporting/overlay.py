@@ -1,4 +1,4 @@
-"""A picture to look at: label colours over an image, and beside it which colour is what."""
+"""Label colours over an image, with a legend."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from deop.reporting.contact_sheet import class_colours, paint_labels
 
 _TEXT = (10, 40)  # pixels, at least and at most
-_BAND = 256  # rows painted at a time: painting takes fifty times the bytes of the labels
+_STRIP = 256  # rows painted at a time, because painting takes fifty times the memory of the labels
 
 
 def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Image:
@@ -24,8 +24,8 @@ def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Ima
     colours = class_colours(len(names))
     painted = np.concatenate(
         [
-            paint_labels(image[top : top + _BAND], label[top : top + _BAND], colours)
-            for top in range(0, height, _BAND)
+            paint_labels(image[top : top + _STRIP], label[top : top + _STRIP], colours)
+            for top in range(0, height, _STRIP)
         ]
     )
     pixels = np.bincount(label.ravel(), minlength=len(names))

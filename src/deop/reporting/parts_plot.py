@@ -1,4 +1,4 @@
-"""A benchmark drawn: where the time of an image goes."""
+"""A speed benchmark as a plot: the time per image by part."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from deop.reporting.canvas import HATCHES, PALE, STYLE, finish, grid
+from deop.reporting.plot_style import HATCHES, PALE, STYLE, finish, grid
 
 PARTS = {
     "proposals_ms": "proposals",

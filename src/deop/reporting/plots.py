@@ -1,4 +1,4 @@
-"""How each kind of figure is drawn. Measured values are filled marks; what the paper reports is a hollow diamond."""
+"""Each kind of plot. Measured values are filled marks; values that the paper reports are hollow diamonds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from deop.reporting.canvas import (
+from deop.reporting.plot_style import (
     COLOURS,
     HATCHES,
     MARKERS,
@@ -27,7 +27,7 @@ from deop.reporting.canvas import (
     grid,
     label_points,
 )
-from deop.reporting.table_settings import COUNTS, TableDataset, TableRow, TableSettings, deviates, listed
+from deop.reporting.table_settings import COUNTS, SystemRow, TableDataset, TableSettings, deviates, listed
 
 TITLES = {
     "pAcc": "pixel accuracy",
@@ -49,7 +49,7 @@ def bars(
     for each metric, with a group of bars a dataset. Rows that were not run have no bar.
 
     Args:
-        values: as :func:`deop.stages.table.by_seed` gives them.
+        values: as :func:`deop.reporting.results_table.by_seed` gives them.
         notes: sentences for under the figure.
     """
     rows = [row for row in table.rows if row.experiment is not None]
@@ -92,7 +92,7 @@ def bars(
 
 def _bar_panel(
     axis: Axes,
-    groups: dict[str, list[tuple[TableRow, TableDataset]]],
+    groups: dict[str, list[tuple[SystemRow, TableDataset]]],
     metric: str,
     values: pd.DataFrame,
     looks: list[dict],
@@ -137,7 +137,7 @@ def scatter(
     """The second metric over the first (logarithmic): a panel a dataset, a mark a system of each table.
 
     Args:
-        values: of each table, as :func:`deop.stages.table.by_seed` gives them.
+        values: of each table, as :func:`deop.reporting.results_table.by_seed` gives them.
         notes: sentences for under the figure.
     """
     datasets = {dataset.name: dataset for table in tables.values() for dataset in table.datasets}
@@ -258,7 +258,7 @@ def confusion(shares: dict[str, pd.DataFrame], *, title: str, notes: list[str]) 
     """Heatmaps of where the pixels of unseen classes go, one below the other.
 
     Args:
-        shares: by system, as :func:`deop.stages.figure.confusion_shares` gives them.
+        shares: by system, as :func:`deop.reporting.confusion.confusion_shares` gives them.
         notes: sentences for under the figure.
     """
     first = next(iter(shares.values()))

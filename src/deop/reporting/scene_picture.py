@@ -13,7 +13,7 @@ from deop.data.segmentation import IGNORE, SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.methods.base import Segmenter
 from deop.reporting.contact_sheet import class_colours, paint_labels
-from deop.reporting.drawing import Drawing, proposal_masks, proposal_overlaps
+from deop.reporting.picture import Picture, proposal_masks, proposal_overlaps
 
 RULE = (
     "Chosen by rule: the first validation image with the most classes among those that show seen and unseen ones, "
@@ -39,7 +39,7 @@ def choose_segment(label: Tensor, unseen: list[int]) -> int:
     return int(classes[(is_unseen.long() * label.numel() + counts).argmax()])
 
 
-def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) -> Drawing:
+def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) -> Picture:
     """The picture of a system whose output has one heatmap a proposal; images are resized to ``short_side``."""
     index = choose_scene(dataset)
     sample = dataset[index]
@@ -70,7 +70,7 @@ def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) ->
         "proposal": query,
         "proposal_iou": round(overlaps[query].item(), 4),
     }
-    return Drawing(figure, shows)
+    return Picture(figure, shows)
 
 
 def _figure(

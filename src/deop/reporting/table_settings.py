@@ -1,4 +1,4 @@
-"""What a table shows, as its job says it, and the words that tables, figures and claims share."""
+"""Settings of the stage ``table``, and wording that tables, figures and claims share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TableDataset(Settings):
     trained_on: str | None = None
 
 
-class TableRow(Settings):
+class SystemRow(Settings):
     """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages.
 
     Without an experiment it is a system that is not implemented here, of which nothing is measured.
@@ -54,7 +54,7 @@ class TableSettings(Settings):
     seeds: tuple[int, ...]
     datasets: tuple[TableDataset, ...]
     metrics: tuple[str, ...]
-    rows: tuple[TableRow, ...]
+    rows: tuple[SystemRow, ...]
     artifacts: tuple[str, ...] = ()
 
 

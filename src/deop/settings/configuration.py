@@ -305,13 +305,24 @@ class Configuration(ProfileSettings):
     def _check_batches(self) -> None:
         """Checks that the processes of a launch can share each batch evenly."""
         processes = self.launch_settings.get("num_processes", 1)
-        for section in ("proposals", "segmentation"):
-            for name, settings in self.stages[section].items():
-                if settings.batch_size % processes:
-                    raise ConfigError(
-                        f"{SOURCE}: {section}.batch_size: {settings.batch_size} (for {name}) does not divide among the "
-                        f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
-                    )
+        batches = [
+            (section, dataset, settings.batch_size)
+            for section in ("proposals", "segmentation")
+            for dataset, settings in self.stages[section].items()
+        ]
+        batches += [  # of rounds of training whose schedule is a setting of the method
+            (f"experiments.{experiment}.{name}", dataset, getattr(method, name).batch_size)
+            for experiment, by_dataset in self.experiments.items()
+            for dataset, method in by_dataset.items()
+            for name in method.rounds
+            if hasattr(method, name)
+        ]
+        for place, dataset, batch_size in batches:
+            if batch_size % processes:
+                raise ConfigError(
+                    f"{SOURCE}: {place}.batch_size: {batch_size} (for {dataset}) does not divide among the "
+                    f"{processes} processes of {self.launch_file}; valid: multiples of {processes}"
+                )
 
     def _read_precision(self) -> Precision:
         """The configured precision; a launch file must not set another."""

@@ -1,4 +1,4 @@
-"""Stage ``download``: downloads and unpacks one archive of the paper's datasets, unless its files exist already."""
+"""Stage ``download``: one archive of the paper's datasets, downloaded and unpacked unless its files are there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deop.utils.files import write_json
 
 
 def run(job: Job) -> None:
-    """Provides the files of ``job.settings["source"]`` and writes a record of them to ``job.output``."""
+    """Puts the files of ``job.settings["source"]`` in place, and describes them in ``job.output``."""
     started = time.monotonic()
     source = Download.model_validate(job.settings["source"])
     found = provide(source)
@@ -37,7 +37,7 @@ def run(job: Job) -> None:
 
 
 def provide(source: Download) -> dict[str, Any]:
-    """Provides the files of a source: existing ones are used and never replaced, others are downloaded and unpacked.
+    """Puts the files of a source in place. Existing files are used, and never replaced.
 
     Returns:
         ``holds``, the number of files of each pattern, and ``archive``, the ``bytes``, ``sha256`` and ``url`` of the
@@ -58,7 +58,7 @@ def provide(source: Download) -> dict[str, Any]:
 
 
 def _complete(source: Download, archive: Path) -> None:
-    """Provides all files, also after an interrupted run or while another process works on them."""
+    """Puts all files in place, whatever another process or an interrupted run left."""
     root, holds = Path(source.root), source.entry.holds
     if unpacked := pending(source):
         place(unpacked, root)
@@ -78,7 +78,7 @@ def _complete(source: Download, archive: Path) -> None:
 
 @contextmanager
 def _alone(archive: Path) -> Iterator[None]:
-    """Locks an archive against other processes, since two entries may share one."""
+    """Locks the archive against other processes, because two entries may share one."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with archive.with_name(f".{archive.name}.lock").open("w") as lock:
         try:

@@ -12,7 +12,8 @@ from deop.jobs.artifacts import describe
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.methods.system import load_system
-from deop.reporting import anchor_picture, canvas, scene_picture
+from deop.reporting import anchor_picture, scene_picture
+from deop.reporting.plot_style import save_figure
 from deop.settings.stages import PictureSettings
 from deop.utils.files import write_json
 
@@ -30,10 +31,10 @@ def run(job: Job) -> None:
     settings = PictureSettings.model_validate(job.settings["picture"])
     kind, short_side = settings.kind, settings.short_side
     dataset = SegmentationDataset(job.inputs["data"], "val")
-    drawing = DRAW[kind](load_system(job.inputs["system"]), dataset, short_side)
+    picture = DRAW[kind](load_system(job.inputs["system"]), dataset, short_side)
     output = Path(job.output)
     for suffix in (".png", ".svg"):
-        canvas.save(drawing.figure, output.with_suffix(suffix))
+        save_figure(picture.figure, output.with_suffix(suffix))
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
     # The workflow takes a picture for up to date by what this file says of its key and inputs.
-    write_json(output, {**identity(job), "kind": kind, **drawing.shows, **provenance})
+    write_json(output, {**identity(job), "kind": kind, **picture.shows, **provenance})

@@ -76,7 +76,9 @@ def build_step(job: Job, names: list[str]) -> ProposalStep:
     if settings.class_term is None:
         return ProposalStep(network)
     clip = build_clip(Clip.model_validate(job.settings["clip"]), job.inputs.get("clip"))
-    prompt = build_prompt(TextPrompts.model_validate(job.settings["prompts"]), clip, job.inputs["prompts"])
+    prompt = build_prompt(
+        TextPrompts.model_validate(job.settings["prompts"]), clip, job.inputs.get("prompts")
+    )
     with torch.no_grad():
         text = prompt(clip, names)
     return ProposalStep(network, ClassLoss(settings.class_term, network.width, text, clip.logit_scale))

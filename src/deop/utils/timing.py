@@ -1,7 +1,7 @@
-"""Times of named parts of a network's forward pass; active only inside :class:`PartTimes`.
+"""Named parts of a forward pass, timed only inside :class:`PartTimes`.
 
-torch.profiler records single operations and slows down what it records, the more the smaller they are; it answers why
-a part is slow. This module says which part is slow, in a run at normal speed.
+torch.profiler records single operations, and slows down small ones most; use it to find out why a part is slow. The
+times here say which part is slow, with hardly any overhead.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _listener: ContextVar[PartTimes | None] = ContextVar("part_times", default=None)
 
 
 class PartTimes:
-    """Seconds spent in each :func:`part` inside ``with PartTimes(device) as times``.
+    """Seconds spent in each :func:`part` that runs inside ``with PartTimes(device) as times``.
 
-    The time of a nested part does not count towards the part around it, so times add up. A GPU is synchronised
-    wherever a part begins or ends, which slows the run down: do not time a whole run inside this context.
+    The time of a part does not include parts inside it, so times add up. A GPU is synchronised wherever a part begins
+    or ends, so total run time should be measured outside of ``PartTimes``.
 
     Attributes:
         seconds: by name of a part.
@@ -50,7 +50,7 @@ class PartTimes:
         self._open.pop()
 
     def _turn(self) -> None:
-        """Adds the time since the last call to the innermost part that was open."""
+        """Adds the time since the last turn to the innermost open part."""
         wait_for(self._device)
         now = time.perf_counter()
         if self._open:
@@ -61,7 +61,7 @@ class PartTimes:
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Counts the time inside as the part ``name``; active only inside :class:`PartTimes`."""
+    """Times what runs inside as ``name``; active only inside :class:`PartTimes`."""
     times = _listener.get()
     if times is None:
         yield
@@ -74,7 +74,7 @@ def part(name: str) -> Iterator[None]:
 
 
 def parts_of(items: Iterable[Item], name: str) -> Iterator[Item]:
-    """Yields ``items`` and counts the time to make each as the part ``name``."""
+    """Yields ``items``, and times the making of each as ``name``."""
     iterator = iter(items)
     while True:
         with part(name):
@@ -86,6 +86,6 @@ def parts_of(items: Iterable[Item], name: str) -> Iterator[Item]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Waits until a GPU has finished all queued work."""
+    """Waits until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""Unpacking of zip and tar archives: nothing outside the target, and nothing half-unpacked under its final name.
+"""Safe unpacking of zip and tar archives: never outside the target, and never partly under the final name.
 
-Members are read and checked before anything is written. They are then written to a hidden folder beside where they
-belong, and moved into place when all of them are there and counted.
+All members are checked before anything is written. They are unpacked into a hidden folder beside their destination, and
+moved into place once all of them are there and counted.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _copy(source: IO[bytes], path: Path, progress: Callable[[int], object]) -> i
 def unpack(source: Download, archive: Path, require_space: Callable[[Path, int, str], None]) -> None:
     """Unpacks ``archive`` under the root of ``source`` and writes its manifest.
 
-    A run that is killed leaves hidden folders only, which the next one removes, or what is :func:`pending`.
+    An interrupted run leaves only hidden folders, which the next one removes, or which are :func:`pending`.
 
     Args:
         require_space: called with the folder, the bytes that it will take and what for, before anything is written.
@@ -224,7 +224,7 @@ def unpack(source: Download, archive: Path, require_space: Callable[[Path, int, 
 
 
 def pending(source: Download) -> Path | None:
-    """What an earlier run unpacked whole and was killed before it was in place, to be given to :func:`place`."""
+    """Files that an interrupted run unpacked completely but did not move into place; pass them to :func:`place`."""
     return next(
         (whole for folder in _homes(source) if (whole := folder / f".{source.name}.unpacked").exists()), None
     )

@@ -1,7 +1,7 @@
-"""Fetching of archives that a connection may break off: by HTTP, resumed where they stopped, and checked when whole.
+"""Downloads of archives over HTTP: interrupted transfers are resumed, and complete ones checked.
 
-Beside an archive ``x.zip`` lie ``x.zip.json``, its size, SHA-256 and URL as first seen; while it is fetched,
-``x.zip.part`` and what is known of it, ``x.zip.part.json``; and where it was not what it should be, ``x.zip.bad``.
+Beside an archive ``x.zip`` are ``x.zip.json``, its size, SHA-256 and URL when it was first there; during the download
+``x.zip.part`` and its state, ``x.zip.part.json``; and ``x.zip.bad``, an archive with another hash than expected.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from deop.utils.progress import progress_bar
 # complete an archive of 19 GB.
 
 ATTEMPTS = 5
-"""How often a URL may fail in a row, without a byte more, before the next one is tried."""
+"""How often in a row a URL may fail without progress before the next one is tried."""
 BACK_OFF = 1.0
-"""Seconds before the second attempt; twice as many before each further one."""
+"""Seconds before the second attempt; doubled before each further one."""
 TIMEOUT = (10, 60)
-"""Seconds to connect, and without any data."""
+"""Timeouts in seconds: to connect, and between data."""
 
 _CHUNK = 1 << 16
 _RETRIED = {408, 425, 429}  # and 5xx: the server may answer otherwise later
@@ -41,11 +41,11 @@ _WEB_PAGE = re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE)
 
 
 class _Broken(Exception):
-    """A transfer that may go on if it is tried again."""
+    """A transfer that may succeed if it is tried again."""
 
 
 class _Refused(Exception):
-    """A URL that does not give what is asked for."""
+    """A URL that does not serve the archive."""
 
 
 class WrongArchive(DeopError):

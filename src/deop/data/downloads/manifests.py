@@ -1,4 +1,4 @@
-"""Manifests: size and checksum of each unpacked file, by which a changed label or image is found again."""
+"""Manifests: size and checksum of each unpacked file, to detect changed labels and images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_manifest(source: Download) -> list[Record] | None:
 
 
 def record_files(source: Download, workers: int = 8) -> None:
-    """Writes the manifest of files that were there before: as they are now is how they should stay."""
+    """Writes the manifest of files that were already there, with their present contents."""
     root = Path(source.root)
     paths = [str(path.relative_to(root)) for pattern in source.entry.holds for path in matches(root, pattern)]
 

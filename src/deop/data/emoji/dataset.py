@@ -24,7 +24,11 @@ _JPEG_QUALITY = 95
 
 
 def check(name: str, settings: EmojiScenes) -> None:
-    """Raises ``DeopError`` for a class that no artist drew, before any scene is made."""
+    """Checks that all classes can be drawn.
+
+    Raises:
+        DeopError: a class that no artist drew.
+    """
     for thing in settings.vocabulary.things:
         try:
             concept(thing)
@@ -38,7 +42,7 @@ def check(name: str, settings: EmojiScenes) -> None:
 
 
 def _balanced(rng: np.random.Generator, names: tuple[str, ...]) -> Iterator[str]:
-    """Names in random order, each once before any comes again: rare classes would make a noisy IoU."""
+    """Names in random order, each once before any repeats: rare classes would make IoU noisy."""
     while True:
         yield from (names[index] for index in rng.permutation(len(names)))
 

@@ -1,4 +1,4 @@
-"""What figures share: style, marks, layout and saving; for print, also in grey, and for the colour-blind."""
+"""Style, marks, layout and saving of figures; readable in print, in grey, and for the colour-blind."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def finish(
 ) -> Figure:
     """Lays the axes out and puts the title above them, the legend and the notes below.
 
-    These are outside the figure's box; :func:`save` makes room for them.
+    These are outside the figure's box; :func:`save_figure` makes room for them.
     """
     figure.canvas.draw()
     figure.set_layout_engine("none")  # what is placed from now on moves no axes
@@ -127,7 +127,7 @@ def _shared(one: Bbox, other: Bbox) -> float:
     return both.width * both.height if both else 0.0
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure in the format of the path's suffix."""
     metadata = (
         {"Date": None} if path.suffix == ".svg" else None

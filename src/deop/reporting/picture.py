@@ -1,4 +1,4 @@
-"""What the kinds of pictures share: how proposals are compared with the truth."""
+"""What the kinds of pictures share, such as the overlap of proposals with a segment."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from deop.data.segmentation import IGNORE
 
 
-class Drawing(NamedTuple):
-    """A figure, and as values for JSON what it shows and (``rule``) by which rule that was chosen."""
+class Picture(NamedTuple):
+    """A figure, and as values for JSON what it shows, and the ``rule`` by which that was chosen."""
 
     figure: Figure
     shows: dict[str, Any]
