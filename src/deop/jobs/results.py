@@ -12,7 +12,7 @@ from deop.jobs.jobs import Inputs, Jobs, dump, name_of
 from deop.jobs.pipeline import Pipeline
 from deop.settings.configuration import Configuration
 from deop.settings.datasets import RealDataset
-from deop.settings.tables import PLACE, Claim, Figure, Picture, TableLayout
+from deop.settings.tables import PLACE, Claim, Figure, Picture, ResultsTable
 
 SystemName = tuple[str, str, int]
 """Dataset, experiment and seed of a trained system."""
@@ -55,7 +55,7 @@ class Results:
             "picture": {name: self._picture(name, picture) for name, picture in asked.pictures.items()},
         }
 
-    def _read_table(self, name: str, layout: TableLayout) -> tuple[dict[str, Any], Inputs]:
+    def _read_table(self, name: str, layout: ResultsTable) -> tuple[dict[str, Any], Inputs]:
         """The settings of a table, and the jobs whose numbers it shows, by role."""
         config = self._config
         datasets = [self._dataset(dataset) for dataset in layout.datasets]

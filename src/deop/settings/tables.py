@@ -41,7 +41,7 @@ class DatasetTable(Settings):
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
 
 
-class TableLayout(DatasetTable):
+class ResultsTable(DatasetTable):
     """One table: its rows, and its columns (datasets times metrics).
 
     ``reported`` is the number of the paper's table whose values are shown beside the measured ones. With
@@ -55,14 +55,14 @@ class TableLayout(DatasetTable):
 
     @property
     def experiments(self) -> list[str]:
-        """Those of the rows, each once."""
+        """The experiments of the rows, without repeats."""
         return list(dict.fromkeys(row.experiment for row in self.rows if row.experiment is not None))
 
 
 class Figure(Settings):
-    """A plot: of one table (``bars``), of several (``scatter``), of a benchmark (``parts``), or of what experiments do.
+    """A plot of one table (``bars``), several (``scatter``), a benchmark (``parts``) or experiments (other kinds).
 
-    ``metrics`` are what bars show; of a scatter, what lies on x and y. Experiments are shown on one dataset.
+    ``metrics`` are the metrics that bars show, or x and y of a scatter. Experiments are shown on one dataset.
     """
 
     kind: Literal["bars", "scatter", "parts", "per_class_iou", "confusion"]
@@ -113,7 +113,7 @@ class TablesFile(Settings):
 
     paper_datasets: dict[str, str]
     dataset_table: DatasetTable
-    tables: dict[str, TableLayout]
+    tables: dict[str, ResultsTable]
     figures: Annotated[dict[str, Figure], Field(default_factory=dict)]
     pictures: Annotated[dict[str, Picture], Field(default_factory=dict)]
     claims: tuple[Claim, ...] = ()
@@ -130,7 +130,7 @@ class TablesFile(Settings):
                 continue
             _check_name(f"{SOURCE}: datasets.{name}", name, benchmarks)
             datasets.check_trained(f"{SOURCE}: datasets", name)
-            tables[name] = TableLayout(
+            tables[name] = ResultsTable(
                 caption=self.dataset_table.caption.replace("{dataset}", name),
                 rows=self.dataset_table.rows,
                 metrics=self.dataset_table.metrics,
@@ -146,7 +146,7 @@ class TablesFile(Settings):
         benchmarks: Mapping[str, bool],
         profile: Mapping[str, Collection[str]],
     ) -> None:
-        """Whether everything named is there.
+        """Checks that everything named exists.
 
         Args:
             datasets: those of the profile.
@@ -155,7 +155,7 @@ class TablesFile(Settings):
             profile: by kind, the tables, figures and pictures that the profile has changed, for errors to name it.
 
         Raises:
-            ConfigError: the first thing that is not.
+            ConfigError: something named does not exist (the first one found).
         """
 
         def place_of(kind: str, name: str) -> str:
@@ -201,15 +201,15 @@ class TablesFile(Settings):
             raise ConfigError(f"{place}.metrics: a scatter shows two metrics (got {len(figure.metrics)})")
 
 
-OF_PROFILE: dict[str, type[Settings]] = {"tables": TableLayout, "figures": Figure, "pictures": Picture}
-"""What a profile may change and add, by the key that it has there and in ``config/tables.yaml``."""
+OF_PROFILE: dict[str, type[Settings]] = {"tables": ResultsTable, "figures": Figure, "pictures": Picture}
+"""What a profile may change and add, by its key in the profile and in ``config/tables.yaml``."""
 
 
 def read_tables(root: Path, profile: Mapping[str, dict[str, Any]]) -> TablesFile:
-    """``config/tables.yaml`` with the changes of a profile, by key, put over it.
+    """Reads ``config/tables.yaml`` and merges a profile's changes, by key, over it.
 
     Raises:
-        ConfigError: a file that cannot be read, or an entry that is not as it has to be.
+        ConfigError: a file that cannot be read, or an invalid entry.
     """
     values = load_yaml(root / PLACE, PLACE)
     for kind, model in OF_PROFILE.items():
