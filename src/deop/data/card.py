@@ -23,7 +23,7 @@ class DatasetCard(Settings):
     image_root: absolute path that the images of the split files are relative to; None is the dataset's folder.
     raw_ignore: what the original label maps hold where there is no class.
     images: number of images of each split.
-    spelling: which spelling of its class list (``data/classes``) the names have; None for a list of one's own.
+    spelling: which spelling of its class list (``data/classes``) the names have; None for a custom list.
     """
 
     name: str

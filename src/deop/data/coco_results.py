@@ -43,7 +43,7 @@ def entries(label_map: np.ndarray, image_id: int, category_ids: Sequence[int]) -
 
 
 def write_results(groups: Iterable[list[dict[str, Any]]], file: TextIO) -> None:
-    """Writes entries, group after group, as one JSON list, an entry a line; only one group is held at a time."""
+    """Writes groups of entries as one JSON list, one entry per line; only one group is in memory at a time."""
     separator = "[\n"
     for entry in (entry for group in groups for entry in group):
         file.write(separator + json.dumps(entry))

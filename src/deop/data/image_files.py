@@ -1,4 +1,4 @@
-"""Images as people have them: found in folders, decoded whatever their kind, and put together by size."""
+"""Users' own images: found in folders, decoded from any common format, and batched by size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class LoadedImage(NamedTuple):
-    """The image of a place in a list, (3, H, W) uint8 RGB; or None, and why there is none."""
+    """The image at an index of a list, (3, H, W) uint8 RGB; or None and the reason why it cannot be read."""
 
     index: int
     image: Tensor | None
@@ -26,7 +26,7 @@ class LoadedImage(NamedTuple):
 
 
 class ImageFiles(torch.utils.data.Dataset):
-    """Images of a list of files, as :func:`read_image` gives them; one that cannot be read is no error."""
+    """Images of a list of files, read by :func:`read_image`; an unreadable file raises no error."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -43,25 +43,25 @@ class ImageFiles(torch.utils.data.Dataset):
 
 
 def read_image(path: Path) -> Tensor:
-    """An image (3, H, W) uint8 RGB, turned the way up that its EXIF data say.
+    """Reads an image (3, H, W) uint8 RGB, rotated according to its EXIF data.
 
-    Grey, palettes and CMYK become RGB, 16-bit grey keeps its higher 8 bits, and alpha is left out: what is transparent
-    has the colour that the file gives it. Of an animation it is the first picture.
+    Greyscale, palette and CMYK images become RGB, 16-bit greyscale keeps its higher 8 bits, and alpha is ignored:
+    transparent pixels keep the colour stored in the file. An animation gives its first frame.
 
     Raises:
-        OSError, or what else PIL raises: a file that is not there or is damaged.
+        OSError, or another error of PIL: a missing or damaged file.
     """
     with Image.open(path) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):  # PIL would cut values off at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # PIL warns of the way straight to RGB
+            image = image.convert("RGBA")  # PIL warns when converting directly to RGB
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def batches_of_one_size(images: Iterable[LoadedImage], batch_size: int) -> Iterator[list[LoadedImage]]:
-    """Images in order, those of one size that follow each other at most ``batch_size`` at a time."""
+    """Batches of consecutive images of equal size, at most ``batch_size`` each; the order is kept."""
     batch: list[LoadedImage] = []
     for loaded in images:
         if batch and loaded.image.shape != batch[0].image.shape:
@@ -99,7 +99,7 @@ def find_images(given: Sequence[Path], output: Path) -> dict[Path, Path]:
 
 
 def _images_at(place: Path, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Images at or below a place, each with its path below the place."""
+    """Images at or below a path, each with its path relative to it."""
     valid = ", ".join(SUFFIXES)
     if place.is_dir():
         if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(output)):
@@ -124,7 +124,7 @@ def _below(folder: Path, left_out: str) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         raise DeopError(f"{error.filename} cannot be read: {error.strerror}")
 
-    visited = {left_out}  # a link to a folder above would lead round for ever
+    visited = {left_out}  # a link to a parent folder would cause an endless loop
     for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(place)
         if real in visited:

@@ -18,7 +18,7 @@ class Pair(NamedTuple):
 
 
 def few(names: Collection[str], most: int = 3) -> str:
-    """The first of many names, and how many more there are."""
+    """The first few of many names, and how many more there are, for error messages."""
     shown = ", ".join(sorted(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
 
@@ -46,9 +46,9 @@ def pair_up(
     Args:
         images, labels: path by key.
         folders: where the two lie, to name in errors.
-        wanted: keys of the split; None is every key there is.
+        wanted: keys of the split; None for all that exist.
         published: how many pairs the dataset's owners count.
-        complete: false leaves out what has no image or no label map, and any number will do.
+        complete: if false, keys without an image or a label map are left out, and the number is not checked.
         remedy: what an error about missing files says to do.
 
     Raises:

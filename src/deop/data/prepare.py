@@ -22,8 +22,8 @@ from deop.errors import DeopError
 from deop.settings.datasets import DatasetSettings, dataset_opener
 from deop.utils.files import whole_file
 
-_CHUNK = 64  # label maps that a process is handed at a time
-_MOST_PROBLEMS = 20  # files at fault after which the rest is not looked at
+_CHUNK = 64  # label maps per task of a worker process
+_MOST_PROBLEMS = 20  # stop after this many faulty files
 _COMPRESSION = 3  # of PNG, 0 to 9: a COCO-Stuff map takes 24 kB in 6 ms; with 6, the default, 21 kB in 9 ms
 
 
@@ -37,7 +37,7 @@ class _Converter:
 
     @property
     def lookup(self) -> tuple[np.ndarray, np.ndarray]:
-        """Label id by original id, and which original ids there are."""
+        """Lookup tables by original id: its label id, and whether it is valid."""
         ids = [entry.raw_id for entry in self.source.classes]
         size = max([*ids, *self.source.ignored]) + 1
         lookup = np.full(size, self.ignore, np.uint8 if self.ignore == 255 else np.uint16)
@@ -47,7 +47,7 @@ class _Converter:
         return lookup, known
 
     def convert(self, pairs: list[tuple[Pair, Path]]) -> list[tuple[int, ...] | str]:
-        """Writes the label maps of pairs to paths; the label ids of each, or what is wrong with it."""
+        """Converts and writes the label maps of pairs; returns for each its label ids, or what is wrong with it."""
         lookup, known = self.lookup
         results: list[tuple[int, ...] | str] = []
         for pair, target in pairs:
@@ -78,7 +78,7 @@ class _Converter:
 
 
 def _values(ids: np.ndarray) -> np.ndarray:
-    """The different ids of a map, in order. Counting is many times faster than sorting, where it is possible."""
+    """The distinct ids of a map, sorted. Counting, where possible, is many times faster than sorting."""
     if ids.dtype in (np.uint8, np.uint16):
         return np.flatnonzero(np.bincount(ids.ravel()))
     return np.unique(ids)
@@ -105,7 +105,7 @@ def _read(read: Callable, path: Path):
         return read(path)
     except DeopError:
         raise
-    except Exception as error:  # damaged files make the libraries that read them raise nearly anything
+    except Exception as error:  # reading a damaged file can raise almost any error
         raise DeopError(
             f"{path}: can't be read ({type(error).__name__}: {error}); download or unpack it again"
         ) from None
@@ -117,7 +117,7 @@ def _convert_chunk(work: tuple[_Converter, list[tuple[Pair, Path]]]) -> list[tup
 
 
 def _end_with_parent() -> None:
-    """Lets a process of the pool end when the one that started it is killed; it would wait for work for ever."""
+    """Ends a worker process when its parent is killed; otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -154,8 +154,8 @@ def prepare(
         progress: called with the number of images just done and that of all.
 
     Raises:
-        DeopError: files that are missing, before anything is written; label maps and images that are damaged, differ
-            in size or hold unknown ids, by name, when all or the first of them have been met.
+        DeopError: files that are missing, before anything is written; or, by name, label maps and images that are
+            damaged, differ in size or hold unknown ids (stops after 20 of them).
     """
     source = dataset_opener(settings.kind)(settings, Path(os.path.abspath(root)))
     if isinstance(source, SceneGenerator):

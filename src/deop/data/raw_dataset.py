@@ -1,4 +1,4 @@
-"""A dataset in its original form, as the readers open it: all that is needed to prepare it."""
+"""A dataset in its original form, as readers return it: everything needed to prepare it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A dataset as its owners publish it, all of whose files are known to be there.
+    """A dataset as its owners publish it; all files exist when this is made.
 
     classes: in label order, each with the ``raw_id`` that label maps have for it.
     ignored: ids in label maps that are no class; any other id is an error.
@@ -58,7 +58,7 @@ class SplitFiles:
     images, labels: path by key.
     folders: where the two lie, to name in errors.
     published: how many images the dataset's owners count.
-    listed: keys of the split; None is every key there is.
+    listed: keys of the split; None for all that exist.
     """
 
     images: dict[str, Path]
@@ -115,7 +115,7 @@ def published_dataset(
 
 
 def files(folder: Path, suffix: str) -> dict[str, Path]:
-    """The files of a folder with this suffix, by name without it.
+    """The files of a folder with a suffix, by their names without it.
 
     Raises:
         DeopError: no such folder.

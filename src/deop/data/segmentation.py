@@ -63,9 +63,10 @@ class SegmentationDataset(torch.utils.data.Dataset):
     """Images and label maps of one split.
 
     Args:
-        root: a prepared dataset. split: ``"train"`` or ``"val"``. seen_only: for training: all unseen classes become
-        :data:`HIDDEN`, seen classes are renumbered 0, 1, ... in label
-            order, and images without a seen pixel are left out.
+        root: a prepared dataset.
+        split: ``"train"`` or ``"val"``.
+        seen_only: for training: all unseen classes become :data:`HIDDEN`, seen classes are renumbered 0, 1, ... in
+            label order, and images without a seen pixel are left out.
         keep_bytes: memory for decoded samples, so that a small dataset is read only once.
 
     Raises:
@@ -228,7 +229,7 @@ def write_card(root: Path, card: DatasetCard) -> None:
 
 
 def write_split(root: Path, split: str, entries: list[Entry], image_root: Path | None = None) -> None:
-    """Writes a split file: images relative to ``image_root``, label maps to the dataset's folder, which None is too."""
+    """Writes a split file: images relative to ``image_root`` (None: ``root``), label maps relative to ``root``."""
     rows = [
         (
             entry.image.relative_to(image_root or root).as_posix(),

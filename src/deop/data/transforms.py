@@ -16,8 +16,8 @@ from deop.settings.schedule import Augmentation
 def seed_cpu(seed: int) -> None:
     """Seeds torch's generator of the CPU.
 
-    ``torch.manual_seed`` would, in a process that has not used its GPUs, keep each seed for them, with a traceback:
-    time and memory at every call.
+    In a process that has not used its GPUs yet, ``torch.manual_seed`` also queues every seed for them, with a
+    traceback, which costs time and memory at each call.
     """
     torch.default_generator.manual_seed(seed)
 
@@ -108,7 +108,7 @@ class TrainingBatches(torch.utils.data.Dataset):
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            # A step may reach into the next epoch, no step back by two.
+            # A step may reach into the next epoch, but no step goes back by two.
             self._orders.pop(epoch - 2, None)
             self._orders[epoch] = np.random.default_rng((self.seed, epoch)).permutation(len(self.dataset))
         return self._orders[epoch]

@@ -11,9 +11,9 @@ MOST = 65_536
 
 
 def parse_names(text: str) -> list[str]:
-    """The names in ``text``, separated by commas, or after an ``@`` the file that has one a line, commas and all.
+    """Parses names separated by commas or, for ``@FILE``, one per line of a file (commas are part of names there).
 
-    White space around a name is dropped and within it one space; in a file, so are lines without a name.
+    White space around names is removed, and within a name becomes one space. Empty lines of a file are skipped.
 
     Raises:
         DeopError: a file that cannot be read, an empty name or list, a name given twice (in any case of letters, which

@@ -1,4 +1,4 @@
-"""A picture of what CLIP attends to and of classification anchors: the paper's figure 5, on one system.
+"""A picture of CLIP's attention and of classification anchors: the paper's figure 5, for one system.
 
 A row is a segment, which is all pixels of one class in one validation image. Its columns are the image, the
 self-attention of two patches i and j of the segment in the last layer of plain CLIP, the proposal of the segment and
@@ -94,7 +94,7 @@ def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) ->
 
 
 def candidate_images(dataset: SegmentationDataset) -> dict[int, list[int]]:
-    """By class, the images in which it covers a part within :data:`COVERED`; classes without any are left out."""
+    """By class, the images of which it covers a share within :data:`COVERED`; classes without any are left out."""
     found: dict[int, list[int]] = {}
     for index in range(len(dataset)):
         label = dataset[index].label
@@ -175,7 +175,7 @@ def _look_at(
     truth = label == segment
     covered = F.interpolate(truth[None, None].float(), grid, mode="area")[0, 0]
     patches = choose_patches(covered, heatmap)
-    # Plain CLIP, as the paper shows: what it is given like the system's own, without prompts and severance.
+    # Plain CLIP, as in the paper: the same input as the system's, without prompts or severance.
     seen = normalise(to_multiple(inputs, segmenter.clip.patch_size), segmenter.mean, segmenter.std)
     attention = segmenter.clip.patch_attention(seen)[0].mean(0)[1:, 1:].unflatten(1, grid).unflatten(0, grid)
     attentions = torch.stack([attention[patch] for patch in patches])
@@ -220,7 +220,8 @@ def _figure(rows: list[Row], dataset: SegmentationDataset) -> Figure:
     count = len(_COLUMNS)
     side = (width - (count - 1) * between) / count
     heights = [side * row.truth.shape[0] / row.truth.shape[1] for row in rows]
-    # Places by hand: those of a layout engine differ in the last digit from run to run, and so would the files.
+    # Axes are placed explicitly: a layout engine's positions vary in the last digit from run to run, and so would the
+    # files.
     figure = Figure(figsize=(width, sum(heights) + (len(rows) - 1) * gap))
     axes = figure.subplots(
         len(rows),
@@ -280,7 +281,7 @@ def _draw_row(axes: list[Axes], row: Row, dataset: SegmentationDataset) -> None:
 
 
 def _mark(axis: Axes, row: Row, which: tuple[int, ...]) -> None:
-    """A square around patches i (0) and j (1), in colours of their own."""
+    """Draws squares around patches i (0) and j (1), each in its own colour."""
     height, width = (size / cells for size, cells in zip(row.truth.shape, row.heatmap.shape))
     for patch in which:
         y, x = row.patches[patch]

@@ -24,6 +24,7 @@ SPEED_NOTE = (
 
 
 def to_markdown(name: str, settings: Rounds, frame: pd.DataFrame, code: str) -> str:
+    """The rows as a Markdown page. Columns with one value throughout move to a note; ``code`` names the code used."""
     origin = frame[["machine", "torch", "commit", "configuration"]].drop_duplicates()
     shown = frame.drop(
         columns=[*origin.columns, *(column for column in frame if frame[column].nunique(dropna=False) < 2)]
@@ -49,5 +50,5 @@ def to_markdown(name: str, settings: Rounds, frame: pd.DataFrame, code: str) -> 
 
 
 def to_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Lines as JSON has them: what is not measured is null."""
+    """Rows for JSON, with null for values that were not measured."""
     return frame.astype(object).where(frame.notna(), None).to_dict("records")

@@ -1,4 +1,4 @@
-"""Which classes the pixels of unseen classes are taken for."""
+"""Which classes the pixels of unseen classes are predicted as."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from deop.errors import DeopError
 
 TOP = 8
-"""Number of wrong classes with a column of their own."""
+"""Number of wrong classes that get their own column."""
 
 
 def confusion_matrix(path: Path, classes: int) -> np.ndarray:
@@ -38,9 +38,10 @@ def confusion_shares(
         unseen: the unseen ones.
 
     Returns:
-        Frames of the same lines, the unseen classes (those first that the last system has most of right), and columns
-        (group, name): what is right, and what goes to seen and to unseen classes: of all systems' pixels the ``TOP``
-        most frequent wrong classes, most frequent first, and the rest. A line is NaN if the class has no pixels.
+        One frame per system, all with the same rows and columns. Rows are the unseen classes, sorted by the last
+        system's share of correct pixels, highest first; a row is NaN if the class has no pixels. Columns are
+        (group, name): the correct share, then for seen and for unseen classes the ``TOP`` most frequent wrong classes
+        over all systems, most frequent first, and the rest.
     """
     labels = [names.index(name) for name in unseen]
     wrong = sum(matrices.values())[labels].astype(float)

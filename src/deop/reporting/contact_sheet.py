@@ -14,7 +14,7 @@ _TILE = (96, 192)  # side of a tile in pixels, at least and at most
 
 
 def class_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8 colours, neighbours in label order far apart in hue."""
+    """RGB colours (count, 3) uint8; classes that are neighbours in label order differ strongly in hue."""
     golden = 0.61803398875
     return np.array(
         [
@@ -34,7 +34,7 @@ def paint_labels(image: np.ndarray, label: np.ndarray, colours: np.ndarray) -> n
 def contact_sheet(dataset: SegmentationDataset, *, images: int, columns: int = 6) -> Image.Image:
     """The first images of a dataset, each with its labels painted over and its classes listed (unseen in red).
 
-    Images are shrunk, or blown up, to fit a square tile, as large as the first one's longer side within bounds.
+    Images are scaled to fit a square tile, whose side is the first image's longer side, within bounds.
     """
     font = ImageFont.load_default(11)
     colours = class_colours(len(dataset.card.classes))

@@ -1,4 +1,4 @@
-"""Figures of evaluations and benchmarks: which values, notes and kind of plot each of them has."""
+"""Figures of evaluations and benchmarks: chooses the values and notes of each figure and calls its plot."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deop.settings.base import Settings
 
 
 class FigureRow(Settings):
-    """An experiment and its name in the figure."""
+    """An experiment and its label in the figure."""
 
     label: str
     experiment: str
@@ -29,9 +29,9 @@ class FigureRow(Settings):
 class FigureSettings(Settings):
     """What a figure shows.
 
-    ``bars`` shows ``metrics`` of the one table in ``tables``; ``scatter`` the second of its two ``metrics`` over the
-    first, of all ``tables``. Tables are the settings of their own jobs, by their names. ``parts`` shows a benchmark.
-    ``per_class_iou`` and ``confusion`` show ``rows`` on ``dataset``.
+    ``bars`` shows ``metrics`` of the single table in ``tables``. ``scatter`` plots the second of two ``metrics``
+    against the first, for all ``tables``. ``tables`` maps names to the settings of the tables' own jobs. ``parts``
+    shows a benchmark. ``per_class_iou`` and ``confusion`` show ``rows`` on ``dataset``.
     """
 
     kind: Literal["bars", "scatter", "parts", "per_class_iou", "confusion"]
@@ -62,7 +62,15 @@ class FigureSettings(Settings):
 
 
 def draw_figure(settings: FigureSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> Figure:
-    """The figure of evaluations by role, and of the files beside their paths."""
+    """Draws a figure.
+
+    Args:
+        evaluations: the contents of the job's inputs, by role.
+        paths: the files of the inputs, by role; confusion CSVs lie beside them.
+
+    Raises:
+        DeopError: an evaluation that lacks what the figure shows.
+    """
     kinds = {
         "bars": _bars,
         "scatter": _scatter,
@@ -144,7 +152,7 @@ def _confusion(settings: FigureSettings, evaluations: dict[str, dict], paths: di
 def _table_values(
     settings: FigureSettings, name: str, evaluations: dict[str, dict], paths: dict[str, str]
 ) -> pd.DataFrame:
-    """The values of one of the figure's tables by seed, as in its own job."""
+    """The values by seed of one of the figure's tables, as in the table's own job."""
     roles = {role: role.removeprefix(f"{name}/") for role in evaluations if role.startswith(f"{name}/")}
     return by_seed(
         settings.tables[name],
@@ -154,7 +162,7 @@ def _table_values(
 
 
 def class_iou(settings: FigureSettings, row: FigureRow, evaluations: dict[str, dict]) -> pd.DataFrame:
-    """IoU in percent, of one line a class (its name, in label order) and one column a seed; NaN where it has none."""
+    """IoU in percent: one row per class (by name, in label order) and one column per seed; NaN where undefined."""
     columns = {seed: evaluations[_role(settings, row, seed)]["per_class_iou"] for seed in settings.seeds}
     return 100 * pd.DataFrame(columns, dtype=float)
 
@@ -176,7 +184,7 @@ def _notes(
     marks: str,
     of_one_seed: str = "One seed: no spread is shown.",
 ) -> list[str]:
-    """Sentences for under the figure: on what it was measured, what the marks are, what is left out."""
+    """Sentences below the figure: what it was measured on, what the marks mean, what is left out."""
     several = len(settings.seeds) > 1
     seeds = f"{'seeds' if several else 'seed'} {listed([str(seed) for seed in settings.seeds])}"
     places = listed([dataset.name for dataset in datasets])

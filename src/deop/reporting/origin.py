@@ -9,15 +9,14 @@ from deop.jobs.configuration_state import describe_state, told_state
 
 COMMIT_LENGTH = 12
 ORIGIN_COLUMNS = ("profile", "seeds", "commit", "version", "configuration")
-"""What every line of a CSV says of its origin; keys of :func:`made_by`."""
+"""Columns for the origin in every CSV; keys of :func:`made_by`."""
 
 
 def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) -> dict[str, str]:
-    """Which code measured what is shown, by which configuration, in which precision if not fp32, and, if speed is
-    among it, on which machine.
+    """Code and configuration behind the numbers shown; also precision, if not fp32, and machine, if speed is shown.
 
-    ``commit`` is machine-readable, with ``-dirty`` where files differed from it, as in ``git describe``; ``code`` and
-    ``configuration`` are for people.
+    ``commit`` is machine-readable, with ``-dirty`` for uncommitted changes, as in ``git describe``; ``code`` and
+    ``configuration`` are sentences for readers.
     """
     provenances = [evaluation["provenance"] for evaluation in evaluations.values()]
     speeds = [evaluation["provenance"] for evaluation in evaluations.values() if "systems" in evaluation]
@@ -36,7 +35,7 @@ def made_by(profile: str, seeds: tuple[int, ...], evaluations: dict[str, dict]) 
 
 
 def in_precision(origin: dict[str, str]) -> str:
-    """What notes add about the precision of what is shown: nothing where all of it is fp32."""
+    """The note on precision; empty if everything was computed in fp32."""
     return f", computed in {origin['precision']}" if "precision" in origin else ""
 
 
@@ -46,7 +45,7 @@ def short_commit(provenance: dict[str, Any]) -> str:
 
 
 def described_code(provenances: list[dict[str, Any]]) -> str:
-    """The code of measurements, of what they were made from, and of what writes this, as far as it is another."""
+    """In words: the commits that measured, uncommitted changes in their inputs, and the present code if it differs."""
     commits = {}
     for provenance in sorted(provenances, key=short_commit):
         commits[short_commit(provenance)] = _commit_in_words(provenance)

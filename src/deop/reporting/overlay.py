@@ -12,7 +12,7 @@ _STRIP = 256  # rows painted at a time, because painting takes fifty times the m
 
 
 def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Image:
-    """Labels over their image, and to the right a legend of the classes that occur, the largest first.
+    """Label colours over an image, with a legend on the right: the classes that occur, largest first.
 
     The picture has the image's height, or more where the legend needs it.
 

@@ -18,16 +18,16 @@ PARTS = {
     "upsampling_ms": "upsampling masks",
     "other_ms": "other",
 }
-"""Columns of a benchmark that add up to the latency, and what they are called."""
+"""Columns of a benchmark that add up to the latency, and their labels in the plot."""
 
 
 @matplotlib.rc_context(STYLE)
 def parts(frame: pd.DataFrame, *, title: str, notes: list[str]) -> Figure:
-    """Median latency of each system as a bar made of its parts, a panel for each CLIP and precision.
+    """Median latency of each system as a bar stacked from its parts; one panel per CLIP and precision.
 
     Args:
         frame: the rows of a benchmark; those without parts are left out.
-        notes: sentences for under the figure.
+        notes: sentences below the figure.
     """
     frame = frame[frame["proposals_ms"].notna()]
     panels = list(frame.groupby(["clip", "precision"], sort=False))
@@ -48,7 +48,7 @@ def parts(frame: pd.DataFrame, *, title: str, notes: list[str]) -> Figure:
                 f"{speed:.3g}/s", (end, label), (3, 0), textcoords="offset points", va="center", fontsize=7
             )
         axis.invert_yaxis()
-        axis.use_sticky_edges = False  # or there is no margin beside a bar whose last part is empty
+        axis.use_sticky_edges = False  # otherwise a bar whose last part is empty gets no margin
         axis.margins(x=0.12)
         axis.set_xlim(left=0)
         axis.set_title(f"{clip}, {panel['image'].iloc[0]} pixels, {precision}", loc="left")

@@ -1,4 +1,4 @@
-"""What the kinds of pictures share, such as the overlap of proposals with a segment."""
+"""Shared by both kinds of pictures: their type, proposal masks and the overlap of proposals with a segment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deop.data.segmentation import IGNORE
 
 
 class Picture(NamedTuple):
-    """A figure, and as values for JSON what it shows, and the ``rule`` by which that was chosen."""
+    """A drawn picture. ``shows`` are values for JSON: what is shown, and the ``rule`` by which it was chosen."""
 
     figure: Figure
     shows: dict[str, Any]

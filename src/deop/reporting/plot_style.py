@@ -1,4 +1,4 @@
-"""Style, marks, layout and saving of figures; readable in print, in grey, and for the colour-blind."""
+"""Style, marks, layout and saving of figures; legible in print, in greyscale and with colour blindness."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deop.utils.files import whole_file
 STYLE = (
     sns.axes_style("whitegrid")
     | sns.plotting_context("paper")
-    # Text stays text, and the same values make the same file.
+    # Text stays text in SVG, and equal values give equal files.
     | {"svg.fonttype": "none", "svg.hashsalt": "deop", "hatch.linewidth": 0.6}
 )
 WIDTH = 7.2  # inches: two columns of print
 COLOURS = sns.color_palette("colorblind").as_hex()
 PALE = [sns.light_palette(colour, 3).as_hex()[1] for colour in COLOURS]
-"""Of areas, on which black marks are to be seen."""
+"""Colours of areas, pale enough for black marks on top."""
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "+++", "ooo", "**", "||")
 MARKERS = ("o", "s", "^", "v", "P", "X")
 REPORTED = {
@@ -36,7 +36,7 @@ REPORTED = {
     "markeredgewidth": 1.1,
     "linestyle": "none",
 }
-"""The mark of what the paper reports, and of nothing else."""
+"""The mark of values that the paper reports; nothing else uses it."""
 SEED = {"marker": ".", "markersize": 4, "color": "black", "markeredgewidth": 0, "linestyle": "none"}
 _FOOTER = 142  # characters in a line
 
@@ -53,8 +53,8 @@ def grid(
     """A figure and its rows x columns axes, row by row.
 
     Args:
-        height: of all rows together, in inches.
-        ratios: of the widths of the columns.
+        height: total height of all rows, in inches.
+        ratios: relative widths of the columns.
     """
     figure = Figure((WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -70,7 +70,7 @@ def finish(
     These are outside the figure's box; :func:`save_figure` makes room for them.
     """
     figure.canvas.draw()
-    figure.set_layout_engine("none")  # what is placed from now on moves no axes
+    figure.set_layout_engine("none")  # later additions must not move the axes
     figure.text(0.5, 1.02, textwrap.fill(title, 85), ha="center", va="bottom", fontsize=11, fontweight="bold")
     below = 0.0
     if legend:
@@ -97,11 +97,11 @@ _SIDES = [
         (-0.7, -0.7, "right", "top"),
     )
 ]
-"""Where a label may stand: offset from its point in typographic points, and alignment; the best first."""
+"""Candidate positions of a label: offset from its point, in typographic points, and alignment; best first."""
 
 
 def label_points(axis: Axes, points: list[tuple[str, float, float, str]]) -> None:
-    """Writes labels beside points (label, x, y, colour), each where it covers least of points, labels and the edge."""
+    """Writes labels beside points (label, x, y, colour), each where it overlaps points, labels and the edge least."""
     renderer = axis.figure.canvas.get_renderer()
     radius = axis.figure.dpi * 4 / 72
     centres = [axis.transData.transform((x, y)) for _, x, y, _ in points]

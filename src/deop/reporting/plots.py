@@ -36,7 +36,7 @@ TITLES = {
     "FPS": "images per second",
     "passes": "passes of CLIP per image",
 }
-"""Of axes, where the metric's name is not enough."""
+"""Axis titles of metrics whose name alone is not clear."""
 
 
 @matplotlib.rc_context(STYLE)
@@ -45,12 +45,12 @@ def bars(
 ) -> Figure:
     """Metrics of a table's rows as horizontal bars from zero, the mean over seeds.
 
-    A table of one or two datasets has a panel for each dataset and metric, with a bar a row; one of more has a panel
-    for each metric, with a group of bars a dataset. Rows that were not run have no bar.
+    With one or two datasets there is a panel per dataset and metric, with one bar per row; with more, a panel per
+    metric, with one group of bars per dataset. Rows that were not run have no bar.
 
     Args:
         values: as :func:`deop.reporting.results_table.by_seed` gives them.
-        notes: sentences for under the figure.
+        notes: sentences below the figure.
     """
     rows = [row for row in table.rows if row.experiment is not None]
     grouped = len(table.datasets) > 2
@@ -78,7 +78,7 @@ def bars(
         _bar_panel(axis, groups, metric, values[values["metric"] == metric], looks, deviates(table, metric))
         if len(metrics) == 1 or place % len(metrics) == 0:  # a row of one dataset's metrics has one heading
             axis.set_title(heading, loc="left")
-    for axis in axes:  # once all are drawn, as they share their scale
+    for axis in axes:  # only once all are drawn, as they may share a scale
         axis.set_xlim(left=0)
     places = [
         dataset.paper_title
@@ -98,7 +98,7 @@ def _bar_panel(
     looks: list[dict],
     spread: bool,
 ) -> None:
-    """Groups of bars of one metric, whose ``values`` these are, from the top; with deviations if ``spread``."""
+    """Draws groups of bars of one metric from the top down; ``spread`` adds standard deviations and single seeds."""
     for place, group in enumerate(groups.values()):
         height = 0.8 / len(group)
         for index, (row, dataset) in enumerate(group):
@@ -106,7 +106,7 @@ def _bar_panel(
             is_bar = (values["method"] == row.label) & (values["dataset"] == dataset.name)
             scores = values[is_bar]["value"]
             mean = scores.mean()
-            if np.isnan(mean):  # no bar is not a bar of length zero
+            if np.isnan(mean):  # a missing bar would look like a score of zero
                 axis.text(0, y, " undefined", va="center", fontsize=7.5)
             else:
                 axis.barh(y, mean, 0.9 * height, **looks[index % len(looks)])
@@ -134,11 +134,11 @@ def scatter(
     title: str,
     notes: list[str],
 ) -> Figure:
-    """The second metric over the first (logarithmic): a panel a dataset, a mark a system of each table.
+    """The second metric against the first (on a log scale): a panel per dataset, a mark per table and system.
 
     Args:
         values: of each table, as :func:`deop.reporting.results_table.by_seed` gives them.
-        notes: sentences for under the figure.
+        notes: sentences below the figure.
     """
     datasets = {dataset.name: dataset for table in tables.values() for dataset in table.datasets}
     looks = [
@@ -196,12 +196,12 @@ def scatter(
 
 @matplotlib.rc_context(STYLE)
 def per_class_iou(iou: dict[str, pd.DataFrame], unseen: list[str], *, title: str, notes: list[str]) -> Figure:
-    """The IoU of every class: seen ones as a curve from the best to the worst, unseen ones by name.
+    """The IoU of every class: seen classes as a curve from best to worst, unseen classes by name.
 
     Args:
-        iou: percentages by system: one line a class, one column a seed, NaN where a class has none.
+        iou: percentages by system: one row per class, one column per seed, NaN where undefined.
         unseen: the unseen classes.
-        notes: sentences for under the figure.
+        notes: sentences below the figure.
     """
     last = list(iou.values())[-1]
     named = last.loc[unseen].mean(axis=1).sort_values(ascending=False, kind="stable").index
@@ -213,7 +213,7 @@ def per_class_iou(iou: dict[str, pd.DataFrame], unseen: list[str], *, title: str
         look = {
             "marker": MARKERS[index],
             "color": colour,
-            # Where there are two, they are also told apart by the first being hollow.
+            # With two systems, the first has hollow marks, so that they differ without colour, too.
             "markerfacecolor": "white" if index == 0 and len(iou) > 1 else colour,
             "linestyle": "none",
         }
@@ -241,7 +241,7 @@ def per_class_iou(iou: dict[str, pd.DataFrame], unseen: list[str], *, title: str
     dots.set_title("unseen classes", loc="left")
     dots.set(xlabel="IoU (%)", ylim=(len(named) - 0.4, -0.6))
     dots.set_yticks(range(len(named)), named)
-    # From zero, whose marks are whole.
+    # Slightly below zero, so that marks at zero are not cut off.
     curve.set_ylim(bottom=-0.03 * curve.get_ylim()[1])
     dots.set_xlim(left=-0.04 * dots.get_xlim()[1])
     for axis in (curve, dots):
@@ -259,10 +259,10 @@ def confusion(shares: dict[str, pd.DataFrame], *, title: str, notes: list[str]) 
 
     Args:
         shares: by system, as :func:`deop.reporting.confusion.confusion_shares` gives them.
-        notes: sentences for under the figure.
+        notes: sentences below the figure.
     """
     first = next(iter(shares.values()))
-    # Each has a title; the slanted names of the columns are below all.
+    # Each heatmap has a title; the slanted column names are below the last one.
     figure, axes = grid(len(shares), 1, 1.2 + len(shares) * (0.5 + 0.2 * len(first)), sharex=True)
     groups = [group for group, _ in first.columns]
     for axis, (label, frame) in zip(axes, shares.items()):
@@ -304,7 +304,7 @@ def _axis_title(metric: str) -> str:
 
 
 def _place(dataset: TableDataset, between: str = " ") -> str:
-    """The dataset as axes call it; the paper's own go by their titles."""
+    """The dataset's name on axes; the paper's datasets go by their titles."""
     if dataset.stand_in:
         return f"{dataset.name}{between}(for {dataset.paper_title})"
     return dataset.paper_title or dataset.name

@@ -21,7 +21,7 @@ NOT_RUN = "not run"
 def measured(table: TableSettings, evaluations: dict[str, dict], paths: dict[str, str]) -> pd.DataFrame:
     """Percentages and counts: one line per row label, columns (dataset, metric, "mean" or "std").
 
-    The deviation of a single seed is NaN, and so are systems that are not run.
+    NaN for the deviation of a single seed, and for systems that were not run.
     """
     frame = by_seed(table, evaluations, paths)
     summary = frame.groupby(["method", "dataset", "metric"], sort=False)["value"].agg(["mean", "std"])
@@ -46,7 +46,7 @@ def by_seed(table: TableSettings, evaluations: dict[str, dict], paths: dict[str,
                 role = f"{row.experiment}/{dataset.name}/{seed}"
                 evaluation = evaluations[role]
                 counts = {"passes": evaluation["passes"]} if "passes" in evaluation else {}
-                if "FPS" in table.metrics:  # of the first seed, whatever the seed
+                if "FPS" in table.metrics:  # measured with the first seed only
                     speed = evaluations[f"speed/{dataset.name}"]
                     counts["FPS"] = speed["systems"][row.experiment]["images_per_s"]
                 percent = {
@@ -198,7 +198,7 @@ def fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
             dataset.name: {
                 metric: _fraction(scores[dataset.name, metric, "mean"][row.label], metric)
                 for metric in table.metrics
-                if metric != "FPS"  # another measurement is no other result
+                if metric != "FPS"  # differs with every measurement
             }
             for dataset in table.datasets
         }

@@ -1,4 +1,4 @@
-"""A picture of one validation scene on its way through the network: image, proposals, anchor heatmap, result."""
+"""A picture of one validation scene: image, proposals, anchor heatmap, result and ground truth."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULE = (
 
 
 def choose_scene(dataset: SegmentationDataset) -> int:
-    """The first image with the most classes among those that show seen and unseen ones: a rule, not taste."""
+    """Index of the first image with the most classes, among those with seen and unseen ones if there are any."""
     unseen = set(dataset.card.unseen)
     mixed = [
         index
@@ -40,7 +40,7 @@ def choose_segment(label: Tensor, unseen: list[int]) -> int:
 
 
 def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) -> Picture:
-    """The picture of a system whose output has one heatmap a proposal; images are resized to ``short_side``."""
+    """The picture of a system that outputs a heatmap per proposal; the image is resized to ``short_side`` for it."""
     index = choose_scene(dataset)
     sample = dataset[index]
     output = segmenter(resize_short_side(sample.image[None].float() / 255, short_side), dataset.names)
@@ -85,7 +85,7 @@ def _figure(
     queries: int,
 ) -> Figure:
     colours = class_colours(len(names))
-    result = np.where(truth == IGNORE, IGNORE, prediction)  # what is not labelled is not measured either
+    result = np.where(truth == IGNORE, IGNORE, prediction)  # unlabelled pixels are not evaluated
     panels = [
         ("image", image, None),
         (f"proposals (of {queries})", paint_labels(image, proposals, class_colours(queries)), None),
@@ -103,9 +103,9 @@ def _figure(
         axis.set_axis_off()
     for axis, labels in ((axes[3], result), (axes[4], truth)):
         shown, counts = np.unique(labels[labels != IGNORE], return_counts=True)
-        # A speck of a few pixels needs no name.
+        # Regions of a few pixels get no name.
         for label in shown[counts > 0.01 * labels.size]:
-            # The pixel deepest inside, so that the name lies on what it names.
+            # At the pixel farthest from the border, so that the name lies on its region.
             depth = distance_transform_edt(np.pad(labels == label, 1))[1:-1, 1:-1]
             row, column = np.unravel_index(depth.argmax(), depth.shape)
             axis.text(

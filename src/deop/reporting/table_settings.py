@@ -1,4 +1,4 @@
-"""Settings of the stage ``table``, and wording that tables, figures and claims share."""
+"""Settings of the stage ``table``, and wording shared by tables, figures and claims."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ COUNTS = {
     "FPS": "images a second, one at a time, from the median latency of systems that take turns in one run",
     "passes": "how many pictures of an image CLIP is shown (mean over the images)",
 }
-"""Columns that are no fractions, and what they count."""
+"""Columns that are not fractions, and what they count."""
 
 
 class TableDataset(Settings):
-    """A group of columns: the dataset measured on, and the paper's, in whose place it stands if it is another.
+    """A group of columns: the dataset measured on, and the paper's dataset that it is or stands for.
 
-    ``images`` says what its images are, ``place`` which of the paper's datasets it is or stands for, if any.
-    ``trained_on`` is the dataset that systems were trained on, if that is another.
+    ``images`` describes its images, ``place`` names the paper's dataset that it is or stands for, if any.
+    ``trained_on`` is the dataset that systems were trained on, if it is a different one.
     """
 
     name: str
@@ -37,7 +37,7 @@ class TableDataset(Settings):
 class SystemRow(Settings):
     """A row. ``reported`` maps the paper's columns (``coco_stuff.pAcc``) to percentages.
 
-    Without an experiment it is a system that is not implemented here, of which nothing is measured.
+    A row without an experiment is a system that is not implemented here.
     """
 
     label: str
@@ -47,7 +47,7 @@ class SystemRow(Settings):
 
 
 class TableSettings(Settings):
-    """What a table shows. ``artifacts`` are all outputs behind it, of which it sums the wall time."""
+    """What a table shows. ``artifacts`` are all outputs that went into it; the table notes their total wall time."""
 
     caption: str
     profile: str
@@ -59,7 +59,7 @@ class TableSettings(Settings):
 
 
 def deviates(table: TableSettings, metric: str) -> bool:
-    """Whether a metric has a deviation over seeds. Speed is measured once, on the networks of the first."""
+    """Whether a metric has a deviation over seeds. Speed is measured once, with the first seed's systems."""
     return len(table.seeds) > 1 and metric != "FPS"
 
 
@@ -69,10 +69,10 @@ def listed(words: list[str]) -> str:
 
 
 def distinct(words: Iterable[str]) -> str:
-    """The same of words each of which is named once."""
+    """Like :func:`listed`, without repeated words."""
     return listed(list(dict.fromkeys(words)))
 
 
 def described(datasets: tuple[TableDataset, ...]) -> str:
-    """What kinds of images these are."""
+    """The kinds of images of some datasets, in words."""
     return distinct(dataset.images for dataset in datasets)

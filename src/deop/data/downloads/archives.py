@@ -42,7 +42,7 @@ _CORRUPT = (
 
 
 class CorruptArchive(DeopError):
-    """An archive that cannot be read as what it should be; unpacking it again will not help."""
+    """An archive that is damaged or not of its format; unpacking it again will not help."""
 
 
 class Member(NamedTuple):
@@ -240,7 +240,7 @@ def _opened(path: Path, format: str) -> Iterator[Archive]:
 
 
 def _homes(source: Download) -> list[Path]:
-    """Where the hidden folders may be: the deepest of these that is there, so that renaming stays on a file system."""
+    """Places for the hidden folders, deepest first; the first that exists keeps renaming within one file system."""
     root, folder = Path(source.root), source.entry.folder
     return [root / above for above in (folder, *folder.parents)]
 
@@ -278,7 +278,7 @@ def _move(folder: Path, target: Path) -> None:
         try:
             os.replace(entry.path, to)
         except OSError as error:
-            # another process made the folder meanwhile
+            # another process has just made the folder
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             _move(Path(entry.path), to)

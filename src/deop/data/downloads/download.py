@@ -41,7 +41,7 @@ _WEB_PAGE = re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE)
 
 
 class _Broken(Exception):
-    """A transfer that may succeed if it is tried again."""
+    """A transfer that may succeed when retried."""
 
 
 class _Refused(Exception):
@@ -54,7 +54,7 @@ class WrongArchive(DeopError):
 
 @dataclass
 class _Partial:
-    """The part of an archive that was fetched, and the answer that it is part of."""
+    """The downloaded part of an archive, and the state of the response that it belongs to."""
 
     path: Path
 
@@ -88,7 +88,7 @@ def record_path(archive: Path) -> Path:
 
 
 def read_record(archive: Path) -> dict[str, Any] | None:
-    """``bytes``, ``sha256`` and ``url`` of an archive when it was first there, None if it never was."""
+    """``bytes``, ``sha256`` and ``url`` of an archive when it was first present; None if it never was."""
     try:
         return json.loads(record_path(archive).read_text())
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def require_space(needs: list[tuple[Path, int, str]]) -> None:
         needs: folder (which need not be there yet), bytes and what for.
 
     Raises:
-        DeopError: not enough, by file system.
+        DeopError: a file system without enough room.
     """
     disks: dict[int, list[tuple[Path, int, str]]] = {}
     for folder, size, purpose in needs:
@@ -158,7 +158,7 @@ def obtain(source: Download, archive: Path) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         WrongArchive: an archive that was there before and is not the right one.
-        DeopError: one that cannot be had from any URL, or has no room.
+        DeopError: no URL delivers the archive, or there is no room for it.
     """
     entry, record = source.entry, read_record(archive)
     archive.parent.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def _fetch(source: Download, archive: Path) -> tuple[dict[str, Any], str]:
 
 
 def _fetch_from(url: str, partial: _Partial, source: Download) -> None:
-    """Fetches until the archive is whole, as long as there is progress."""
+    """Repeats requests until the archive is complete, as long as there is progress."""
     failures = 0
     while True:
         before = partial.size
@@ -247,14 +247,14 @@ def _in_words(error: requests.RequestException) -> str:
 
 
 def _transfer(url: str, partial: _Partial, source: Download) -> None:
-    """One request for what is missing; returns when the archive is whole.
+    """Requests the missing part; returns when the archive is complete.
 
     Raises:
-        _Broken, _Refused, requests.RequestException: it is not.
+        _Broken, _Refused, requests.RequestException: the archive is still incomplete.
     """
     entry, state, offset = source.entry, partial.state, partial.size
     headers = {"Accept-Encoding": "identity"}
-    # What came from another URL is completed only if a hash tells whether the parts belong together.
+    # A part from another URL is continued only if a hash can tell whether the parts belong together.
     if state and (state["url"] == url or entry.hash):
         if offset == state["bytes"]:
             return

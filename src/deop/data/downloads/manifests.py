@@ -49,7 +49,7 @@ def write_manifest(source: Download, records: Iterable[Record]) -> None:
 
 
 def read_manifest(source: Download) -> list[Record] | None:
-    """The records of a source, None if there are none."""
+    """The records of a source; None if there is no manifest."""
     path = manifest_path(source)
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
@@ -75,12 +75,12 @@ def record_files(source: Download, workers: int = 8) -> None:
 
 
 def verify(source: Download, *, full: bool = False, workers: int = 8) -> dict[str, int]:
-    """Whether the unpacked files are all there and as they were unpacked (or first found).
+    """Checks that all unpacked files exist and are unchanged since they were unpacked (or first found).
 
     Counts are compared with the entry's, and sizes with those in the manifest, where there is one.
 
     Args:
-        full: compare contents too, which reads every file.
+        full: also compare contents, which reads every file.
         workers: threads.
 
     Returns:
@@ -132,13 +132,13 @@ def _checksum(path: Path) -> tuple[int, int]:
 def _in_threads(
     function: Callable[[Item], Result], items: list[Item], description: str, workers: int
 ) -> list[Result]:
-    """``function`` of each item, in order; threads, since reading and CRC-32 let others run meanwhile."""
+    """Maps ``function`` over items, in order; in threads, since reading and CRC-32 release the GIL."""
     batches = [items[first : first + _BATCH] for first in range(0, len(items), _BATCH)]
     results: list[Result] = []
     with (
         ThreadPoolExecutor(workers) as pool,
         progress_bar(total=len(items), desc=description, unit="file") as progress,
-        # closed first: where one fails, those not yet begun are dropped
+        # closed first, so that an error cancels the tasks that have not started
         closing(pool.map(lambda batch: [function(item) for item in batch], batches)) as done,
     ):
         for some in done:

@@ -40,7 +40,7 @@ def find_entry(
 
 
 def matches(root: Path, pattern: str) -> Iterator[Path]:
-    """The files under ``root`` that a pattern of ``holds`` names; links count as what they lead to."""
+    """The files under ``root`` that match a pattern of ``holds``; links count as their targets."""
     return _matches(root, PurePosixPath(pattern).parts)
 
 
@@ -74,7 +74,7 @@ def count(holds: Mapping[str, int], root: Path) -> dict[str, int]:
 
 
 def differences(holds: Mapping[str, int], counts: Mapping[str, int]) -> str:
-    """What is off, in words; empty where every count is right."""
+    """Wrong counts in words; empty if all are right."""
     return "; ".join(
         f"{pattern}: {counts[pattern]:,} of {expected:,} files"
         for pattern, expected in holds.items()

@@ -1,4 +1,4 @@
-"""An endless stream of captioned scenes: to the mini CLIP what image and text pairs from the web are to CLIP.
+"""A stream of captioned scenes, on which the mini CLIP trains as CLIP does on image and text pairs from the web.
 
 Every scene is new. It shows up to a few emoji, in one artist's style, on one texture or two, and its caption names
 them. No masks, no labels.
@@ -24,7 +24,7 @@ class CaptionedScenes(torch.utils.data.Dataset):
 
     Args:
         image_size: side of the square images in pixels.
-        batch_size: images a step.
+        batch_size: images per step.
         objects: fewest and most emoji in a scene that has any; a tenth of the scenes show textures alone.
         steps: length of the stream.
         common, common_share: emoji that are everyday things: this share of all emoji shown is drawn from them, as

@@ -42,7 +42,7 @@ def check(name: str, settings: EmojiScenes) -> None:
 
 
 def _balanced(rng: np.random.Generator, names: tuple[str, ...]) -> Iterator[str]:
-    """Names in random order, each once before any repeats: rare classes would make IoU noisy."""
+    """Names in random order, each once before any repeats, because rare classes make IoU noisy."""
     while True:
         yield from (names[index] for index in rng.permutation(len(names)))
 
@@ -113,7 +113,7 @@ def write(
     workers: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> DatasetCard:
-    """Writes the dataset into ``root``; the same settings give the same files.
+    """Writes the dataset to ``root``; equal settings give equal files.
 
     ``progress``, if given, is called with the number of scenes just written.
     """

@@ -58,7 +58,7 @@ def spread_centres(
             placed = np.array(centres)
             gap = np.hypot(*(candidates[:, None] - placed[None]).transpose(2, 0, 1))
             clearance = (gap - 0.45 * (np.array(sizes[:index]) + size)).min(1)
-            # Capped, so that some touching and overlap remains: scenes are not to be grids.
+            # Capped, so that some objects still touch or overlap: scenes should not look like grids.
             best = candidates[np.minimum(clearance, rng.uniform(-0.15, 0.05)).argmax()]
         else:
             best = candidates[0]

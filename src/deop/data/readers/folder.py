@@ -1,4 +1,4 @@
-"""One's own dataset: folders of images and label maps, described in YAML alone (docs/own-dataset.md)."""
+"""Custom datasets: folders of images and label maps, described in YAML alone (docs/own-dataset.md)."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def read_classes(settings: Folder, top: Path) -> tuple[FolderClass, ...]:
     """The classes of the settings, or of the CSV file below ``top`` that they name.
 
     Raises:
-        DeopError: a CSV file that is missing or holds what is no class; the message begins with the key.
+        DeopError: a CSV file that is missing or has an invalid class; the message begins with the key.
     """
     if not isinstance(settings.classes, str):
         return settings.classes
