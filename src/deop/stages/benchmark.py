@@ -43,5 +43,5 @@ def run(job: Job) -> None:
         output.with_suffix(".md"),
         benchmark_table.to_markdown(name, settings, frame, described_code([provenance])),
     )
-    # The workflow takes a benchmark for up to date when this file holds its key.
+    # The workflow treats the benchmark as up to date if this file holds its key.
     write_json(output, {"key": job.key, "rows": benchmark_table.to_rows(frame), "provenance": provenance})

@@ -31,7 +31,7 @@ def run(job: Job) -> None:
     write_text(output.with_suffix(".csv"), claims_table.to_csv(results, origin))
     write_text(output.with_suffix(".md"), claims_table.to_markdown(output.stem, settings, results, origin))
     write_text(output.with_suffix(".tex"), claims_table.to_latex(output.stem, settings, results, origin))
-    # The workflow takes the claims for up to date by what this file says of their key and inputs.
+    # From the key and inputs in this file, the workflow tells whether the claims are up to date.
     write_json(
         output, {**identity(job), **origin, "claims": [claims_table.to_values(result) for result in results]}
     )

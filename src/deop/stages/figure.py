@@ -17,9 +17,9 @@ from deop.utils.files import write_json
 def run(job: Job) -> None:
     """Writes ``job.output`` (JSON, last), and the figure with suffixes .png and .svg.
 
-    The job's inputs are evaluations: for bars and scatter ``<table>/<role>``, with the roles of stage ``table``; for
-    parts ``benchmark``, a benchmark's; for the other kinds ``<experiment>/<dataset>/<seed>``. Beside each evaluation
-    lies its confusion, with suffix .csv.
+    The job's inputs depend on the kind of figure. Bars and scatter have the evaluations of their tables, as
+    ``<table>/<role>`` with the roles of stage ``table``; parts has a benchmark's output, as ``benchmark``; the other
+    kinds have evaluations, as ``<experiment>/<dataset>/<seed>``, each with its confusion CSV beside it.
 
     Raises:
         ConfigError: settings that do not fit the kind of figure.
@@ -31,5 +31,5 @@ def run(job: Job) -> None:
     output = Path(job.output)
     for suffix in (".png", ".svg"):
         save_figure(figure, output.with_suffix(suffix))
-    # The workflow takes a figure for up to date by what this file says of its key and inputs.
+    # From the key and inputs in this file, the workflow tells whether the figure is up to date.
     write_json(output, {**identity(job), **made_by(settings.profile, settings.seeds, evaluations)})

@@ -17,7 +17,7 @@ from deop.utils.files import write_json, write_text
 def run(job: Job) -> None:
     """Writes ``job.output`` (JSON, last), and the same table with suffixes .csv, .md and .tex.
 
-    For ``dvc metrics``, each row is also ``metrics/<table>/<experiment>.json`` in the folder of the output.
+    For ``dvc metrics``, each row is also written to ``metrics/<table>/<experiment>.json`` beside the output.
     The job's input ``<experiment>/<dataset>/<seed>`` is the evaluation of that experiment, a JSON with
     ``metrics`` (fractions in [0, 1]) and ``provenance``; ``speed/<dataset>`` is the measured speed of the experiments.
 
@@ -39,5 +39,5 @@ def run(job: Job) -> None:
     for row in table.rows:
         if row.experiment is not None:
             write_json(output.parent / "metrics" / output.stem / f"{row.experiment}.json", values[row.label])
-    # The workflow takes a table for up to date by what this file says of its key and inputs.
+    # From the key and inputs in this file, the workflow tells whether the table is up to date.
     write_json(output, {**identity(job), **origin, "methods": values})
