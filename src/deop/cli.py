@@ -20,6 +20,7 @@ from deop.jobs.jobs import done_file
 from deop.jobs.launch import keep_freed_memory
 from deop.jobs.ranks import decided_by_first
 from deop.jobs.systems import find_system, list_systems
+from deop.settings.system import CONFIG
 
 STAGES = {
     "download": "Download and unpack an archive of a dataset, or find it in place.",
@@ -93,7 +94,7 @@ def read_job(path: Path, *stages: str) -> Job:
 
 
 def wait_for_others(job_file: TextIO) -> bool:
-    """Keep other processes from running this job until this one ends; whether one had to be waited for.
+    """Keep other processes from running what this file describes until this one ends; whether one had to be waited for.
 
     Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would
     work in one folder. The system gives the lock back however a process ends. Of the processes of one launch
@@ -191,7 +192,9 @@ def export_coco(
     _prepare(threads)
     found = find_system(system, Path(), profile or [])
     command = importlib.import_module("deop.tools.export_coco")
-    command.run(command.evaluation_of(found, data), results)
+    with (found.folder / CONFIG).open() as file:
+        wait_for_others(file)
+        command.run(command.evaluation_of(found, data), results)
 
 
 @app.command()

@@ -5,6 +5,7 @@ The scoring here knows nothing of how ``deop`` writes and counts.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -231,6 +232,22 @@ def test_a_system_in_a_folder_is_exported_on_the_dataset_that_is_named(job, tmp_
     done = exported(by_command, "--system", job.inputs["system"], "--data", job.inputs["data"])
     assert done.exit_code == 0, done.output
     assert by_command.read_bytes() == by_job.read_bytes()
+
+
+def test_two_exports_of_a_system_do_not_write_at_once(job, tmp_path, monkeypatch):
+    """Both would add their lines to one partial file."""
+    locked = []
+
+    def run(*_: object) -> None:
+        with (Path(job.inputs["system"]) / "config.json").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                locked.append(True)
+
+    monkeypatch.setattr(export_coco, "run", run)
+    exported(tmp_path / "out.json", "--system", job.inputs["system"], "--data", job.inputs["data"])
+    assert locked == [True]
 
 
 @pytest.mark.parametrize(

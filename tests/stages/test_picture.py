@@ -28,6 +28,7 @@ from deop.methods.base import normalise
 from deop.methods.deop import DeOP
 from deop.reporting import anchor_picture
 from deop.settings.methods import AnchorSettings, DeOPSettings
+from deop.settings.system import Inference
 from deop.stages import picture
 
 QUERIES, SIZE, SHORT_SIDE = 4, (40, 60), 32
@@ -219,3 +220,21 @@ def test_what_cannot_be_shown_is_said(dataset, segmenter):
     parts = (segmenter.clip, segmenter.proposals, segmenter.text_prompt)
     with pytest.raises(DeopError, match="no classification anchors"):
         anchor_picture.draw(DeOP(*parts, DeOPSettings(), queries=QUERIES), val, SHORT_SIDE)
+
+
+@pytest.mark.parametrize("kind", ["scene", "anchors"])
+def test_how_a_system_is_evaluated_does_not_change_its_pictures(draw, dataset, segmenter, tmp_path, kind):
+    """Padding and resized scores, as in the release, would not fit what is drawn over the image."""
+    plain = (draw(kind) / f"{kind}.svg").read_bytes()
+    names = [entry.name for entry in CLASSES]
+    inference = Inference(size_divisibility=64, upsample="scores")
+    system = systems.save(segmenter, tmp_path / "padded", names, inference=inference)
+    job = Job(
+        stage="picture",
+        key="k",
+        output=str(tmp_path / f"padded/{kind}.json"),
+        inputs={"data": str(dataset), "system": str(system)},
+        settings={"picture": {"kind": kind, "short_side": SHORT_SIDE}},
+    )
+    picture.run(job)
+    assert (tmp_path / f"padded/{kind}.svg").read_bytes() == plain

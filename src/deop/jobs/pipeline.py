@@ -144,13 +144,6 @@ class Pipeline:
         values |= {section: by_dataset[dataset] for section, by_dataset in self._profile.stages.items()}
         return {section: dump(values[section]) for section in sections}
 
-    def bundled_clip(self) -> Inputs:
-        """The checksum of the bundled CLIP, if that is what the profile asks for."""
-        clip = self._profile.main.clip
-        if clip.retrain or clip.pretrained != "bundled":
-            return {}
-        return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain: true")}
-
     def _data(self, dataset: str) -> Job:
         values = self._profile.datasets[dataset]
         settings, output = {"dataset": dump(values)}, f"data/{dataset}"
@@ -186,9 +179,12 @@ class Pipeline:
         )
 
     def _clip(self) -> Inputs:
+        """The CLIP that is trained here, or the checksum of the bundled one; a CLIP from elsewhere is no input."""
         clip = self._profile.main.clip
+        if not clip.retrain and clip.pretrained == "bundled":
+            return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain: true")}
         if not clip.retrain:
-            return self.bundled_clip()
+            return {}
         # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
         inputs: Inputs = {}
         for index, values in enumerate(self._profile.pretrain_clip):

@@ -137,21 +137,30 @@ class Segmentation(Schedule):
     anchors_lr_factor: float = 1.0
 
 
-class Evaluation(Settings):
-    """Evaluation on a validation set: whole images, whose shorter side is resized to ``short_side`` pixels for CLIP.
+class Inference(Settings):
+    """How a system is given images, and what of its output is resized.
 
-    Images are padded to multiples of ``size_divisibility`` pixels (32 in the release), on the right and at the bottom,
-    with zeros after normalisation. ``upsample`` says what is resized to the size of the label map: the logits of the
-    ``masks`` or, as in the release, the class ``scores`` of every pixel of the resized image. ``miou`` says which
-    classes mIoU averages over: those that occur in the ground truth or the prediction, or in the ground truth alone.
+    Images are whole, and their shorter side is resized to ``short_side`` pixels for CLIP. They are padded to multiples
+    of ``size_divisibility`` pixels (32 in the release), on the right and at the bottom, with zeros after normalisation.
+    ``upsample`` says what is resized to the size of the label map: the logits of the ``masks`` or, as in the release,
+    the class ``scores`` of every pixel of the resized image.
+    """
+
+    short_side: Positive = 512
+    size_divisibility: Positive = 1
+    upsample: Literal["masks", "scores"] = "masks"
+
+
+class Evaluation(Inference):
+    """Evaluation on a validation set.
+
+    ``batch_size`` is the number of images of one size that are computed at once. ``miou`` says which classes mIoU
+    averages over: those that occur in the ground truth or the prediction, or in the ground truth alone.
 
     ``compiled`` uses torch.compile. It takes a minute or more, which pays off if many images have the same size.
     """
 
-    short_side: Positive = 512
     batch_size: Positive = 1
-    size_divisibility: Positive = 1
-    upsample: Literal["masks", "scores"] = "masks"
     miou: Literal["occurring", "ground_truth"] = "occurring"
     compiled: bool = False
 

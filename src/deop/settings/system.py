@@ -6,18 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deop.settings.base import Positive, Settings
+from deop.settings.base import Settings
 from deop.settings.precision import Precision
+from deop.settings.stages import Inference
 
 CONFIG = "config.json"
-
-
-class Inference(Settings):
-    """How images are prepared for a system and its scores brought to their size, as :class:`Evaluation` has it."""
-
-    short_side: Positive = 512
-    size_divisibility: Positive = 1
-    upsample: Literal["masks", "scores"] = "masks"
 
 
 class ClipReference(Settings):

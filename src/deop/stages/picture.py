@@ -31,10 +31,13 @@ def run(job: Job) -> None:
     settings = PictureSettings.model_validate(job.settings["picture"])
     kind, short_side = settings.kind, settings.short_side
     dataset = SegmentationDataset(job.inputs["data"], "val")
-    picture = DRAW[kind](load_system(job.inputs["system"]), dataset, short_side)
+    segmenter = load_system(job.inputs["system"])
+    # Masks and heatmaps are drawn over the image itself, so it is not padded, however the system is evaluated.
+    segmenter.size_divisibility, segmenter.upsample = 1, "masks"
+    picture = DRAW[kind](segmenter, dataset, short_side)
     output = Path(job.output)
     for suffix in (".png", ".svg"):
         save_figure(picture.figure, output.with_suffix(suffix))
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
-    # The workflow takes a picture for up to date by what this file says of its key and inputs.
+    # The workflow knows by the key and inputs in this file whether the picture is up to date.
     write_json(output, {**identity(job), "kind": kind, **picture.shows, **provenance})

@@ -30,7 +30,8 @@ from deop.utils.progress import progress_bar
 def run(job: Job, output: Path) -> None:
     """Writes the label maps that the evaluation ``job`` measures to ``output``, all their pixels, as COCO results.
 
-    They are collected in ``<output>.<key>.partial``, a batch a line; a killed run leaves it and the next takes it up.
+    They are collected in ``<output>.<key>.partial``, one batch per line, from which an interrupted run is
+    resumed. Only one process may write to ``output`` at a time.
 
     Args:
         job: an evaluation, whose inputs are there.
@@ -58,7 +59,7 @@ def evaluation_of(system: TrainedSystem, data: Path | None) -> Job:
     """The evaluation whose label maps are written: the one of the configuration, or one on the dataset ``data``.
 
     Raises:
-        DeopError: a system in a folder without ``data``, or the other way round.
+        DeopError: ``data`` is needed and missing.
     """
     if system.evaluation is not None and data is None:
         return system.evaluation
@@ -92,7 +93,7 @@ def category_ids(card: DatasetCard) -> list[int]:
 
 
 def _whole_lines(file: BinaryIO) -> int:
-    """How many lines a file has; what a killed run left after the last is cut off."""
+    """The number of complete lines in a file; an incomplete last line of an interrupted run is removed."""
     file.seek(0)
     count = end = 0
     for line in file:

@@ -25,6 +25,7 @@ from deop.settings.files import ClipSection, MainFile
 from deop.settings.methods import METHODS, DeOPSettings
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
 from deop.settings.tables import OF_PROFILE, TablesFile
+from deop.utils.files import write_text
 
 FOLDER = Path("workflow/schemas")
 Schema = dict[str, Any]
@@ -54,9 +55,8 @@ def schemas() -> dict[str, Schema]:
 
 def write(folder: Path = FOLDER) -> None:
     """Write the schemas to ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas().items():
-        (folder / name).write_text(text_of(schema))
+        write_text(folder / name, text_of(schema))
 
 
 def text_of(schema: Schema) -> str:

@@ -53,7 +53,7 @@ def run(
     output: Path,
     *,
     classes: str | None = None,
-    batch_size: int | None = None,
+    batch_size: int = 1,
     pictures: bool = False,
 ) -> dict[Path, str]:
     """Segments images with a trained system; returns the images that could not be read, and why.
@@ -61,14 +61,15 @@ def run(
     Written to ``output``: for ``folder/cat.jpg`` of a given folder or file, ``cat.png``, a label map as large as the
     image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more; with ``pictures``
     also ``cat.overlay.jpg``; and ``classes.json``, which says what the labels mean and which weights they are from.
-    Files appear whole or not at all, and what is there already is left as it is, so a killed run can be given again.
+    Files appear whole or not at all, and what is there already is left as it is, so the same call resumes an
+    interrupted run.
 
     Args:
         system: the folder of the system (:mod:`deop.methods.system`).
         images: files, and folders that are searched to their depths.
         classes: as :func:`deop.data.vocabulary.parse_names` reads them; None is those of the dataset that the system
-        was trained on.
-        batch_size: how many images of one size, one after the other, are computed at once; one if None.
+            was trained on.
+        batch_size: how many images of one size, one after the other, are computed at once.
 
     Raises:
         DeopError: before the network is built, inputs, images or names that cannot be used, or an ``output`` that
@@ -108,7 +109,7 @@ def run(
         total=len(targets),
         unit="image",
     ) as progress:
-        return _segment(todo, label, names, batch_size or 1, accelerator.device, progress)
+        return _segment(todo, label, names, batch_size, accelerator.device, progress)
 
 
 def _meaning(name: str, system: Path, names: list[str]) -> dict[str, Any]:
