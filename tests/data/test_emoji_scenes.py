@@ -165,6 +165,19 @@ def test_captions_name_what_is_shown_and_the_stream_never_repeats():
     assert len(everything) == len(set(everything))  # no caption fits another image's emoji
 
 
+def test_cluttered_scenes_have_a_caption_for_each_name():
+    stream = CaptionedScenes(
+        image_size=32, batch_size=24, objects=(1, 4), steps=1, seed=0, scenes="cluttered", textures=2
+    )
+    batch, (_, shown) = stream[0], stream.scenes(0)
+    assert batch["match"].shape == (24, len(batch["caption"])) and batch["match"].any(0).all()
+    for row, names in zip(batch["match"], shown, strict=True):
+        said = [batch["caption"][index] for index in row.nonzero()[:, 0]]
+        assert all(any(name in caption for caption in said) for name in names)
+        assert len(names) <= len(said) <= len(names) + 2  # and one or two textures
+    assert len(set(batch["caption"])) == len(batch["caption"])
+
+
 def test_common_emoji_are_shown_more_often():
     common = tuple(concept.name for concept in concepts()[:100])
     stream = CaptionedScenes(

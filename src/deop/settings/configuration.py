@@ -143,15 +143,18 @@ class ProfileSettings:
                 f"{self._source}: pretrain_clip.rounds: {rounds!r} is not a list of what each round changes, such as "
                 "[{}, {lr: 0.0005}]"
             )
+        if "model" in section or "model" in rounds[-1]:
+            raise ConfigError(
+                f"{self._source}: pretrain_clip: unknown key 'model'; the model is clip.model, and only rounds before "
+                "the last may have another"
+            )
         return tuple(
             self._pretraining_round(section | changes, ("pretrain_clip", "rounds", str(index)))
             for index, changes in enumerate(rounds)
         )
 
     def _pretraining_round(self, values: dict, at: tuple[str, ...]) -> PretrainClip:
-        if "model" in values:
-            raise ConfigError(f"{self._source}: {at[0]}: unknown key 'model'; the model is clip.model")
-        values = values | {"model": self.main.clip.model}
+        values = {"model": self.main.clip.model} | values
         if isinstance(values.get("common"), str):
             vocabulary = self._vocabulary("pretrain_clip.common", values["common"])
             values |= {"common": vocabulary.things}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,14 +12,21 @@ from deop.settings.base import Fraction, Positive, Settings
 class PretrainClip(Settings):
     """Contrastive pre-training of the mini CLIP on generated scenes and captions.
 
-    ``textures`` is the number of pictures of each texture and style, parts of which the scenes show.
+    ``scenes`` are simple, with one caption that names what is shown, or cluttered, with a caption for each name
+    (:data:`deop.data.emoji.captioned.SCENES`). ``textures`` is the number of pictures of each texture and style, parts
+    of which the scenes show. ``common_share`` is the share of emoji that are drawn from those in ``common``.
     ``accuracy_scenes`` is the number of new scenes on which the accuracy of the finished CLIP is measured.
-    ``common_share`` is the share of emoji that are drawn from those in ``common``. ``text_from`` names a model
-    with bundled weights: the first round takes over its text tower, instead of starting from random weights.
+
+    ``text_from`` names a model with bundled weights: the first round takes over its text tower, instead of starting
+    from random weights. ``lock_text`` keeps the text tower as it is. Of the weights that a later round starts from, the
+    last ``fresh_layers`` layers of the image tower, its last norm and its projection are initialised anew.
     """
 
     model: str
     text_from: str | None = None
+    lock_text: bool = False
+    fresh_layers: Annotated[int, Field(ge=0)] = 0
+    scenes: Literal["simple", "cluttered"] = "simple"
     image_size: Positive = 64
     images: Positive
     batch_size: Positive = 256

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import torch
-from open_clip.loss import ClipLoss
+import torch.nn.functional as F
+from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,25 +30,61 @@ from deop.settings.pretraining import PretrainClip
 from deop.training.pretraining import pretrain
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
+_FRESH_GAIN = 3.0
 
 
 class ContrastiveStep(nn.Module):
-    """A CLIP and its contrastive loss on a batch of :class:`CaptionedScenes`."""
+    """A CLIP and its contrastive loss on a batch of :class:`CaptionedScenes`.
 
-    def __init__(self, model: nn.Module, tokenize) -> None:
+    With ``lock_text``, nothing but the image tower and the logit scale learns, and each caption is encoded once.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenize: Callable[[list[str]], Tensor], *, lock_text: bool = False
+    ) -> None:
         super().__init__()
-        self.model, self.tokenize, self.loss = model, tokenize, ClipLoss()
+        self.model, self.tokenize, self.lock_text = model, tokenize, lock_text
+        if lock_text:
+            model.lock_text_tower()
+        self._encoded: dict[str, Tensor] = {}
         mean, std = model.visual.image_mean, model.visual.image_std
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: dict) -> dict[str, Tensor]:
-        images = (batch["image"] - self.mean) / self.std
-        tokens = self.tokenize(batch["caption"]).to(images.device)
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, _MAX_LOGIT_SCALE)
-        image, text, scale = self.model(images, tokens)
-        return {"contrastive": self.loss(image.float(), text.float(), scale.float())}
+        images = self.model.encode_image((batch["image"] - self.mean) / self.std, normalize=True).float()
+        texts = self._encode(batch["caption"]).float()
+        return {
+            "contrastive": contrastive_loss(self.model.logit_scale.exp() * images @ texts.T, batch["match"])
+        }
+
+    def _encode(self, captions: list[str]) -> Tensor:
+        """Text embeddings (T, D), L2-normalised."""
+        if not self.lock_text:
+            return self.model.encode_text(self.tokenize(captions).to(self.mean.device), normalize=True)
+        if new := [caption for caption in captions if caption not in self._encoded]:
+            with torch.no_grad():
+                encoded = self.model.encode_text(self.tokenize(new).to(self.mean.device), normalize=True)
+            self._encoded.update(zip(new, encoded, strict=True))
+        return torch.stack([self._encoded[caption] for caption in captions])
+
+
+def contrastive_loss(logits: Tensor, match: Tensor) -> Tensor:
+    """CLIP's symmetric InfoNCE loss, where an image may have several captions and a caption several images.
+
+    Every matching pair is contrasted with the captions that do not belong to its image, and with the images that do not
+    belong to its caption. With one caption per image it is CLIP's loss.
+
+    Args:
+        logits: (B, T), of images and captions.
+        match: (B, T) bool, at least one of which is true.
+    """
+    others = logits.masked_fill(match, torch.finfo(logits.dtype).min)
+    per_image = F.softplus(others.logsumexp(1, keepdim=True) - logits)
+    per_caption = F.softplus(others.logsumexp(0, keepdim=True) - logits)
+    return (per_image[match].mean() + per_caption[match].mean()) / 2
 
 
 def _take_text_tower(model: nn.Module, source: str) -> None:
@@ -65,6 +103,31 @@ def _take_text_tower(model: nn.Module, source: str) -> None:
     model.load_state_dict(text, strict=False)
 
 
+def _start_from(model: nn.Module, weights: dict[str, Tensor], fresh_layers: int) -> None:
+    """Loads the weights of an earlier round, whose image size and pooling may have been others.
+
+    The last ``fresh_layers`` layers of the image tower, its last norm and its projection stay as they are in ``model``.
+    What the fresh layers write is scaled up: otherwise the patches of the trained layers below, which keep their scale,
+    would outweigh it.
+
+    Raises:
+        ValueError: weights of a model of another width or depth.
+    """
+    blocks = model.visual.transformer.resblocks
+    fresh = [f"visual.transformer.resblocks.{len(blocks) - 1 - index}." for index in range(fresh_layers)]
+    fresh += ["visual.ln_post.", "visual.proj"] if fresh_layers else []
+    resize_pos_embed(weights, model)
+    kept = {name: value for name, value in weights.items() if not name.startswith(tuple(fresh))}
+    try:
+        model.load_state_dict(model.state_dict() | kept)
+    except RuntimeError as error:
+        raise ValueError(f"pretrain_clip: weights of the round before do not fit: {error}") from error
+    with torch.no_grad():
+        for block in blocks[len(blocks) - fresh_layers :]:
+            for linear in (block.attn.out_proj, block.mlp.c_proj):
+                linear.weight.mul_(_FRESH_GAIN)
+
+
 def run(job: Job) -> None:
     """Trains the model of ``job.settings["pretrain_clip"]`` and writes ``model.safetensors`` (fp16).
 
@@ -76,7 +139,7 @@ def run(job: Job) -> None:
     earlier = Path(job.inputs["clip"]) if "clip" in job.inputs else None
     model = open_clip.create_model(settings.model, force_patch_dropout=settings.patch_dropout)
     if earlier is not None:
-        model.load_state_dict(load_file(checked_weights(earlier)))
+        _start_from(model, load_file(checked_weights(earlier)), settings.fresh_layers)
     elif settings.text_from is not None:
         _take_text_tower(model, settings.text_from)
     scenes = CaptionedScenes(
@@ -85,6 +148,7 @@ def run(job: Job) -> None:
         objects=settings.objects,
         steps=settings.images // settings.batch_size,
         seed=job.seed,
+        scenes=settings.scenes,
         common=settings.common,
         common_share=settings.common_share,
         textures=settings.textures,
@@ -102,7 +166,7 @@ def run(job: Job) -> None:
         }
 
     pretrain(
-        ContrastiveStep(model, open_clip.get_tokenizer(settings.model)),
+        ContrastiveStep(model, open_clip.get_tokenizer(settings.model), lock_text=settings.lock_text),
         scenes,
         settings,
         job,
