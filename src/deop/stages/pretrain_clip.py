@@ -116,6 +116,7 @@ def _start_from(model: nn.Module, weights: dict[str, Tensor], fresh_layers: int)
     blocks = model.visual.transformer.resblocks
     fresh = [f"visual.transformer.resblocks.{len(blocks) - 1 - index}." for index in range(fresh_layers)]
     fresh += ["visual.ln_post.", "visual.proj"] if fresh_layers else []
+    weights = {name: value.float() for name, value in weights.items()}  # written in half precision
     resize_pos_embed(weights, model)
     kept = {name: value for name, value in weights.items() if not name.startswith(tuple(fresh))}
     try:
