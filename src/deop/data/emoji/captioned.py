@@ -83,21 +83,26 @@ class CaptionedScenes(torch.utils.data.Dataset):
         """``image`` (B, 3, S, S) float in [0, 1] and ``caption``, B strings."""
         if not 0 <= step < self.steps:
             raise IndexError(step)
-        images, captions, _ = self._draw(step)
+        images, captions, _, _ = self._draw(step)
         return {"image": images, "caption": captions}
 
     def scenes(self, step: int) -> tuple[Tensor, list[list[str]]]:
         """The images of a step and the names of the emoji each of them shows."""
-        images, _, shown = self._draw(step)
+        images, _, shown, _ = self._draw(step)
         return images, shown
 
-    def _draw(self, step: int) -> tuple[Tensor, list[str], list[list[str]]]:
+    def named(self, step: int) -> tuple[Tensor, list[list[str]]]:
+        """The images of a step and the names of the emoji and textures each of them shows."""
+        images, _, shown, stuff = self._draw(step)
+        return images, [things + grounds for things, grounds in zip(shown, stuff, strict=True)]
+
+    def _draw(self, step: int) -> tuple[Tensor, list[str], list[list[str]], list[list[str]]]:
         rng = np.random.default_rng((self.seed, step))
         # No emoji twice in a batch: a caption must not fit another caption's image.
         common, rare = iter(rng.permutation(self.common)), iter(rng.permutation(self.rare))
         counts = np.arange(self.objects[0], self.objects[1] + 1)
         texture_alone = iter(rng.permutation(len(self.stuff)))
-        backgrounds, objects, styles, captions, contents = [], [], [], [], []
+        backgrounds, objects, styles, captions, contents, grounds = [], [], [], [], [], []
         for index in range(self.batch_size):
             style = STYLES[rng.integers(len(STYLES))]
             alone = index < min(self.batch_size // 10, len(self.stuff))
@@ -123,8 +128,9 @@ class CaptionedScenes(torch.utils.data.Dataset):
             styles.append(style)
             captions.append(self._caption(rng, shown, [self.stuff[kind] for kind in kinds]))
             contents.append(shown)
+            grounds.append([self.stuff[kind] for kind in kinds])
         images, _ = compose(torch.stack(backgrounds), objects, styles)
-        return images, captions, contents
+        return images, captions, contents, grounds
 
     @staticmethod
     def _caption(rng: np.random.Generator, things: list[str], stuff: list[str]) -> str:
