@@ -54,7 +54,6 @@ class GenerativeSegmenter(DenseSegmenter):
     def _fit(self, names: list[str]) -> tuple[Tensor, Tensor]:
         """Weight and bias fitted to generated features; the same whenever it is called."""
         device, settings = self.classifier.weight.device, self.settings
-        labels = torch.arange(len(names), device=device).repeat(settings.fit_samples)
         devices = [device] if device.type == "cuda" else []
         with (
             torch.random.fork_rng(devices=devices),
@@ -63,6 +62,7 @@ class GenerativeSegmenter(DenseSegmenter):
             torch.autocast(device.type, enabled=False),
         ):
             torch.manual_seed(0)
+            labels = torch.arange(len(names), device=device).repeat(settings.fit_samples)
             embeddings = self.embeddings(names)[labels]
             layer = nn.Linear(self.classifier.in_features, len(names)).to(device)
             optimizer = torch.optim.Adam(layer.parameters(), lr=FIT_LR)
