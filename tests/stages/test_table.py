@@ -18,7 +18,8 @@ from deop.reporting import origin
 from deop.stages import table
 
 ROOT = Path(__file__).parents[2]
-METRICS = ("pAcc", "hIoU", "seen", "unseen", "mIoU", "mIoU_truth")
+METRICS = ("pAcc", "hIoU", "seen", "unseen")
+EVALUATED = (*METRICS, "mIoU", "mIoU_truth")
 EXPERIMENTS = (
     "baseline",
     "baseline_plus",
@@ -46,7 +47,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def score(role: str, metric: str) -> float:
     """A made-up fraction that differs by experiment, dataset, seed and metric."""
     experiment, dataset, seed = role.split("/")
-    place = EXPERIMENTS.index(experiment) * 8 + (dataset == "es20") * 4 + METRICS.index(metric)
+    place = EXPERIMENTS.index(experiment) * 8 + (dataset == "es20") * 4 + EVALUATED.index(metric)
     return 0.1 + 0.02 * place + 0.001 * int(seed) ** 2
 
 
@@ -77,7 +78,7 @@ def made_table(root: Path, monkeypatch, seeds: list[int], name: str = "table3", 
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(json.dumps({"systems": systems, "provenance": made | MACHINE}))
             continue
-        metrics = {metric: score(role, metric) for metric in METRICS}
+        metrics = {metric: score(role, metric) for metric in EVALUATED}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         result = {"metrics": metrics, "passes": PASSES, "per_class_iou": {}, "method": methods[path]}
         result["provenance"] = made
