@@ -94,7 +94,9 @@ def test_every_table_has_its_rows_and_columns(folder):
         assert list(table.index) == [row["label"] for row in layout["rows"]]
         more = layout.get("more_metrics", {})
         columns = [
-            f"{stand_ins[d]}.{metric}" for d in layout["datasets"] for metric in layout["metrics"] + more.get(d, [])
+            f"{stand_ins[d]}.{metric}"
+            for d in layout["datasets"]
+            for metric in layout["metrics"] + more.get(d, [])
         ]
         assert [column for column in table.columns if "." in column] == columns
         not_run = [row["label"] for row in layout["rows"] if "experiment" not in row]

@@ -35,7 +35,10 @@ def binary(path: Path) -> Path:
 
 def text(path: Path) -> Path:
     """fastText's .vec: a line of sizes; then each word and its numbers, separated by spaces."""
-    lines = [f"{len(VECTORS)} 3", *(f"{word} {' '.join(map(str, values))}" for word, values in VECTORS.items())]
+    lines = [
+        f"{len(VECTORS)} 3",
+        *(f"{word} {' '.join(map(str, values))}" for word, values in VECTORS.items()),
+    ]
     content = ("\n".join(lines) + "\n").encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
@@ -72,7 +75,9 @@ def test_vectors_of_several_files_are_concatenated(tmp_path):
 
 
 def test_a_missing_word_is_named_with_its_class_and_file(file):
-    with pytest.raises(ClassNameError, match=rf"{file.name}: has no vector for 'giraffe', a word of class 'dog giraffe'"):
+    with pytest.raises(
+        ClassNameError, match=rf"{file.name}: has no vector for 'giraffe', a word of class 'dog giraffe'"
+    ):
         WordVectors([str(file)])(["dog", "dog giraffe"])
 
 

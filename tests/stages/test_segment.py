@@ -116,9 +116,7 @@ def expected(data: Path, segmenter: DeOP, names: list[str]) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "batches"), [(1, [1] * 6), (2, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])]
-)
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 6), (2, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])])
 def test_labels_are_those_that_the_evaluation_measures(
     system, data, segmenter, tmp_path, monkeypatch, batch_size, batches
 ):

@@ -332,5 +332,8 @@ def test_notes_of_a_table_are_printed_and_both_miou_conventions_where_classes_ar
     assert "om59.mIoU_truth" not in lines["DeOP"]
     assert lines["LSeg"]["om847.mIoU_truth"] == f"{100 * score('lseg/om847/0', 'mIoU_truth'):.1f}"
     text = Path("results/table2.md").read_text()
-    assert "Pascal-5i" in text and "mIoU_truth: mIoU averaged over classes that occur in the ground truth alone" in text
+    assert (
+        "Pascal-5i" in text
+        and "mIoU_truth: mIoU averaged over classes that occur in the ground truth alone" in text
+    )
     assert "Pascal-5i" in Path("results/table2.tex").read_text()

@@ -42,11 +42,19 @@ SMALL = {
     },
     "segmentation": {"iterations": 2, "batch_size": 4, "augmentation": {"crop": 64}, "per_dataset": None},
     "methods": {
-        "lseg": {
+        name: {
             "width": 16,
-            "training": {"iterations": 2, "batch_size": 4, "augmentation": {"crop": 64}},
+            **({"word_vectors": None} if name in ("spnet", "zs3net", "cagnet") else {}),
+            **{name: {"iterations": 2, "batch_size": 4, "augmentation": {"crop": 64}} for name in rounds},
             "per_dataset": None,
         }
+        for name, rounds in {
+            "spnet": ("training",),
+            "lseg": ("training",),
+            "zs3net": ("training", "generator", "classifier"),
+            "cagnet": ("training", "finetuning"),
+            "openseg": ("training",),
+        }.items()
     },
     "evaluation": {"short_side": 64},
     "accelerate": "single",

@@ -37,13 +37,20 @@ class SceneCaptions:
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._seed = size, seed
-        self._scenes: dict[int, CaptionedScenes] = {}  # made where batches are: its textures take seconds to draw
+        self._scenes: dict[
+            int, CaptionedScenes
+        ] = {}  # made where batches are: its textures take seconds to draw
         self.lexicon = [*(concept.name for concept in concepts()), *texture_names()]
 
     def draw(self, step: int, count: int) -> tuple[Tensor, list[list[str]]]:
         if count not in self._scenes:
             self._scenes[count] = CaptionedScenes(
-                image_size=self._size, batch_size=count, objects=(1, 4), steps=2**31, seed=self._seed, textures=4
+                image_size=self._size,
+                batch_size=count,
+                objects=(1, 4),
+                steps=2**31,
+                seed=self._seed,
+                textures=4,
             )
         images, words = self._scenes[count].named(step)
         return (255 * images).round().to(torch.uint8), words
@@ -66,7 +73,9 @@ class FileCaptions:
         if missing or not len(table):
             raise DeopError(f"captions {path}: columns image and words are needed, and at least one line")
         self._images = list(table["image"])
-        self._words = [[word.strip() for word in words.split(";") if word.strip()] for words in table["words"]]
+        self._words = [
+            [word.strip() for word in words.split(";") if word.strip()] for words in table["words"]
+        ]
         self.lexicon = sorted({word for words in self._words for word in words})
 
     def draw(self, step: int, count: int) -> tuple[Tensor, list[list[str]]]:

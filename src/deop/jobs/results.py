@@ -139,7 +139,9 @@ class Results:
                                 f"{PLACE}: claims: tables differ in what {experiment!r} was trained on before it was "
                                 f"tested on {dataset['name']!r}, and claims can only be about one of them"
                             )
-                both = [_reported(row["reported"], dataset.get("paper"), claim.metric) for row in (better, worse)]
+                both = [
+                    _reported(row["reported"], dataset.get("paper"), claim.metric) for row in (better, worse)
+                ]
                 entries.append(
                     {
                         "claim": claim.claim,

@@ -151,7 +151,9 @@ class CaGNet(GenerativeSegmenter):
         code = as_pixels(context.code()).detach()[positions]
         generated = self.generator(embeddings, code)
         discrepancy = mmd(generated, real.detach()[positions], CAGNET_BANDWIDTHS)
-        losses["content"] = settings.content_weight * (discrepancy.mean() if len(classes) else generated.sum())
+        losses["content"] = settings.content_weight * (
+            discrepancy.mean() if len(classes) else generated.sum()
+        )
         fake = generated.flatten(0, 1)
         _, of_fake = self.judge(fake.detach())
         _, fooled = _frozen(self.judge, fake)
@@ -180,4 +182,6 @@ class CaGNet(GenerativeSegmenter):
 
 def _frozen(judge: Judge, features: Tensor) -> tuple[Tensor, Tensor]:
     """What the judge says, with gradients for the features alone."""
-    return functional_call(judge, {name: value.detach() for name, value in judge.named_parameters()}, features)
+    return functional_call(
+        judge, {name: value.detach() for name, value in judge.named_parameters()}, features
+    )

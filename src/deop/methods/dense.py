@@ -119,9 +119,7 @@ def normalised(images: Tensor) -> Tensor:
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of scores (B, C, h, w) over the pixels of labels (B, h, w) that have a class, 0 without any."""
+    """Mean cross-entropy of scores (B, C, h, w) over the labelled pixels of labels (B, h, w); 0 without any."""
     labelled = labels >= 0
-    summed = F.cross_entropy(
-        scores.float(), labels.where(labelled, -100), ignore_index=-100, reduction="sum"
-    )
+    summed = F.cross_entropy(scores.float(), labels.where(labelled, -100), ignore_index=-100, reduction="sum")
     return summed / labelled.sum().clamp(min=1)

@@ -85,7 +85,9 @@ class ZS3Net(GenerativeSegmenter):
         if self._round == "self_training":
             features = self.pixel_features(images)
             scores = F.linear(as_pixels(features), self.classifier.weight, self.classifier.bias)
-            return {"pixels": pixel_loss(at_pixels(scores, features), self.pseudo_labels(images, coarse, names))}
+            return {
+                "pixels": pixel_loss(at_pixels(scores, features), self.pseudo_labels(images, coarse, names))
+            }
         with torch.no_grad():
             features = as_pixels(self.pixel_features(images)).float()
         if self._round == "generator":

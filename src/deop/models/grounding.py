@@ -46,5 +46,8 @@ def best_dice_loss(masks: Tensor, targets: Tensor, counts: list[int]) -> Tensor:
     overlap = 2 * masks @ targets.transpose(1, 2)
     total = masks.sum(2)[:, :, None] + targets.sum(2)[:, None]
     best = (overlap / total.clamp(min=1e-6)).amax(1)
-    there = torch.arange(targets.shape[1], device=masks.device) < torch.tensor(counts, device=masks.device)[:, None]
+    there = (
+        torch.arange(targets.shape[1], device=masks.device)
+        < torch.tensor(counts, device=masks.device)[:, None]
+    )
     return ((1 - best) * there).sum() / there.sum().clamp(min=1)

@@ -147,7 +147,9 @@ def scatter(
         {"marker": marker, "markerfacecolor": colour, "markeredgecolor": "black", "linestyle": "none"}
         for marker, colour in zip(MARKERS, PALE)
     ]
-    by_kind = len(tables) == 1 and any(row.decoupled is not None for table in tables.values() for row in table.rows)
+    by_kind = len(tables) == 1 and any(
+        row.decoupled is not None for table in tables.values() for row in table.rows
+    )
     figure, axes = grid(1, len(datasets), 3.2, sharex=metrics[0] in COUNTS)
     labels: list[list[tuple[str, float, float, str]]] = [[] for _ in axes]
     places: dict[str, None] = {}  # of reported values, in order
@@ -189,7 +191,10 @@ def scatter(
         sns.despine(ax=axis)
     axes[0].set_ylabel(_axis_title(metrics[1]))
     if by_kind:
-        kinds = ("decoupled: masks first, then their classes", "coupled: classes of pixels, trained on seen ones")
+        kinds = (
+            "decoupled: masks first, then their classes",
+            "coupled: classes of pixels, trained on seen ones",
+        )
         legend = [Line2D([], [], **look, label=kind) for look, kind in zip(looks, kinds)]
     else:
         legend = [

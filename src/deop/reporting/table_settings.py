@@ -66,7 +66,9 @@ class TableSettings(Settings):
     def columns(self) -> list[tuple[TableDataset, str]]:
         """Dataset and metric of every column, in order."""
         return [
-            (dataset, metric) for dataset in self.datasets for metric in (*self.metrics, *dataset.more_metrics)
+            (dataset, metric)
+            for dataset in self.datasets
+            for metric in (*self.metrics, *dataset.more_metrics)
         ]
 
 

@@ -14,7 +14,6 @@ from deop.settings.methods import method_class
 from deop.training.loop import Training, fit_on_images, make_accelerator, training_dataset
 from deop.training.optim import adamw
 
-
 _IMAGES = {"image", "label"}
 
 
