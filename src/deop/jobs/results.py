@@ -233,5 +233,5 @@ def _reported(values: dict[str, float], dataset: str | None, metric: str) -> flo
     """A value of the paper, in percent, or None."""
     if metric != "gap":
         return values.get(f"{dataset}.{metric}")
-    seen, unseen = (values.get(f"{dataset}.{group}") for group in ("seen", "unseen"))
+    seen, unseen = values.get(f"{dataset}.seen"), values.get(f"{dataset}.unseen")
     return None if seen is None or unseen is None else seen - unseen

@@ -152,6 +152,7 @@ class TablesFile(Settings):
                 rows=self.dataset_table.rows,
                 metrics=self.dataset_table.metrics,
                 datasets=(name,),
+                more_metrics={},
             )
         return self.model_copy(update={"tables": tables})
 
