@@ -139,9 +139,9 @@ class Results:
                                 f"{PLACE}: claims: tables differ in what {experiment!r} was trained on before it was "
                                 f"tested on {dataset['name']!r}, and claims can only be about one of them"
                             )
-                both = [
+                one, other = (
                     _reported(row["reported"], dataset.get("paper"), claim.metric) for row in (better, worse)
-                ]
+                )
                 entries.append(
                     {
                         "claim": claim.claim,
@@ -153,7 +153,7 @@ class Results:
                         "place": dataset["place"],
                         "metric": claim.metric,
                         "miou": dataset["miou"],
-                        "reported": None if None in both else round(both[0] - both[1], 6),
+                        "reported": None if one is None or other is None else round(one - other, 6),
                     }
                 )
         settings = {"profile": main.profile, "seeds": list(main.seeds), "claims": entries}
