@@ -184,6 +184,7 @@ def scatter(
             axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.xaxis.set_minor_formatter(NullFormatter())
         elif by_kind:
+            axis.set_xlim(left=max(0, axis.get_xlim()[0]))
             axis.axline((0, 0), slope=1, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
         axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
         axis.set_xlabel(_axis_title(metrics[0]))
