@@ -24,15 +24,12 @@ REAL_WEIGHT, BACKBONE_WEIGHT = 0.75, 0.5
 
 
 class Context(NamedTuple):
-    """Real features in (0, 1) and mean and log-variance of the latent code, each (B, D, h, w)."""
+    """Real features in (0, 1); mean and log-variance of the latent code, and the code; each (B, D, h, w)."""
 
     features: Tensor
     mean: Tensor
     log_variance: Tensor
-
-    def code(self) -> Tensor:
-        """A latent code (B, D, h, w), drawn."""
-        return self.mean + (0.5 * self.log_variance).exp() * torch.randn_like(self.mean)
+    code: Tensor
 
 
 class ContextualModule(nn.Module):
@@ -64,9 +61,11 @@ class ContextualModule(nn.Module):
         weights = self.selector(torch.cat(scales, dim=1)).sigmoid()
         weighted = torch.cat([scale * weights[:, i : i + 1] for i, scale in enumerate(scales)], dim=1)
         merged = self.merge(weighted).relu()
-        context = Context(features, self.mean(merged), self.log_variance(merged).relu())
-        code = context.code() if sample else context.mean
-        return context._replace(features=(features + features * code.sigmoid()).sigmoid())
+        code = mean = self.mean(merged)
+        log_variance = self.log_variance(merged).relu()
+        if sample:
+            code = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        return Context((features + features * code.sigmoid()).sigmoid(), mean, log_variance, code)
 
 
 class Judge(nn.Module):
@@ -148,7 +147,7 @@ class CaGNet(GenerativeSegmenter):
             losses["kl"] = -0.5 * settings.kl_weight * divergence.mean()
         positions, classes = class_positions(coarse, settings.positions)
         embeddings = self.embeddings(names)[classes][:, None].expand(-1, settings.positions, -1)
-        code = as_pixels(context.code()).detach()[positions]
+        code = as_pixels(context.code).detach()[positions]
         generated = self.generator(embeddings, code)
         discrepancy = mmd(generated, real.detach()[positions], CAGNET_BANDWIDTHS)
         losses["content"] = settings.content_weight * (
