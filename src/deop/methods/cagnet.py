@@ -71,9 +71,9 @@ class ContextualModule(nn.Module):
 class Judge(nn.Module):
     """The layer that discriminator and classifier share, and the discriminator's head."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.shared = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(0.5))
+        self.shared = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.real = nn.Linear(hidden, 1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class CaGNet(GenerativeSegmenter):
             sigmoid=True,
             embedding=self.embed_dim,
         )
-        self.judge = Judge(width, settings.classifier_hidden)
+        self.judge = Judge(width, settings.classifier_hidden, settings.classifier_dropout)
         self.classifier = nn.Linear(settings.classifier_hidden, len(self.class_names))
         self._round = "training"
 

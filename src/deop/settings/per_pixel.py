@@ -129,7 +129,7 @@ class CaGNetSettings(GenerativeSettings):
 
     context_width: channels of the contextual module.
     generator_hidden: hidden widths of the generator, each with the dropout at its place in ``generator_dropout``.
-    classifier_hidden: width of the layer that classifier and discriminator share.
+    classifier_hidden, classifier_dropout: width and dropout of the layer that classifier and discriminator share.
     kl_weight, content_weight, adversarial_weight: weights of the losses.
     unseen_boost: how many times likelier than a seen class an unseen one is in a generated map, minus one.
     generated_weight: weight of the cross-entropy of generated maps.
@@ -141,6 +141,7 @@ class CaGNetSettings(GenerativeSettings):
     generator_hidden: tuple[Positive, ...] = (1024, 960, 864, 784, 720)
     generator_dropout: tuple[Fraction, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
     classifier_hidden: Positive = 1024
+    classifier_dropout: Fraction = 0.5
     kl_weight: Weight = 100.0
     content_weight: Weight = 50.0
     adversarial_weight: Weight = 1.0
