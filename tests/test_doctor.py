@@ -259,7 +259,9 @@ def test_files_of_word_vectors_and_captions_that_are_not_there_fail(root, profil
         "captions": {"method": "openseg", "more_captions": str(tmp_path / "gone.csv")},
     }
     rows = [{"label": name, "experiment": name} for name in values["experiments"]]
-    values["tables"] = {"mine": {"caption": "x", "rows": rows, "datasets": ["coco_stuff"], "metrics": ["pAcc"]}}
+    values["tables"] = {
+        "mine": {"caption": "x", "rows": rows, "datasets": ["coco_stuff"], "metrics": ["pAcc"]}
+    }
     profile.write_text(yaml.safe_dump(values))
     found = findings(root, profile)
     words, captions = found["word vectors of spnet"], found["captions"]
