@@ -249,3 +249,22 @@ def test_steps_are_really_taken(root):
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in ("train_proposals", "train_system of deop", "train_system of simbaseline"):
         assert re.search(rf"^(pass|warn) {stage}.*: .* s a step of 2 images: the ", done.stdout, re.M)
+
+
+def test_files_of_word_vectors_and_captions_that_are_not_there_fail(root, profile, tmp_path):
+    values = yaml.safe_load(profile.read_text())
+    gone = tmp_path / "gone.vec"
+    values["experiments"] = {
+        "words": {"method": "spnet", "word_vectors": [str(gone)]},
+        "captions": {"method": "openseg", "more_captions": str(tmp_path / "gone.csv")},
+    }
+    rows = [{"label": name, "experiment": name} for name in values["experiments"]]
+    values["tables"] = {
+        "mine": {"caption": "x", "rows": rows, "datasets": ["coco_stuff"], "metrics": ["pAcc"]}
+    }
+    profile.write_text(yaml.safe_dump(values))
+    found = findings(root, profile)
+    words, captions = found["word vectors of spnet"], found["captions"]
+    assert (words.status, captions.status) == ("fail", "fail")
+    assert "gone.vec is not there" in words.found and "methods.spnet.word_vectors" in words.remedy
+    assert "gone.csv is not there" in captions.found and "more_captions" in captions.remedy

@@ -371,3 +371,14 @@ def _overlay(values: dict, changes: dict) -> None:
             _overlay(values[key], change)
         else:
             values[key] = change
+
+
+def test_the_gap_of_a_claim_is_reported_from_seen_and_unseen_values(root, config):
+    """ZS3Net on COCO-Stuff: 34.7 - 9.5, DeOP: 38.0 - 38.4."""
+    job = Plan(config, root).named["claims"]["claims"]
+    [entry] = [
+        claim
+        for claim in job.settings["claims"]["claims"]
+        if (claim["metric"], claim["better"], claim["dataset"]) == ("gap", "zs3net", "es171")
+    ]
+    assert entry["worse"] == "deop" and entry["reported"] == pytest.approx(25.2 + 0.4)

@@ -264,3 +264,29 @@ def test_a_missing_confusion_is_named(tmp_path):
     path.unlink()
     with pytest.raises(DeopError, match=f"{path} is missing"):
         figure.run(job)
+
+
+def test_scatter_of_decoupled_and_coupled_systems_tells_them_apart(tmp_path, monkeypatch):
+    """Seen against unseen classes: marks by kind, linear axes, and a diagonal on which both are equal."""
+    rows = [
+        {"label": "SimBaseline", "experiment": "simbaseline", "decoupled": True, "reported": {}},
+        {
+            "label": "CaGNet",
+            "experiment": "cagnet",
+            "decoupled": False,
+            "reported": {"coco_stuff.seen": 35.5, "coco_stuff.unseen": 12.2},
+        },
+    ]
+    kinds = TABLES["ablation"] | {"metrics": ["seen", "unseen"], "rows": rows}
+    monkeypatch.setitem(TABLES, "kinds", kinds | {"datasets": kinds["datasets"][:1]})
+    made, text = drawn(made_job(tmp_path, "scatter", ["kinds"], ["seen", "unseen"]))
+    [axis] = made.axes
+    for mark, experiment in (("o", "simbaseline"), ("s", "cagnet")):
+        [point] = marks(axis, mark)
+        means = [statistics.mean(percentages(experiment, "es171", metric)) for metric in ("seen", "unseen")]
+        assert list(point) == pytest.approx(means)
+    assert marks(axis, "D") == [(35.5, 12.2)]
+    assert axis.get_xscale() == "linear" and axis.get_xlabel() == "seen IoU (%)"
+    assert [line.get_linestyle() for line in axis.lines].count(":") == 1
+    assert "decoupled: masks first" in text and "coupled: classes of pixels" in text
+    assert "other machines" not in text

@@ -19,6 +19,7 @@ from deop.stages import table
 
 ROOT = Path(__file__).parents[2]
 METRICS = ("pAcc", "hIoU", "seen", "unseen")
+EVALUATED = (*METRICS, "mIoU", "mIoU_truth")
 EXPERIMENTS = (
     "baseline",
     "baseline_plus",
@@ -31,6 +32,12 @@ EXPERIMENTS = (
     "baseline_vild",
     "baseline_text",
     "baseline_visual",
+    "spnet",
+    "lseg",
+    "zs3net",
+    "cagnet",
+    "openseg",
+    "openseg_more",
 )
 PASSES, SPEED = 3.25, 41.26
 MACHINE = {"device": "cpu (abacus)", "threads": 7}
@@ -40,7 +47,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def score(role: str, metric: str) -> float:
     """A made-up fraction that differs by experiment, dataset, seed and metric."""
     experiment, dataset, seed = role.split("/")
-    place = EXPERIMENTS.index(experiment) * 8 + (dataset == "es20") * 4 + METRICS.index(metric)
+    place = EXPERIMENTS.index(experiment) * 8 + (dataset == "es20") * 4 + EVALUATED.index(metric)
     return 0.1 + 0.02 * place + 0.001 * int(seed) ** 2
 
 
@@ -71,7 +78,7 @@ def made_table(root: Path, monkeypatch, seeds: list[int], name: str = "table3", 
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(json.dumps({"systems": systems, "provenance": made | MACHINE}))
             continue
-        metrics = {metric: score(role, metric) for metric in METRICS}
+        metrics = {metric: score(role, metric) for metric in EVALUATED}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         result = {"metrics": metrics, "passes": PASSES, "per_class_iou": {}, "method": methods[path]}
         result["provenance"] = made
@@ -219,14 +226,17 @@ def test_latex_is_a_booktabs_table_with_every_row(tmp_path, monkeypatch):
 
 
 def test_systems_that_are_not_run_say_so_and_passes_are_no_percentages(tmp_path, monkeypatch):
-    table.run(made_table(tmp_path, monkeypatch, [0, 1], "table1"))
+    job = made_table(tmp_path, monkeypatch, [0, 1], "table1")
+    other = {"label": "Other", "experiment": None, "decoupled": False, "reported": {"coco_stuff.hIoU": 15.0}}
+    job.settings["table"]["rows"].insert(0, other)
+    table.run(job)
     lines = {line["method"]: line for line in csv.DictReader(Path("results/table1.csv").open())}
-    assert list(lines) == ["ZS3Net", "CaGNet", "ZegFormer", "SimBaseline", "DeOP"]
+    assert list(lines) == ["Other", "SPNet", "LSeg", "ZS3Net", "CaGNet", "ZegFormer", "SimBaseline", "DeOP"]
     assert {name: line["decoupled"] for name, line in lines.items()} == {
-        **dict.fromkeys(("ZS3Net", "CaGNet"), "no"),
+        **dict.fromkeys(("Other", "SPNet", "LSeg", "ZS3Net", "CaGNet"), "no"),
         **dict.fromkeys(("ZegFormer", "SimBaseline", "DeOP"), "yes"),
     }
-    assert lines["ZS3Net"]["es171.hIoU"] == lines["ZS3Net"]["es20.passes"] == "not run"
+    assert lines["Other"]["es171.hIoU"] == lines["Other"]["es20.passes"] == "not run"
     assert lines["DeOP"]["es20.passes"] == f"{PASSES:.1f}" and lines["DeOP"]["es20.FPS"] == f"{SPEED:.1f}"
     assert "es20.passes.std" in lines["DeOP"] and "es20.FPS.std" not in lines["DeOP"]
     mean = 50 * sum(score(f"deop/es20/{seed}", "hIoU") for seed in (0, 1))
@@ -238,6 +248,10 @@ def test_systems_that_are_not_run_say_so_and_passes_are_no_percentages(tmp_path,
     assert "Speed was measured on cpu (abacus), threads: 7." in text
     assert "not implemented here" in text and "how many pictures of an image CLIP is shown" in text
     assert {path.stem for path in Path("results/metrics/table1").iterdir()} == {
+        "spnet",
+        "lseg",
+        "zs3net",
+        "cagnet",
         "zegformer",
         "simbaseline",
         "deop",
@@ -254,6 +268,7 @@ def test_notes_say_which_prompts_each_row_used(tmp_path, monkeypatch):
     table.run(made_table(tmp_path / "other", monkeypatch, [0], "table1"))
     prompts = json.loads(Path("results/table1.json").read_text())["text_prompts"]
     assert 'the template "a picture of {}." (ZegFormer); learned offline (SimBaseline)' in prompts
+    assert "CLIP's text encoder" in prompts
     assert r"a picture of \{\}." in Path("results/table1.tex").read_text()
 
 
@@ -306,3 +321,19 @@ def test_an_evaluation_without_a_metric_is_named(tmp_path, monkeypatch):
     path.write_text(json.dumps(evaluation))
     with pytest.raises(DeopError, match=f"{path} has no metric 'hIoU'; it has: pAcc, seen, unseen"):
         table.run(job)
+
+
+def test_notes_of_a_table_are_printed_and_both_miou_conventions_where_classes_are_many(tmp_path, monkeypatch):
+    """Table 2: the reported numbers that measured ones do not compare with, and a second mIoU of two datasets."""
+    table.run(made_table(tmp_path, monkeypatch, [0], "table2"))
+    lines = {line["method"]: line for line in csv.DictReader(Path("results/table2.csv").open())}
+    two = [column for column in lines["DeOP"] if column.startswith(("om459.", "om847."))]
+    assert two == ["om459.mIoU", "om459.mIoU_truth", "om847.mIoU", "om847.mIoU_truth"]
+    assert "om59.mIoU_truth" not in lines["DeOP"]
+    assert lines["LSeg"]["om847.mIoU_truth"] == f"{100 * score('lseg/om847/0', 'mIoU_truth'):.1f}"
+    text = Path("results/table2.md").read_text()
+    assert (
+        "Pascal-5i" in text
+        and "mIoU_truth: mIoU averaged over classes that occur in the ground truth alone" in text
+    )
+    assert "Pascal-5i" in Path("results/table2.tex").read_text()

@@ -69,6 +69,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
             label order, and images without a seen pixel are left out.
         keep_bytes: memory for decoded samples, so that a small dataset is read only once.
 
+    Attributes:
+        captioned: by image, the labels of all classes in it, unseen ones too: what a caption names.
+
     Raises:
         DeopError: a folder, card or split file that is missing or malformed; images that are no longer where they were.
     """
@@ -83,6 +86,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
             raise self._missing(entries[0].image)
         self._lookup: Tensor | None = None
         if seen_only:
+            entries = [entry for entry in entries if set(entry.classes) & set(self.card.seen)]
+        self.captioned = [entry.classes for entry in entries]
+        if seen_only:
             self._lookup = torch.full((len(self.card.classes) + 1,), HIDDEN, dtype=torch.int64)
             self._lookup[IGNORE] = IGNORE  # the last entry
             self._lookup[self.card.seen] = torch.arange(len(self.card.seen))
@@ -91,7 +97,6 @@ class SegmentationDataset(torch.utils.data.Dataset):
                 replace(entry, classes=tuple(position[c] for c in entry.classes if c in position))
                 for entry in entries
             ]
-            entries = [entry for entry in entries if entry.classes]
         self.entries: Sequence[Entry] = entries
         self.names = [self.card.names[index] for index in self.card.seen] if seen_only else self.card.names
 

@@ -39,7 +39,7 @@ class Augment:
     """
 
     def __init__(self, settings: Augmentation) -> None:
-        crop = settings.crop
+        self.crop = crop = settings.crop
         fill = {tv_tensors.Image: 127, tv_tensors.Mask: IGNORE}
         self._short_sides = tuple(round(factor * crop) for factor in settings.scale)
         self._transform = v2.Compose(
@@ -117,15 +117,20 @@ class TrainingBatches(torch.utils.data.Dataset):
         epoch, offset = divmod(position, len(self.dataset))
         return int(self._order(epoch)[offset])
 
+    def samples(self, step: int) -> list[int]:
+        """The places in the dataset of the samples of a step, in order."""
+        return [self._sample_index(position) for position in self._positions(step)]
+
+    def _positions(self, step: int) -> range:
+        return range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
+
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         """``image`` (B, 3, S, S) uint8 and ``label`` (B, S, S) int16: as small as they can travel to the device."""
         if not 0 <= step < self.steps:
             raise IndexError(step)
         samples = []
         with torch.random.fork_rng(devices=[]):
-            for position in range(
-                step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world
-            ):
+            for position in self._positions(step):
                 seed_cpu(int(np.random.default_rng((self.seed, position)).integers(2**62)))
                 samples.append(self.augment(self.dataset[self._sample_index(position)]))
         return {

@@ -15,6 +15,8 @@ from deop.evaluation.metrics import MiouConvention, harmonic_mean
 from deop.settings.base import Positive, Settings
 
 METRICS = ("pAcc", "mIoU", "hIoU", "seen", "unseen")
+DERIVED = ("gap",)
+"""Seen minus unseen mIoU, which evaluations do not state."""
 LEVEL = 0.95
 """Share of the resampled differences that an interval covers."""
 DRAW = 0
@@ -40,7 +42,7 @@ class Claim(Settings):
     worse_label: str
     dataset: str
     place: str
-    metric: Literal["hIoU", "seen", "unseen", "mIoU", "pAcc"]
+    metric: Literal["hIoU", "seen", "unseen", "mIoU", "pAcc", "gap"]
     miou: MiouConvention
     reported: float | None = None
 
@@ -163,7 +165,8 @@ def _resampled(
             raise DeopError(f"{paths[first]} and {paths[role]} are not of the same images and classes")
         unseen = np.isin(list(evaluation["per_class_iou"]), evaluation["unseen"])
         scores[role, miou] = score(confusions, times, unseen, miou)
-        for metric, values in scores[role, miou].items():
+        for metric in METRICS:
+            values = scores[role, miou][metric]
             stated = evaluation["metrics"].get(metric)
             stated = math.nan if stated is None else stated
             if not np.isclose(values[0], stated, rtol=0, atol=TOLERANCE, equal_nan=True):
@@ -218,13 +221,13 @@ def score(
         convention: which classes an mIoU averages over.
 
     Returns:
-        (R,) fractions for each of :data:`METRICS`; NaN where there is nothing to average over.
+        (R,) fractions for each of :data:`METRICS` and :data:`DERIVED`; NaN where there is nothing to average over.
     """
     parts = [
         _score(confusions, times[first : first + ROWS].astype(float), unseen, convention)
         for first in range(0, len(times), ROWS)
     ]
-    return {metric: np.concatenate([part[metric] for part in parts]) for metric in METRICS}
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in (*METRICS, *DERIVED)}
 
 
 def _score(
@@ -239,4 +242,5 @@ def _score(
         miou, on_seen, on_unseen = (
             iou[:, group].sum(1) / counted[:, group].sum(1) for group in (unseen | True, ~unseen, unseen)
         )
-    return dict(zip(METRICS, (pacc, miou, harmonic_mean(on_seen, on_unseen), on_seen, on_unseen)))
+    values = (pacc, miou, harmonic_mean(on_seen, on_unseen), on_seen, on_unseen, on_seen - on_unseen)
+    return dict(zip((*METRICS, *DERIVED), values))

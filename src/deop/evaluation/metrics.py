@@ -28,6 +28,7 @@ class SegmentationScores(NamedTuple):
         seen: the same over seen classes.
         unseen: the same over unseen classes.
         hiou: harmonic mean of ``seen`` and ``unseen``.
+        miou_truth: ``miou`` by the convention ``ground_truth``, whichever the others have.
         iou: IoU of every class in label order; NaN for classes that the convention does not count.
     """
 
@@ -36,6 +37,7 @@ class SegmentationScores(NamedTuple):
     seen: float
     unseen: float
     hiou: float
+    miou_truth: float
     iou: tuple[float, ...]
 
 
@@ -111,6 +113,7 @@ class SegmentationMetrics:
             seen=seen,
             unseen=unseen,
             hiou=float(harmonic_mean(seen, unseen)),
+            miou_truth=(correct / union)[truth > 0].mean().item(),
             iou=tuple(iou.tolist()),
         )
 

@@ -69,9 +69,13 @@ class Results:
             "caption": layout.caption,
             "profile": config.main.profile,
             "seeds": list(config.main.seeds),
-            "datasets": [self._describe(dataset, trained_on) for dataset in datasets],
+            "datasets": [
+                self._describe(dataset, trained_on) | more
+                for dataset, more in zip(datasets, map(layout.more_of, layout.datasets))
+            ],
             "metrics": list(layout.metrics),
             "rows": [{**dump(row), "reported": reported.get(row.label, {})} for row in layout.rows],
+            **({"notes": list(layout.notes)} if layout.notes else {}),
         }
         return table, inputs
 
@@ -135,8 +139,9 @@ class Results:
                                 f"{PLACE}: claims: tables differ in what {experiment!r} was trained on before it was "
                                 f"tested on {dataset['name']!r}, and claims can only be about one of them"
                             )
-                column = f"{dataset.get('paper')}.{claim.metric}"
-                both = (better["reported"].get(column), worse["reported"].get(column))
+                one, other = (
+                    _reported(row["reported"], dataset.get("paper"), claim.metric) for row in (better, worse)
+                )
                 entries.append(
                     {
                         "claim": claim.claim,
@@ -148,7 +153,7 @@ class Results:
                         "place": dataset["place"],
                         "metric": claim.metric,
                         "miou": dataset["miou"],
-                        "reported": None if None in both else round(both[0] - both[1], 6),
+                        "reported": None if one is None or other is None else round(one - other, 6),
                     }
                 )
         settings = {"profile": main.profile, "seeds": list(main.seeds), "claims": entries}
@@ -222,3 +227,11 @@ class Results:
         """The label of an experiment in the first table that shows it, or its name."""
         rows = (row for table in self._config.results.tables.values() for row in table.rows)
         return next((row.label for row in rows if row.experiment == experiment), experiment)
+
+
+def _reported(values: dict[str, float], dataset: str | None, metric: str) -> float | None:
+    """A value of the paper, in percent, or None."""
+    if metric != "gap":
+        return values.get(f"{dataset}.{metric}")
+    seen, unseen = values.get(f"{dataset}.seen"), values.get(f"{dataset}.unseen")
+    return None if seen is None or unseen is None else seen - unseen

@@ -20,7 +20,7 @@ REVISIONS: dict[str, int] = {
     "train_proposals": 1,
     "train_system": 1,
     "build_system": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "measure_speed": 1,
     "benchmark": 1,
     "table": 1,

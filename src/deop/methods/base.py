@@ -14,6 +14,9 @@ from deop.models.weight_files import learned_state
 from deop.utils.timing import part
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from deop.data.transforms import TrainingBatches
     from deop.methods.builder import Builder
     from deop.settings.schedule import Schedule
 
@@ -88,15 +91,20 @@ class Segmenter(nn.Module, ABC):
 
     # Training.
 
-    def losses(self, images: Tensor, labels: Tensor, names: list[str]) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, labels: Tensor, names: list[str], **more: Tensor) -> dict[str, Tensor]:
         """Named scalar losses, of which training minimises the sum.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1].
             labels: (B, H, W) int64 indices into ``names``; of :mod:`deop.data.segmentation`, ``IGNORE`` where a pixel
                 has no class and ``HIDDEN`` where it has an unseen one.
+            more: what else :meth:`training_batches` puts into a batch, by name.
         """
         raise NotImplementedError(f"{type(self).__name__} is not trained")
+
+    def training_batches(self, batches: TrainingBatches) -> Dataset:
+        """What training reads, by step number: ``batches`` of images and label maps, or these with more in them."""
+        return batches
 
     def denominators(self, labels: Tensor) -> dict[str, Tensor]:
         """By name of a loss, how many of what it is a mean over are in ``labels`` (as :meth:`losses` takes them).

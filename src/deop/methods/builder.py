@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from deop.errors import WeightsError
+from deop.models.backbones import timm_features
 from deop.models.clip import DenseCLIP, load_clip
 from deop.models.clip_build import has_quick_gelu
 from deop.models.pretrained import BUNDLED
@@ -31,6 +34,7 @@ class Builder:
         inputs: by role (``clip``, ``prompts``, ``proposals``, ``backbone``), the folders of the artifacts that the
             networks take their weights from. Without, weights are those that the sections ask for, or random ones.
         seen_names: the classes that the system is trained on.
+        class_names: all classes of the dataset that it is trained on, in label order, by name alone.
         clip: makes the CLIP where it is neither that of the sections nor that of the inputs.
         round: the round of training that the system is built for, none to use it.
 
@@ -44,11 +48,12 @@ class Builder:
         inputs: Mapping[str, str],
         *,
         seen_names: tuple[str, ...] = (),
+        class_names: tuple[str, ...] = (),
         clip: Callable[[], DenseCLIP] | None = None,
         round: str | None = None,
     ) -> None:
         self._sections, self._inputs, self._clip, self._round = sections, inputs, clip, round
-        self.seen_names = seen_names
+        self.seen_names, self.class_names = seen_names, class_names
         values = sections["method"]
         self.settings: MethodSettings = method_settings(values["method"]).model_validate(values)
 
@@ -80,6 +85,22 @@ class Builder:
         return build_proposals(
             self.proposal_settings, inputs.get("proposals"), inputs.get("backbone"), fresh=fresh
         )
+
+    def backbone(self) -> nn.Module:
+        """The backbone of a network that makes no proposals: that of the proposal network, and pre-trained as it is."""
+        settings = self.proposal_settings
+        fresh = self._round is not None
+        network = timm_features(
+            settings.backbone,
+            settings.backbone_args,
+            settings.out_indices,
+            pretrained=fresh and settings.pretrained_backbone is True,
+            frozen_batch_norm=settings.frozen_batch_norm,
+        )
+        if fresh and isinstance(settings.pretrained_backbone, str):
+            weights = _backbone_weights(settings, self._inputs.get("backbone"))
+            _load_backbone(network, settings.backbone, weights)
+        return network
 
     @property
     def schedule(self) -> Schedule | None:
@@ -129,7 +150,7 @@ def build_proposals(
     if trained is not None:
         load_learned(network, checked_weights(trained))
     elif fresh and isinstance(settings.pretrained_backbone, str):
-        _load_backbone(network, settings.backbone, _backbone_weights(settings, backbone))
+        _load_backbone(network.backbone, settings.backbone, _backbone_weights(settings, backbone))
     return network
 
 
@@ -154,14 +175,14 @@ def _backbone_weights(settings: Proposals, folder: str | None) -> Path:
     return path
 
 
-def _load_backbone(network: ProposalNetwork, name: str, path: Path) -> None:
+def _load_backbone(backbone: nn.Module, name: str, path: Path) -> None:
     """Loads pre-trained weights into the stages of the backbone that are used.
 
     Raises:
         WeightsError: a file that cannot be read, or lacks a tensor that the backbone needs or has it in another shape.
     """
     state = read_weights(path)
-    needed = network.backbone.state_dict()
+    needed = backbone.state_dict()
     missing = sorted(key for key in needed if key not in state and not key.endswith("num_batches_tracked"))
     if missing:
         raise WeightsError(f"{path} does not fit backbone {name}: it lacks {', '.join(missing[:5])}")
@@ -171,4 +192,4 @@ def _load_backbone(network: ProposalNetwork, name: str, path: Path) -> None:
                 f"{path} does not fit backbone {name}: {key} has shape {tuple(state[key].shape)}, "
                 f"not {tuple(value.shape)}"
             )
-    network.backbone.load_state_dict({key: state[key] for key in needed if key in state}, strict=False)
+    backbone.load_state_dict({key: state[key] for key in needed if key in state}, strict=False)

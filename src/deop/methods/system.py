@@ -82,6 +82,7 @@ def load_system(
         sections,
         {},
         seen_names=config.seen_names if seen_names is None else seen_names,
+        class_names=config.class_names,
         clip=lambda: _clip(config, path),
     )
     segmenter = method_class(sections["method"]["method"]).build(builder)

@@ -7,14 +7,10 @@ Systems with a class head use the same network: :meth:`ProposalNetwork.decode` r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
-import timm
 import torch
-from huggingface_hub import hf_hub_url
 from scipy.optimize import linear_sum_assignment
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from transformers import MaskFormerConfig
 from transformers.models.maskformer.configuration_maskformer import MaskFormerDetrConfig
@@ -24,9 +20,8 @@ from transformers.models.maskformer.modeling_maskformer import (
     MaskFormerTransformerModule,
 )
 
-from deop.errors import WeightsError
+from deop.models.backbones import timm_features
 from deop.models.losses import enlarged, labels_at, mask_losses, pairwise_mask_losses
-from deop.models.pretrained import cached_backbone, check_hub_file, download_failed, hub_cache
 
 GROUP_NORM_GROUPS = 32  # fixed in transformers' pixel decoder
 
@@ -97,34 +92,18 @@ class ProposalNetwork(nn.Module):
             raise ValueError(
                 f"width {width} must be a multiple of {GROUP_NORM_GROUPS} and of heads ({heads})"
             )
-        if not timm.is_model(backbone):
-            close = ", ".join(get_close_matches(backbone, timm.list_models(), n=5)) or "none"
-            raise ValueError(f"backbone {backbone!r} is no timm model; close names: {close}")
         self.width, self.queries = width, queries
         self.decoder_norm = decoder_norm
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
         self.ignored = ignored
-        arguments = {key: value for key, value in backbone_args.items() if key != "multi_grid"}
-        try:
-            self.backbone = timm.create_model(
-                backbone,
-                pretrained=pretrained_backbone,
-                features_only=True,
-                out_indices=out_indices,
-                **arguments,
-            )
-        except Exception as error:
-            if not pretrained_backbone or isinstance(error, TypeError | ValueError):
-                raise
-            raise WeightsError(_how_to_get(backbone, error)) from error
-        cached = cached_backbone(backbone)[0] if pretrained_backbone else None
-        if cached is not None:
-            check_hub_file(cached)
-        if "multi_grid" in backbone_args:
-            _dilate_last_stage(self.backbone, backbone, backbone_args["multi_grid"])
-        if frozen_batch_norm:
-            freeze_batch_norm_2d(self.backbone)
+        self.backbone = timm_features(
+            backbone,
+            backbone_args,
+            out_indices,
+            pretrained=pretrained_backbone,
+            frozen_batch_norm=frozen_batch_norm,
+        )
         *lateral, deepest = self.backbone.feature_info.channels()
         self._stride: int = self.backbone.feature_info.reduction()[0]
         self.pixel_decoder = MaskFormerPixelDecoder(
@@ -296,28 +275,6 @@ class ProposalNetwork(nn.Module):
             losses = {"focal": self.focal_weight * focal / masks, "dice": self.dice_weight * overlap / masks}
             pairs = [Pairs(image, query, classes[image, segment]) for image, query, segment in matching]
             return losses, pairs
-
-
-def _dilate_last_stage(network: nn.Module, name: str, dilations: Sequence[int]) -> None:
-    """Dilates the 3x3 convolutions of the last stage, one dilation per block, without changing sizes."""
-    blocks = getattr(network, "layer4", ())
-    convolutions = [getattr(block, "conv2", None) for block in blocks]
-    if len(convolutions) != len(dilations) or not all(isinstance(conv, nn.Conv2d) for conv in convolutions):
-        raise ValueError(
-            f"multi_grid {list(dilations)} does not fit backbone {name!r}: wanted one dilation for each of the "
-            f"{len(convolutions)} blocks of a ResNet's layer4"
-        )
-    for convolution, dilation in zip(convolutions, dilations, strict=True):
-        convolution.dilation = convolution.padding = (dilation, dilation)
-
-
-def _how_to_get(backbone: str, error: Exception) -> str:
-    about = timm.get_pretrained_cfg(backbone)
-    url, cache = about.url, f"{torch.hub.get_dir()}/checkpoints"
-    if about.hf_hub_id:
-        url, cache = hf_hub_url(about.hf_hub_id, about.hf_hub_filename or "model.safetensors"), hub_cache()
-    remedy = "Download that file on a machine that may, and set proposals.pretrained_backbone to its path"
-    return download_failed(f"timm's weights of backbone {backbone!r}", url, cache, remedy, error)
 
 
 def _as_background(labels: Tensor, ignore: int) -> tuple[Tensor, int]:

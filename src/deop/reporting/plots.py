@@ -134,7 +134,9 @@ def scatter(
     title: str,
     notes: list[str],
 ) -> Figure:
-    """The second metric against the first (on a log scale): a panel per dataset, a mark per table and system.
+    """The second metric against the first (speed on a log scale): a panel per dataset, a mark per table and system.
+
+    A single table with a column ``decoupled`` has marks by that, and a diagonal on which both metrics are equal.
 
     Args:
         values: of each table, as :func:`deop.reporting.results_table.by_seed` gives them.
@@ -145,11 +147,14 @@ def scatter(
         {"marker": marker, "markerfacecolor": colour, "markeredgecolor": "black", "linestyle": "none"}
         for marker, colour in zip(MARKERS, PALE)
     ]
-    figure, axes = grid(1, len(datasets), 3.2, sharex=True)
+    by_kind = len(tables) == 1 and any(
+        row.decoupled is not None for table in tables.values() for row in table.rows
+    )
+    figure, axes = grid(1, len(datasets), 3.2, sharex=metrics[0] in COUNTS)
     labels: list[list[tuple[str, float, float, str]]] = [[] for _ in axes]
     places: dict[str, None] = {}  # of reported values, in order
     for axis, of_panel, (name, dataset) in zip(axes, labels, datasets.items()):
-        for look, (table_name, table) in zip(looks, tables.items()):
+        for of_table, (table_name, table) in zip(looks, tables.items()):
             frame = values[table_name]
             frame = frame[frame["dataset"] == name].pivot(
                 index=["method", "seed"], columns="metric", values="value"
@@ -161,6 +166,7 @@ def scatter(
                 x, y = xs.mean(), ys.mean()
                 if np.isnan([x, y]).any():
                     continue
+                look = looks[not row.decoupled] if by_kind else of_table
                 axis.plot(x, y, **look, markersize=7)
                 of_panel.append((row.label, x, y, "black"))
                 if deviates(table, metrics[1]):
@@ -171,22 +177,33 @@ def scatter(
                     axis.plot(x, y, **REPORTED)
                     of_panel.append((row.label, x, y, "0.4"))
                     places[dataset.paper_title] = None
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(0.2)  # room for labels
+        if metrics[0] in COUNTS:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
+        elif by_kind:
+            axis.set_xlim(left=max(0, axis.get_xlim()[0]))
+            axis.axline((0, 0), slope=1, color="0.6", linewidth=0.8, linestyle=":", zorder=0)
         axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
         axis.set_xlabel(_axis_title(metrics[0]))
         axis.set_title(_place(dataset), loc="left")
         sns.despine(ax=axis)
     axes[0].set_ylabel(_axis_title(metrics[1]))
-    legend = [
-        Line2D([], [], **look, label=textwrap.fill(f"{name}: {table.caption}", 90))
-        for look, (name, table) in zip(looks, tables.items())
-    ]
+    if by_kind:
+        kinds = (
+            "decoupled: masks first, then their classes",
+            "coupled: classes of pixels, trained on seen ones",
+        )
+        legend = [Line2D([], [], **look, label=kind) for look, kind in zip(looks, kinds)]
+    else:
+        legend = [
+            Line2D([], [], **look, label=textwrap.fill(f"{name}: {table.caption}", 90))
+            for look, (name, table) in zip(looks, tables.items())
+        ]
     if places:
-        label = f"{_reported_on(list(places))}\n(grey names), and on other machines"
+        label = f"{_reported_on(list(places))}\n(grey names){', and on other machines' if metrics[0] in COUNTS else ''}"
         legend.append(Line2D([], [], **REPORTED, label=label))
     finish(figure, title, notes, legend, columns=1)
     for axis, of_panel in zip(axes, labels):

@@ -54,7 +54,7 @@ def by_seed(table: TableSettings, evaluations: dict[str, dict], paths: dict[str,
                     for name, value in evaluation["metrics"].items()
                 }
                 metrics = percent | counts
-                for metric in table.metrics:
+                for metric in (*table.metrics, *dataset.more_metrics):
                     if metric not in metrics:
                         valid = ", ".join(metrics)
                         raise DeopError(f"{paths[role]} has no metric {metric!r}; it has: {valid}")
@@ -68,11 +68,10 @@ def to_csv(table: TableSettings, scores: pd.DataFrame, origin: dict[str, Any]) -
     columns: dict[str, Any] = {}
     if _shows_decoupled(table):
         columns["decoupled"] = pd.Series({row.label: _yes(row.decoupled) for row in table.rows})
-    for dataset in table.datasets:
-        for metric in table.metrics:
-            columns[f"{dataset.name}.{metric}"] = scores[dataset.name, metric, "mean"]
-            if deviates(table, metric):
-                columns[f"{dataset.name}.{metric}.std"] = scores[dataset.name, metric, "std"]
+    for dataset, metric in table.columns():
+        columns[f"{dataset.name}.{metric}"] = scores[dataset.name, metric, "mean"]
+        if deviates(table, metric):
+            columns[f"{dataset.name}.{metric}.std"] = scores[dataset.name, metric, "std"]
     frame = pd.DataFrame(columns).rename_axis("method").reindex([row.label for row in table.rows])
     run = [row.experiment is not None for row in table.rows]
     for column in frame.columns.drop("decoupled", errors="ignore"):
@@ -106,14 +105,13 @@ def _with_reported(table: TableSettings, scores: pd.DataFrame, emphasis: str = "
             head["", "decoupled"] = _yes(row.decoupled)
         line = head | {("", "values"): "measured"}
         paper = head | {("", "values"): f"{emphasis}paper{emphasis}"}
-        for dataset in table.datasets:
-            for metric in table.metrics:
-                column = (dataset.name, metric)
-                mean, deviation = (scores[(*column, statistic)][row.label] for statistic in ("mean", "std"))
-                deviation = deviation if deviates(table, metric) else None
-                line[column] = _number(mean, deviation) if row.experiment else NOT_RUN
-                reported = row.reported.get(f"{dataset.paper}.{metric}")
-                paper[column] = "–" if reported is None else f"{emphasis}{_number(reported)}{emphasis}"
+        for dataset, metric in table.columns():
+            column = (dataset.name, metric)
+            mean, deviation = (scores[(*column, statistic)][row.label] for statistic in ("mean", "std"))
+            deviation = deviation if deviates(table, metric) else None
+            line[column] = _number(mean, deviation) if row.experiment else NOT_RUN
+            reported = row.reported.get(f"{dataset.paper}.{metric}")
+            paper[column] = "–" if reported is None else f"{emphasis}{_number(reported)}{emphasis}"
         lines += [line, paper] if row.reported else [line]
     frame = pd.DataFrame(lines)
     frame.columns = pd.MultiIndex.from_tuples(frame.columns)
@@ -159,6 +157,9 @@ def _notes(table: TableSettings, origin: dict[str, Any]) -> list[str]:
     notes[1:1] = [f"{metric}: {COUNTS[metric]}." for metric in table.metrics if metric in COUNTS]
     if "FPS" in table.metrics:
         notes.insert(1, f"Speed was measured on {origin['speed_measured_on']}.")
+    if any("mIoU_truth" in dataset.more_metrics for dataset in table.datasets):
+        notes.insert(1, f"mIoU_truth: mIoU averaged over {MIOU['ground_truth']} alone.")
+    notes[1:1] = table.notes
     if any(row.experiment is None for row in table.rows):
         notes.insert(1, f"*{NOT_RUN}*: not implemented here.")
     if any(row.reported for row in table.rows):
@@ -197,7 +198,7 @@ def fractions(table: TableSettings, scores: pd.DataFrame) -> dict[str, dict]:
         row.label: {
             dataset.name: {
                 metric: _fraction(scores[dataset.name, metric, "mean"][row.label], metric)
-                for metric in table.metrics
+                for metric in (*table.metrics, *dataset.more_metrics)
                 if metric != "FPS"  # differs with every measurement
             }
             for dataset in table.datasets

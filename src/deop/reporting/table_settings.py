@@ -21,7 +21,8 @@ class TableDataset(Settings):
     """A group of columns: the dataset measured on, and the paper's dataset that it is or stands for.
 
     ``images`` describes its images, ``place`` names the paper's dataset that it is or stands for, if any.
-    ``trained_on`` is the dataset that systems were trained on, if it is a different one.
+    ``trained_on`` is the dataset that systems were trained on, if it is a different one. ``more_metrics`` are columns
+    that other datasets of the table do not have.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TableDataset(Settings):
     stand_in: bool = False
     miou: str
     trained_on: str | None = None
+    more_metrics: tuple[str, ...] = ()
 
 
 class SystemRow(Settings):
@@ -47,7 +49,10 @@ class SystemRow(Settings):
 
 
 class TableSettings(Settings):
-    """What a table shows. ``artifacts`` are all outputs that went into it; the table notes their total wall time."""
+    """What a table shows. ``artifacts`` are all outputs that went into it; the table notes their total wall time.
+
+    ``notes`` are sentences of its own below it.
+    """
 
     caption: str
     profile: str
@@ -56,6 +61,15 @@ class TableSettings(Settings):
     metrics: tuple[str, ...]
     rows: tuple[SystemRow, ...]
     artifacts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def columns(self) -> list[tuple[TableDataset, str]]:
+        """Dataset and metric of every column, in order."""
+        return [
+            (dataset, metric)
+            for dataset in self.datasets
+            for metric in (*self.metrics, *dataset.more_metrics)
+        ]
 
 
 def deviates(table: TableSettings, metric: str) -> bool:

@@ -18,53 +18,19 @@ from deop.errors import ConfigError, unknown
 from deop.settings.base import Fraction, Positive, Settings
 from deop.settings.clip_layers import check_severed_layers
 from deop.settings.files import merged
+from deop.settings.method_base import MethodSettings, Part
+from deop.settings.per_pixel import (
+    CaGNetSettings,
+    LSegSettings,
+    OpenSegSettings,
+    SPNetSettings,
+    ZS3NetSettings,
+)
 from deop.settings.templates import Templates, describe_templates
 
 Class = TypeVar("Class", bound=type)
 
-Part = Literal["clip", "prompts", "proposals", "backbone"]
-"""What a system may be built from: CLIP, the text prompt that was learned offline, the trained proposal network, or a
-proposal network of its own, which starts from the pre-trained backbone."""
-
-
 _LEARNED = {"offline": "learned offline", "online": "learned offline and then end to end"}
-
-
-class MethodSettings(Settings):
-    """Base of the settings of a method. The defaults are those of a method that is built on CLIP and never trained.
-
-    ``rounds`` are the rounds of training, in order: each is the name of a section of the configuration that has its
-    schedule (``segmentation``, ``proposals``), or of a field of the settings that does.
-    """
-
-    method: str
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """What a system with these settings is built from."""
-        return ("clip",)
-
-    @property
-    def rounds(self) -> tuple[str, ...]:
-        """The schedules of the rounds of training; none for a method that is not trained."""
-        return ()
-
-    @property
-    def described_prompts(self) -> str | None:
-        """Which text prompts a system uses, for notes under tables; None says nothing."""
-        return None
-
-    def check_clip(self, model: str, place: str) -> None:
-        """Raises a ConfigError, beginning with ``place``, if the settings do not fit the CLIP called ``model``."""
-
-    def for_training(self) -> MethodSettings:
-        """These settings without what training does not depend on, so that no change of that trains again."""
-        return self
-
-    @classmethod
-    def combined(cls, profile: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-        """The values of an experiment: its ``own``, put over those that the ``profile`` has for its method."""
-        return merged(profile, own)
 
 
 class SeveranceSettings(Settings):
@@ -283,6 +249,11 @@ METHODS: dict[str, type[MethodSettings]] = {
     "deop": DeOPSettings,
     "simbaseline": SimBaselineSettings,
     "zegformer": ZegFormerSettings,
+    "spnet": SPNetSettings,
+    "lseg": LSegSettings,
+    "zs3net": ZS3NetSettings,
+    "cagnet": CaGNetSettings,
+    "openseg": OpenSegSettings,
 }
 """The settings of each method by its name; methods in files of their own are added when they are first asked for."""
 _CLASSES: dict[str, type] = {}

@@ -17,7 +17,7 @@ from deop.settings.base import Settings
 from deop.settings.dataset_names import DatasetNames
 from deop.settings.files import SOURCE, load_yaml, merged, without_nulls
 
-Metric = Literal["pAcc", "mIoU", "hIoU", "seen", "unseen", "passes", "FPS"]
+Metric = Literal["pAcc", "mIoU", "hIoU", "seen", "unseen", "passes", "FPS", "mIoU_truth"]
 PLACE = f"{SOURCE}/tables.yaml"
 
 
@@ -46,12 +46,26 @@ class ResultsTable(DatasetTable):
 
     ``reported`` is the number of the paper's table whose values are shown beside the measured ones. With
     ``trained_on``, all systems are trained on that dataset and tested on the others as they are; otherwise on each, or
-    on the one that its entry names.
+    on the one that its entry names. ``more_metrics`` are further columns, by dataset. ``notes`` are printed below the
+    table.
     """
 
     reported: int | None = None
     trained_on: str | None = None
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    more_metrics: Annotated[dict[str, tuple[Metric, ...]], Field(default_factory=dict)]
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_its_datasets(self) -> Self:
+        for name in self.more_metrics:
+            if name not in self.datasets:
+                raise ValueError(f"more_metrics: {name!r} is none of the table's datasets")
+        return self
+
+    def more_of(self, dataset: str) -> dict[str, list[str]]:
+        """The further columns of a dataset, as its description in a table has them; nothing if it has none."""
+        return {"more_metrics": list(self.more_metrics[dataset])} if dataset in self.more_metrics else {}
 
     @property
     def experiments(self) -> list[str]:
@@ -95,14 +109,17 @@ class Picture(Settings):
 
 
 class Claim(Settings):
-    """That one row of a table is better than another, on each of some datasets."""
+    """That one row of a table is better than another, on each of some datasets.
+
+    The metric ``gap`` is seen minus unseen mIoU; the row named ``better`` is then the one with the larger gap.
+    """
 
     claim: str
     table: str
     better: str
     worse: str
     datasets: Annotated[tuple[str, ...], Field(min_length=1)]
-    metric: Literal["pAcc", "mIoU", "hIoU", "seen", "unseen"]
+    metric: Literal["pAcc", "mIoU", "hIoU", "seen", "unseen", "gap"]
 
 
 class TablesFile(Settings):
@@ -135,6 +152,7 @@ class TablesFile(Settings):
                 rows=self.dataset_table.rows,
                 metrics=self.dataset_table.metrics,
                 datasets=(name,),
+                more_metrics={},
             )
         return self.model_copy(update={"tables": tables})
 

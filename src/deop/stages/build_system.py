@@ -23,7 +23,7 @@ def run(job: Job) -> None:
     card = read_card(Path(job.inputs["data"]))
     seen = tuple(card.names[index] for index in card.seen)
     sections = {name: values for name, values in job.settings.items() if name not in ("system", "inference")}
-    builder = Builder(sections, job.inputs, seen_names=seen)
+    builder = Builder(sections, job.inputs, seen_names=seen, class_names=tuple(card.names))
     segmenter = method_class(sections["method"]["method"]).build(builder)
     if "trained" in job.inputs:
         load_learned(segmenter, checked_weights(job.inputs["trained"]))

@@ -71,6 +71,7 @@ def run(job: Job) -> None:
                     ("hIoU", scores.hiou),
                     ("seen", scores.seen),
                     ("unseen", scores.unseen),
+                    ("mIoU_truth", scores.miou_truth),
                 )
             },
             "passes": torch.cat(passes).double().mean().item(),

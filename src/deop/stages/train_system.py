@@ -14,6 +14,8 @@ from deop.settings.methods import method_class
 from deop.training.loop import Training, fit_on_images, make_accelerator, training_dataset
 from deop.training.optim import adamw
 
+_IMAGES = {"image", "label"}
+
 
 class SystemStep(nn.Module):
     """A segmenter and its losses on a batch."""
@@ -23,7 +25,9 @@ class SystemStep(nn.Module):
         self.segmenter, self.names = segmenter, names
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.segmenter.losses(batch["image"], batch["label"], self.names)
+        return self.segmenter.losses(
+            batch["image"], batch["label"], self.names, **{key: batch[key] for key in batch.keys() - _IMAGES}
+        )
 
     def denominators(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """By loss, how many of what it is a mean over are in a batch."""
@@ -40,7 +44,13 @@ def training(job: Job) -> Training:
     torch.manual_seed(job.seed)
     dataset = training_dataset(job)
     name = job.settings["round"]["name"]
-    builder = Builder(job.settings, job.inputs, seen_names=tuple(dataset.names), round=name)
+    builder = Builder(
+        job.settings,
+        job.inputs,
+        seen_names=tuple(dataset.names),
+        class_names=tuple(dataset.card.names),
+        round=name,
+    )
     segmenter = method_class(job.settings["method"]["method"]).build(builder)
     if "earlier" in job.inputs:
         load_learned(segmenter, checked_weights(job.inputs["earlier"]), unfinished=True)
@@ -48,7 +58,8 @@ def training(job: Job) -> Training:
     segmenter.start_round(name)
     schedule = builder.schedule
     optimizer = adamw(segmenter, schedule, segmenter.lr_factors(schedule))
-    return Training(SystemStep(segmenter, dataset.names), optimizer, dataset, schedule)
+    step = SystemStep(segmenter, dataset.names)
+    return Training(step, optimizer, dataset, schedule, segmenter.training_batches)
 
 
 def run(job: Job) -> None:

@@ -221,6 +221,12 @@ def _weights(plan: Plan) -> Iterator[Finding]:
             yield Finding(f"backbone {name}", "pass", "needs no download")
         else:
             yield _file(f"backbone {name}", Path(pretrained), "proposals.pretrained_backbone")
+    methods = [job.settings["method"] for job in _with(plan, "method")]
+    for path, name in sorted({(path, of["method"]) for of in methods for path in of.get("word_vectors", ())}):
+        yield _file(f"word vectors of {name}", Path(path), f"methods.{name}.word_vectors")
+    captions = {of["more_captions"] for of in methods if of.get("more_captions") not in (None, "scenes")}
+    for path in sorted(captions):
+        yield _file("captions", Path(path), "more_captions")
 
 
 def _clip_file(model: str, path: Path, quick_gelu: bool | None) -> Finding:

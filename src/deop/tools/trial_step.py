@@ -28,6 +28,7 @@ from deop.utils.timing import PartTimes, wait_for
 SEGMENTS = 6
 """Classes in a synthetic image, about as many as in one of COCO-Stuff or EmojiScenes."""
 SCENES = 8
+WORD_VECTOR = 300
 WARM_UP = 3
 """Steps that are not measured: in the first ones, libraries choose kernels and memory is allocated."""
 COUNTED = 15
@@ -79,7 +80,7 @@ def try_step(
         share, crop = settings["batch_size"] // processes, settings["augmentation"]["crop"]
         micro_batch = job.settings.get("machine", {}).get("micro_batch") or share
         _write_scenes(Path(folder) / "data", crop, classes)
-        job = _without_weights(job, str(Path(folder) / "data"))
+        job = _without_weights(job, Path(folder) / "data", classes)
         training = importlib.import_module(f"deop.stages.{job.stage}").training(job)
         training.dataset.read_ahead()
         if device.type == "cuda":
@@ -125,7 +126,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _without_weights(job: Job, data: str) -> Job:
+def _without_weights(job: Job, data: Path, classes: int) -> Job:
     """The job with random weights, on the dataset in ``data``."""
     settings = dict(job.settings)
     if "proposals" in settings:
@@ -134,7 +135,11 @@ def _without_weights(job: Job, data: str) -> Job:
         settings["clip"] = settings["clip"] | {"pretrained": None}
     if "proposal_templates" in settings.get("method", {}):  # names are embedded once, whatever the prompt
         settings["method"] = settings["method"] | {"proposal_templates": ["{}"], "crop_templates": ["{}"]}
-    return job.model_copy(update={"inputs": {"data": data}, "settings": settings})
+    files = settings.get("method", {}).get("word_vectors", ())
+    if files:
+        drawn = _write_word_vectors(data / "words.vec", classes)
+        settings["method"] = settings["method"] | {"word_vectors": [drawn] * len(files)}
+    return job.model_copy(update={"inputs": {"data": str(data)}, "settings": settings})
 
 
 class _Enough(Exception):
@@ -190,6 +195,15 @@ def _measure(
     first = min(WARM_UP, len(watch.wall) - 1)
     wall, busy = statistics.median(watch.wall[first:]), statistics.median(watch.busy[first:])
     return wall, min(wall, busy) if times else wall
+
+
+def _write_word_vectors(path: Path, classes: int) -> str:
+    """Random vectors of as many numbers as those of word2vec and fastText, for the classes of the synthetic images."""
+    generator = np.random.default_rng(0)
+    names = [f"class_{index}" for index in range(classes)]
+    lines = [" ".join([name, *map(str, generator.normal(size=WORD_VECTOR))]) for name in names]
+    path.write_text("\n".join([f"{classes} {WORD_VECTOR}", *lines]) + "\n")
+    return str(path)
 
 
 def _write_scenes(folder: Path, side: int, classes: int) -> None:

@@ -46,12 +46,14 @@ class Training(NamedTuple):
         scalar computed from the raw outputs that the losses supervise. Its ``denominators`` gives the number of items
         that each loss is a mean over (see :func:`accumulate`).
     optimizer: of the parameters that learn.
+    batches: what is trained on, made from the augmented batches of the dataset.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     dataset: SegmentationDataset
     settings: Schedule
+    batches: Callable[[TrainingBatches], Dataset] = lambda batches: batches
 
 
 def make_accelerator(
@@ -328,7 +330,7 @@ def fit_on_images(
     )
     fit(
         training.module,
-        batches,
+        training.batches(batches),
         optimizer=training.optimizer,
         schedule=poly(settings.iterations, settings.warmup),
         iterations=settings.iterations,

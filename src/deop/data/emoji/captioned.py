@@ -147,7 +147,7 @@ class CaptionedScenes(torch.utils.data.Dataset):
         """
         if not 0 <= step < self.steps:
             raise IndexError(step)
-        images, _, said = self._draw(step)
+        images, _, _, said = self._draw(step)
         if not self.kind.caption_per_name:
             return {"image": images, "caption": said, "match": torch.eye(len(images), dtype=torch.bool)}
         names = sorted({name for named in said for name in named})
@@ -157,18 +157,23 @@ class CaptionedScenes(torch.utils.data.Dataset):
 
     def scenes(self, step: int) -> tuple[Tensor, list[list[str]]]:
         """The images of a step and the names of the emoji each of them shows."""
-        images, shown, _ = self._draw(step)
+        images, shown, _, _ = self._draw(step)
         return images, shown
 
-    def _draw(self, step: int) -> tuple[Tensor, list[list[str]], list]:
-        """Images, the emoji in each, and what is said of each: a caption, or the names that have captions."""
+    def named(self, step: int) -> tuple[Tensor, list[list[str]]]:
+        """The images of a step and the names of the emoji and textures each of them shows."""
+        images, shown, grounds, _ = self._draw(step)
+        return images, [things + stuff for things, stuff in zip(shown, grounds, strict=True)]
+
+    def _draw(self, step: int) -> tuple[Tensor, list[list[str]], list[list[str]], list]:
+        """Images, the emoji and the textures in each, and what is said of it: a caption, or names with captions."""
         rng, kind = np.random.default_rng((self.seed, step)), self.kind
         # No emoji twice in a batch: a caption must not fit another caption's image.
         common, rare = iter(rng.permutation(self.common)), iter(rng.permutation(self.rare))
         counts = np.arange(self.objects[0], self.objects[1] + 1)
         frequency = counts**-kind.crowding
         texture_alone = iter(rng.permutation(len(self.stuff)))
-        backgrounds, objects, styles, said, contents = [], [], [], [], []
+        backgrounds, objects, styles, said, contents, grounds = [], [], [], [], [], []
         for index in range(self.batch_size):
             style = STYLES[rng.integers(len(STYLES))]
             alone = index < min(self.batch_size // 10, len(self.stuff))
@@ -203,8 +208,9 @@ class CaptionedScenes(torch.utils.data.Dataset):
                 self._names(rng, shown, names) if kind.caption_per_name else self._caption(rng, shown, names)
             )
             contents.append(shown)
+            grounds.append(names)
         images, _ = compose(torch.stack(backgrounds), objects, styles)
-        return images, contents, said
+        return images, contents, grounds, said
 
     def _names(self, rng: np.random.Generator, things: list[str], stuff: list[str]) -> list[str]:
         """The names that have a caption: things, and textures where :attr:`SceneKind.textures_named` says so."""

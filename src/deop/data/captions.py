@@ -1,0 +1,140 @@
+"""Captions of training images, as the words that they name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from deop.data.emoji.artwork import concepts
+from deop.data.emoji.captioned import CaptionedScenes
+from deop.data.emoji.textures import texture_names
+from deop.data.segmentation import HIDDEN, IGNORE, Sample
+from deop.data.transforms import Augment, TrainingBatches, seed_cpu
+from deop.errors import DeopError
+
+LONGEST = 12
+"""Words that are kept of a caption."""
+
+
+class CaptionSource(Protocol):
+    """Captioned images without labels, in an endless stream. ``lexicon`` has every word of a caption."""
+
+    lexicon: list[str]
+
+    def draw(self, step: int, count: int) -> tuple[Tensor, list[list[str]]]:
+        """``count`` images (count, 3, S, S) uint8 and the words of their captions, a pure function of ``step``."""
+
+
+class SceneCaptions:
+    """Newly drawn EmojiScenes of all concepts, by both artists, with captions that name all things and textures."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._seed = size, seed
+        self._scenes: dict[
+            int, CaptionedScenes
+        ] = {}  # made where batches are: its textures take seconds to draw
+        self.lexicon = [*(concept.name for concept in concepts()), *texture_names()]
+
+    def draw(self, step: int, count: int) -> tuple[Tensor, list[list[str]]]:
+        if count not in self._scenes:
+            self._scenes[count] = CaptionedScenes(
+                image_size=self._size,
+                batch_size=count,
+                objects=(1, 4),
+                steps=2**31,
+                seed=self._seed,
+                textures=4,
+            )
+        images, words = self._scenes[count].named(step)
+        return (255 * images).round().to(torch.uint8), words
+
+
+class FileCaptions:
+    """Images and words of a CSV with columns ``image`` (from the CSV's folder) and ``words`` (``dog;grass``).
+
+    Raises:
+        DeopError: a file that cannot be read, lacks a column or has no line.
+    """
+
+    def __init__(self, path: Path, augment: Augment, seed: int) -> None:
+        self._path, self._augment, self._seed = path, augment, seed
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise DeopError(f"captions {path} cannot be read: {error}") from None
+        missing = {"image", "words"} - set(table.columns)
+        if missing or not len(table):
+            raise DeopError(f"captions {path}: columns image and words are needed, and at least one line")
+        self._images = list(table["image"])
+        self._words = [
+            [word.strip() for word in words.split(";") if word.strip()] for words in table["words"]
+        ]
+        self.lexicon = sorted({word for words in self._words for word in words})
+
+    def draw(self, step: int, count: int) -> tuple[Tensor, list[list[str]]]:
+        chosen = np.random.default_rng((self._seed, step)).integers(len(self._images), size=count)
+        images = []
+        for index in chosen:
+            path = self._path.parent / self._images[index]
+            try:
+                image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+            except OSError as error:
+                raise DeopError(f"{path}, an image of {self._path}, cannot be read: {error}") from None
+            nothing = torch.full(image.shape[-2:], IGNORE)
+            images.append(self._augment(Sample(image, nothing)).image)
+        return torch.stack(images), [self._words[index] for index in chosen]
+
+
+def caption_source(name: str, batches: TrainingBatches) -> CaptionSource:
+    """The source called ``scenes``, or the one in a CSV file, of images as large as those of ``batches``."""
+    seed = batches.seed * batches.world + batches.rank
+    if name == "scenes":
+        return SceneCaptions(batches.augment.crop, seed)
+    return FileCaptions(Path(name), batches.augment, seed)
+
+
+class CaptionedBatches(Dataset):
+    """Batches with ``words`` (B, K) int16: indices into the lexicon, negative for padding.
+
+    The caption of a training image names the classes of its segments, those that are hidden from training too: captions
+    need no labels. Images of a source of more captions come after the labelled ones; their labels are all ``HIDDEN``.
+
+    Args:
+        batches: labelled images.
+        more: the source of more captions.
+        more_images: how many of these for each labelled image.
+    """
+
+    def __init__(self, batches: TrainingBatches, more: CaptionSource | None, more_images: int) -> None:
+        self._batches, self._more, self._more_images = batches, more, more_images
+        names = batches.dataset.card.names
+        self.lexicon = list(dict.fromkeys([*names, *(more.lexicon if more else ())]))
+        self._index = {word: index for index, word in enumerate(self.lexicon)}
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        batch = self._batches[step]
+        names, entries = self._batches.dataset.card.names, self._batches.dataset.captioned
+        words = [[names[label] for label in entries[index]] for index in self._batches.samples(step)]
+        images, labels = batch["image"], batch["label"]
+        if self._more is not None:
+            with torch.random.fork_rng(devices=[]):
+                seed_cpu(step)
+                more, of_more = self._more.draw(step, len(images) * self._more_images)
+            images = torch.cat([images, more])
+            hidden = torch.full((len(more), *labels.shape[1:]), HIDDEN, dtype=labels.dtype)
+            labels, words = torch.cat([labels, hidden]), words + of_more
+        indices = torch.full((len(words), LONGEST), -1, dtype=torch.int16)
+        for row, caption in zip(indices, words, strict=True):
+            known = [self._index[word] for word in dict.fromkeys(caption)][:LONGEST]
+            row[: len(known)] = torch.tensor(known, dtype=torch.int16)
+        return {"image": images, "label": labels, "words": indices}
