@@ -153,6 +153,16 @@ def test_a_damaged_dataset_is_named(root, tmp_path):
         SegmentationDataset(root, "test")
 
 
+def test_a_scene_drawn_larger_is_the_same_scene():
+    for index, scene in enumerate(emoji_scenes.plan_split(SETTINGS, "val")):
+        image, label = emoji_scenes.draw_scene(SETTINGS, "val", index, *scene)
+        large, labels = emoji_scenes.draw_scene(SETTINGS, "val", index, *scene, detail=5)
+        assert large.shape == (320, 320, 3) and labels.shape == (320, 320)
+        reduced = np.asarray(Image.fromarray(large).resize((64, 64), Image.Resampling.BOX)).astype(int)
+        assert np.abs(reduced - image).mean() < 10  # of 255; another scene differs by more than 50
+        assert (labels[2::5, 2::5] == label).mean() > 0.97
+
+
 def test_captions_name_what_is_shown_and_the_stream_never_repeats():
     stream = CaptionedScenes(image_size=32, batch_size=24, objects=(1, 2), steps=2, seed=0, textures=2)
     first, again, second = stream[0], stream[0], stream[1]

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from deop.data.card import DatasetCard, LabelledClass
+from deop.data.emoji import dataset as emoji_scenes
+from deop.data.emoji.settings import EmojiScenes
 from deop.data.segmentation import (
     IGNORE,
     Entry,
@@ -27,6 +29,8 @@ from deop.jobs.job import Job
 from deop.methods.base import normalise
 from deop.methods.deop import DeOP
 from deop.reporting import anchor_picture
+from deop.reporting.picture import DETAIL, for_readers
+from deop.settings.datasets import Vocabulary
 from deop.settings.methods import AnchorSettings, DeOPSettings
 from deop.settings.system import Inference
 from deop.stages import picture
@@ -238,3 +242,16 @@ def test_how_a_system_is_evaluated_does_not_change_its_pictures(draw, dataset, s
     )
     picture.run(job)
     assert (tmp_path / f"padded/{kind}.svg").read_bytes() == plain
+
+
+def test_generated_scenes_are_shown_larger_than_the_networks_see_them(tmp_path):
+    words = Vocabulary(things=("dog", "cow"), stuff=("grass",))
+    settings = EmojiScenes(style="twemoji", vocabulary=words, train=0, val=2, image_size=32)
+    emoji_scenes.write(tmp_path, "toy", settings)
+    dataset = SegmentationDataset(tmp_path, "val")
+    assert for_readers(dataset, 1).image.shape == (3, 32, 32)  # nothing says how it was made
+    provenance = {"settings": {"dataset": settings.model_dump(mode="json")}}
+    (tmp_path / artifacts.PROVENANCE).write_text(json.dumps(provenance))
+    shown, seen = for_readers(dataset, 1), dataset[1]
+    assert shown.image.shape[1:] == shown.label.shape == (32 * DETAIL, 32 * DETAIL)
+    assert (shown.label[DETAIL // 2 :: DETAIL, DETAIL // 2 :: DETAIL] == seen.label).float().mean() > 0.95

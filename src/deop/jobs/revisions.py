@@ -26,5 +26,5 @@ REVISIONS: dict[str, int] = {
     "table": 1,
     "claims": 1,
     "figure": 1,
-    "picture": 2,
+    "picture": 3,
 }

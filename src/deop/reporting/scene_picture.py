@@ -13,7 +13,7 @@ from deop.data.segmentation import IGNORE, SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.methods.base import Segmenter
 from deop.reporting.contact_sheet import class_colours, paint_labels
-from deop.reporting.picture import Picture, proposal_masks, proposal_overlaps
+from deop.reporting.picture import Picture, for_readers, proposal_masks, proposal_overlaps
 
 RULE = (
     "Chosen by rule: the first validation image with the most classes among those that show seen and unseen ones, "
@@ -44,6 +44,7 @@ def draw(segmenter: Segmenter, dataset: SegmentationDataset, short_side: int) ->
     index = choose_scene(dataset)
     sample = dataset[index]
     output = segmenter(resize_short_side(sample.image[None].float() / 255, short_side), dataset.names)
+    sample = for_readers(dataset, index)
     size = tuple(sample.label.shape)
     prediction = segmenter.label_map(output, size)[0]
     masks = proposal_masks(output.mask_logits[0], size)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from deop.data.card import DatasetCard, LabelledClass, ignore_value
@@ -61,16 +62,24 @@ def plan_split(settings: EmojiScenes, split: str) -> list[tuple[list[str], list[
 
 
 def draw_scene(
-    settings: EmojiScenes, split: str, index: int, things: list[str], stuff: list[str]
+    settings: EmojiScenes, split: str, index: int, things: list[str], stuff: list[str], *, detail: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One scene: image (S, S, 3) uint8 and label map (S, S) int64, label ids in the vocabulary's order."""
+    """One scene: image (S, S, 3) uint8 and label map (S, S) int64, label ids in the vocabulary's order.
+
+    The side S is ``detail`` times ``image_size``. Emoji are then drawn as large as that, and textures are enlarged.
+    """
     rng = np.random.default_rng((settings.seed, _SPLIT_WORD[split], index))
-    side, names = settings.image_size, settings.vocabulary.names
+    side, names = settings.image_size * detail, settings.vocabulary.names
     upper = split_mask(rng, side) if len(stuff) > 1 else torch.zeros(side, side, dtype=torch.bool)
     grounds = [
-        torch.from_numpy(draw_texture(name, settings.style, side, rng)).permute(2, 0, 1).float() / 255
+        torch.from_numpy(draw_texture(name, settings.style, settings.image_size, rng))
+        .permute(2, 0, 1)
+        .float()
+        / 255
         for name in stuff
     ]
+    if detail > 1:
+        grounds = [F.interpolate(ground[None], (side, side), mode="bicubic")[0] for ground in grounds]
     background = torch.where(upper, grounds[-1], grounds[0]) * rng.uniform(0.85, 1.15)
     label = torch.full((side, side), IGNORE, dtype=torch.int64)
     if settings.label_stuff:
@@ -81,7 +90,7 @@ def draw_scene(
         (thing, random_placement(rng, centre, size))
         for thing, centre, size in zip(things, centres, sizes, strict=True)
     ]
-    images, owners = compose(background.clamp(0, 1)[None], [objects], [settings.style])
+    images, owners = compose(background.clamp(0, 1)[None], [objects], [settings.style], detail)
     for position, thing in enumerate(things):
         label[owners[0] == position] = names.index(thing)
     image = (255 * images[0]).round().to(torch.uint8).permute(1, 2, 0).numpy()

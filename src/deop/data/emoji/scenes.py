@@ -78,7 +78,7 @@ def _affine(placement: Placement) -> list[list[float]]:
 
 
 def compose(
-    backgrounds: Tensor, objects: list[list[tuple[str, Placement]]], style: list[str]
+    backgrounds: Tensor, objects: list[list[tuple[str, Placement]]], style: list[str], detail: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Pastes emoji on backgrounds, first object lowest.
 
@@ -86,6 +86,7 @@ def compose(
         backgrounds: (B, 3, S, S) float in [0, 1].
         objects: for each of the B images its emoji names and placements, bottom to top.
         style: the artist of each image.
+        detail: how many times finer than :data:`SPRITE_SIZES` emoji are drawn.
 
     Returns:
         images (B, 3, S, S) float in [0, 1] and owner (B, S, S) int64: the index in ``objects[b]`` of the emoji
@@ -95,12 +96,13 @@ def compose(
     images = backgrounds.clone()
     owner = torch.full((batch, side, side), -1, dtype=torch.int64)
     for layer in range(max((len(entry) for entry in objects), default=0)):
-        for sprite_size in SPRITE_SIZES:
+        large, small = (size * detail for size in SPRITE_SIZES)
+        for sprite_size in (large, small):
             chosen = [
                 index
                 for index, entry in enumerate(objects)
                 if layer < len(entry)
-                and (entry[layer][1].size * side < 0.6 * SPRITE_SIZES[0]) == (sprite_size == SPRITE_SIZES[1])
+                and (entry[layer][1].size * side < 0.6 * large) == (sprite_size == small)
             ]
             if not chosen:
                 continue
