@@ -11,7 +11,7 @@ import numpy as np
 from deop.data.coco_results import entries
 from deop.data.segmentation import write_label_map
 from deop.errors import DeopError
-from deop.reporting.overlay import overlay
+from deop.reporting.overlay import overlay, pixels_of
 from deop.utils.files import whole_file, write_json
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Segmentation:
     @cached_property
     def areas(self) -> dict[str, float]:
         """By class, its share of the picture's pixels, largest first."""
-        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
+        counts = pixels_of(self.labels, len(self.classes))
         order = np.argsort(-counts, kind="stable")
         return {self.classes[index]: float(counts[index] / self.labels.size) for index in order}
 

@@ -29,7 +29,7 @@ def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Ima
         image: (H, W, 3) uint8 RGB.
         label: (H, W) indices into ``names``.
     """
-    pixels = np.bincount(label.ravel(), minlength=len(names))
+    pixels = pixels_of(label, len(names))
     shown = [index for index in np.argsort(-pixels, kind="stable") if pixels[index]]
     image, label = _within(image, label)
     height, width = label.shape
@@ -54,6 +54,12 @@ def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Ima
         pen.rectangle([left, top, left + text, top + text], fill=tuple(map(int, colours[index])))
         pen.text((left + text + gap, top + text // 2), names[index], "black", font=font, anchor="lm")
     return picture
+
+
+def pixels_of(label: np.ndarray, count: int) -> np.ndarray:
+    """How many pixels of a label map (H, W) each of ``count`` classes has; in strips, as counting widens labels."""
+    strips = range(0, len(label), _STRIP)
+    return sum(np.bincount(label[top : top + _STRIP].ravel(), minlength=count) for top in strips)
 
 
 def _within(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
