@@ -62,7 +62,9 @@ Proposals = Annotated[
 ]
 Project = Annotated[
     Path | None,
-    typer.Option(help="folder of the workflow that names refer to; DEOP_PROJECT, or this one or one above it"),
+    typer.Option(
+        help="folder of the workflow that names refer to; DEOP_PROJECT, or this one or one above it"
+    ),
 ]
 CORES = os.cpu_count() or 1
 PEOPLE, TOOLS, WORKFLOW = "Your own pictures", "Tools", "Stages of the workflow, which Snakemake calls"
@@ -156,7 +158,9 @@ def segment(
     ] = None,
     background: Annotated[
         str | None,
-        typer.Option(help="words for what is none of the classes, or the least probability of a class, as 0.5"),
+        typer.Option(
+            help="words for what is none of the classes, or the least probability of a class, as 0.5"
+        ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     proposals: Proposals = None,

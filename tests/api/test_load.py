@@ -125,7 +125,9 @@ def test_a_class_has_the_score_of_its_best_name(segmenter, picture):
     flat = segmenter(picture, ["grizzly", "polar bear", "grass", "sky", "water"])
     out = segmenter(picture, {"bear": ["grizzly", "polar bear"], "grass": []}, background=["sky", "water"])
     assert out.classes == ["bear", "grass", "background"]
-    log = {name: np.log(values) for name, values in flat.heatmaps.items()}  # logits but for a constant of each pixel
+    log = {
+        name: np.log(values) for name, values in flat.heatmaps.items()
+    }  # logits but for a constant of each pixel
     merged = np.stack(
         [np.maximum(log["grizzly"], log["polar bear"]), log["grass"], np.maximum(log["sky"], log["water"])]
     )
@@ -250,3 +252,53 @@ def test_what_is_no_picture_is_said(segmenter, picture, message):
 def test_the_package_is_imported_without_torch():
     code = "import sys, deop, deop.tools.segment; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_system_that_the_package_brings_is_found_by_name(tmp_path, picture, monkeypatch):
+    from deop.api import places
+    from deop.tools import bundle
+
+    network = systems.build(
+        DeOPSettings(text_prompts="templates", templates=("a {}",)), clip={"pretrained": "bundled"}
+    )
+    folder = systems.save(
+        network,
+        tmp_path / "system",
+        NAMES,
+        inference=Inference(short_side=32),
+        clip={"pretrained": "bundled"},
+    )
+    bundle.run(str(folder), "deop-tiny", target=tmp_path / "bundled")
+    monkeypatch.setattr(places, "BUNDLED_SYSTEMS", tmp_path / "bundled")
+    found = deop.load("deop-tiny", device="cpu")
+    assert np.array_equal(found(picture).labels, deop.load(folder, device="cpu")(picture).labels)
+    held = (tmp_path / "bundled/deop-tiny/model.safetensors").stat().st_size
+    assert held == (folder / "model.safetensors").stat().st_size  # CLIP is not in it
+
+
+def test_results_beside_the_images_are_not_images_of_the_next_run(tmp_path, picture):
+    from deop.data.image_places import find_images
+    from deop.tools import segment
+
+    Image.fromarray(picture).save(tmp_path / "a.jpg")
+    for _ in range(2):
+        segment.run("deop-mini/bundled", [tmp_path], tmp_path, classes="a, b", options={"short_side": 32})
+        assert list(find_images([tmp_path], tmp_path).values()) == [tmp_path / "a.jpg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.jpg",
+        "a.json",
+        "a.overlay.jpg",
+        "a.png",
+        "classes.json",
+    ]
+
+
+def test_legends_have_distinct_colours_and_letters_with_accents():
+    from deop.reporting.overlay import legend_colours, legend_font
+
+    colours = legend_colours(24).astype(int)
+    apart = np.abs(colours[:, None] - colours).sum(-1) + 999 * np.eye(24, dtype=int)
+    assert apart.min() > 60
+    font = legend_font(20)
+    box = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != box[1] for letter in "éßøжλ")

@@ -117,9 +117,7 @@ def expected(data: Path, segmenter: DeOP, names: list[str]) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "batches"), [(1, [1] * 6), (2, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])]
-)
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 6), (2, [2, 1, 1, 1, 1]), (8, [3, 1, 1, 1])])
 def test_labels_are_those_that_the_evaluation_measures(
     system, data, segmenter, tmp_path, monkeypatch, batch_size, batches
 ):
@@ -293,7 +291,9 @@ def test_many_classes_make_deeper_label_maps(system, data, tmp_path, monkeypatch
     def label_map(self, output, size):
         count = output.class_logits.shape[2] - 1
         assert count == classes
-        return (torch.arange(size[0] * size[1]) % count).view(1, *size).expand(len(output.mask_logits), -1, -1)
+        return (
+            (torch.arange(size[0] * size[1]) % count).view(1, *size).expand(len(output.mask_logits), -1, -1)
+        )
 
     monkeypatch.setattr(DeOP, "label_map", label_map)
     names = ",".join(f"class {index}" for index in range(classes))
@@ -311,7 +311,11 @@ def test_a_batch_too_large_and_a_full_disk_are_said(command, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     for method, fails, message in (
-        ((DeOP, "encode_images"), no_memory, "photos/0/0.png: no memory for 2 images of 24 x 36 pixels at once"),
+        (
+            (DeOP, "encode_images"),
+            no_memory,
+            "photos/0/0.png: no memory for 2 images of 24 x 36 pixels at once",
+        ),
         ((result, "write_label_map"), full, "0/0.png cannot be written: No space left on device"),
     ):
         with monkeypatch.context() as patch:

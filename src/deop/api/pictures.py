@@ -52,7 +52,9 @@ def read_picture(picture: Any) -> Tensor:
     if isinstance(picture, np.ndarray):
         array = picture[..., None].repeat(3, -1) if picture.ndim == 2 else picture
         if array.ndim != 3 or array.shape[2] not in (3, 4):
-            raise DeopError(f"picture: an array of shape {picture.shape}; valid: (H, W, 3), (H, W, 4) or (H, W)")
+            raise DeopError(
+                f"picture: an array of shape {picture.shape}; valid: (H, W, 3), (H, W, 4) or (H, W)"
+            )
         return _eight_bit(torch.from_numpy(np.ascontiguousarray(array[..., :3].transpose(2, 0, 1))))
     raise DeopError(
         f"picture: an object of type {type(picture).__name__}; valid: a path, an address, a PIL image, an array or a "
@@ -78,7 +80,9 @@ def _fetched(address: str) -> bytes:
             for chunk in answer.iter_content(1 << 16):
                 content += chunk
                 if len(content) > MOST_BYTES:
-                    raise DeopError(f"{address}: more than {MOST_BYTES / 1e6:.0f} MB; download it, and give the file")
+                    raise DeopError(
+                        f"{address}: more than {MOST_BYTES / 1e6:.0f} MB; download it, and give the file"
+                    )
             return bytes(content)
     except requests.RequestException as error:
         raise DeopError(f"{address} could not be fetched: {error}") from None
@@ -93,5 +97,7 @@ def _eight_bit(values: Tensor) -> Tensor:
         raise DeopError(f"picture: values of type {values.dtype}; valid: uint8, or floating point in [0, 1]")
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
-        raise DeopError(f"picture: values from {low:g} to {high:g}; valid: floating point in [0, 1], or uint8")
+        raise DeopError(
+            f"picture: values from {low:g} to {high:g}; valid: floating point in [0, 1], or uint8"
+        )
     return (values.float() * 255).round().to(torch.uint8)

@@ -30,7 +30,9 @@ def find_project(given: str | Path | None = None) -> Path | None:
     named = given if given is not None else os.environ.get(PROJECT)
     if named is not None:
         if not _is_project(Path(named)):
-            raise DeopError(f"project {named}: it holds no config/config.yaml, so it is no folder of a workflow")
+            raise DeopError(
+                f"project {named}: it holds no config/config.yaml, so it is no folder of a workflow"
+            )
         return Path(named)
     here = Path.cwd()
     if _is_project(here):

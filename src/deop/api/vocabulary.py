@@ -63,7 +63,9 @@ def vocabulary(classes: Classes, background: Background = None) -> Vocabulary:
                 f"class names: {BACKGROUND!r} is a class and background= is given as well; leave one out"
             )
         if isinstance(background, bool):
-            raise DeopError(f"background={background}: valid: a word, a list of words, or a number from 0 to 1")
+            raise DeopError(
+                f"background={background}: valid: a word, a list of words, or a number from 0 to 1"
+            )
         if isinstance(background, (int, float)):
             if not 0 <= background <= 1:
                 raise DeopError(f"background={background}: a threshold is a probability, from 0 to 1")
@@ -94,7 +96,9 @@ def _names(given: str | Iterable[str]) -> list[str]:
     if isinstance(given, str):
         return parse_names(given)
     if not isinstance(given, Iterable):
-        raise DeopError(f"class names: {given!r} is no list of names; valid: 'bear, grass' or ['bear', 'grass']")
+        raise DeopError(
+            f"class names: {given!r} is no list of names; valid: 'bear, grass' or ['bear', 'grass']"
+        )
     names = list(given)
     for name in names:
         if not isinstance(name, str) or not name.strip():

@@ -57,7 +57,7 @@ def _images_at(place: Path, output: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a file is what this package writes beside images: ``x.overlay.jpg``, and the ``x.png`` that goes with it."""
+    """Whether a file is a result of this package: ``x.overlay.jpg``, or the ``x.png`` beside one."""
     if path.name.endswith(OVERLAY):
         return True
     return path.suffix == ".png" and path.with_name(path.stem + OVERLAY).exists()

@@ -63,7 +63,9 @@ class TrainingFree(MaskSegmenter):
             return F.normalize(self.encode(inputs, None).float(), dim=1)
         mask_logits = proposer(images)
         grid = [side // self.clip.patch_size for side in inputs.shape[-2:]]
-        masks = F.interpolate(mask_logits.sigmoid(), grid, mode="bilinear", align_corners=False, antialias=True)
+        masks = F.interpolate(
+            mask_logits.sigmoid(), grid, mode="bilinear", align_corners=False, antialias=True
+        )
         features = F.normalize(self.encode(inputs, masks).float(), dim=1)
         embeddings = F.normalize(mask_pool(features, masks), dim=-1)
         passes = torch.ones(len(images), dtype=torch.int64, device=images.device)

@@ -1,4 +1,4 @@
-"""Mask proposals that are not trained here: superpixels, and the masks of MaskFormers and Mask2Formers of transformers."""
+"""Mask proposals that are not trained here: superpixels, and MaskFormers and Mask2Formers of transformers."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class Superpixels:
         small = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         maps = [
             torch.from_numpy(
-                self._slic(image.permute(1, 2, 0).double().cpu().numpy(), n_segments=self.count, start_label=0)
+                self._slic(
+                    image.permute(1, 2, 0).double().cpu().numpy(), n_segments=self.count, start_label=0
+                )
             )
             for image in small
         ]
@@ -87,7 +89,9 @@ class TransformersProposals:
             if kind in _KINDS:
                 processor = AutoImageProcessor.from_pretrained(name)
                 self._model = AutoModelForUniversalSegmentation.from_pretrained(name)
-        except Exception as error:  # of the hub's client, of the file system, of transformers: all end the same way
+        except (
+            Exception
+        ) as error:  # of the hub's client, of the file system, of transformers: all end the same way
             raise WeightsError(
                 f"proposals {name!r} could not be loaded from {constants.ENDPOINT}/{name} ({reason_of(error)}); they "
                 f"would be kept in {hub_cache()}. Run 'hf download {name}' on a machine that may and copy that folder "

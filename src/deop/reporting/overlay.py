@@ -83,7 +83,7 @@ def legend_font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def legend_colours(count: int) -> np.ndarray:
-    """RGB colours (count, 3) uint8 that the eye tells apart, the first ones best; a class has the same in any picture."""
+    """RGB colours (count, 3) uint8 that differ, the first ones most; a class has the same in any picture."""
     chosen = _distinct_colours()
     return chosen[np.arange(count) % len(chosen)]
 
@@ -110,9 +110,7 @@ def _distinct_colours() -> np.ndarray:
 def _cielab(rgb: np.ndarray) -> np.ndarray:
     """sRGB colours (K, 3) in [0, 255] in CIELAB (IEC 61966-2-1, white D65)."""
     linear = np.where(rgb / 255 <= 0.04045, rgb / 255 / 12.92, ((rgb / 255 + 0.055) / 1.055) ** 2.4)
-    matrix = np.array(
-        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    )
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     xyz = linear @ matrix.T / (0.9505, 1.0, 1.089)
     root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     return np.stack(

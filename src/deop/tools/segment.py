@@ -57,9 +57,9 @@ def run(
     """Segments images; returns those that could not be read, and why.
 
     Written to ``output``: for ``folder/cat.jpg`` of a given folder or file, ``cat.png``, a label map as large as the
-    image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more, or another ``format``;
-    ``cat.overlay.jpg``, a picture with a legend; ``cat.json``, areas and scores; and ``classes.json``, which says what
-    the labels mean and what they were made with. Files appear whole or not at all, and what is there already is left as
+    image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more, or another
+    ``format``; ``cat.overlay.jpg``, a picture with a legend; ``cat.json``, areas and scores; and
+    ``classes.json``, which says what the labels mean and what they were made with. Files appear whole or not at all, and what is there already is left as
     it is, so the same call resumes an interrupted run.
 
     Args:
@@ -92,7 +92,9 @@ def run(
         if names is None and not segmenter.classes:
             raise DeopError(f"{model} has no classes of its own; give some: --classes 'bear, grass'")
     wanted = names if names is not None else _own_classes(folder, segmenter)
-    _claim(output, _meaning(model, folder, options, list(vocabulary(wanted, less).classes), background), targets)
+    _claim(
+        output, _meaning(model, folder, options, list(vocabulary(wanted, less).classes), background), targets
+    )
     todo = [target for target in targets if not all(path.exists() for path in target.outputs.values())]
     if len(todo) < len(targets):
         print(f"segment: {len(targets) - len(todo)} of {len(targets)} images are in {output} already")
@@ -101,7 +103,9 @@ def run(
     segmenter = segmenter or _load(str(folder), options)
     done = len(targets) - len(todo)
     with progress_bar(desc="segment", initial=done, total=len(targets), unit="image") as progress:
-        return _segment(todo, lambda pictures: segmenter(pictures, wanted, background=less), batch_size, progress)
+        return _segment(
+            todo, lambda pictures: segmenter(pictures, wanted, background=less), batch_size, progress
+        )
 
 
 def _load(model: str, options: Mapping[str, Any]) -> OpenVocabularySegmenter:
@@ -145,7 +149,10 @@ def _meaning(
         if not (folder / WEIGHTS).is_file():
             raise DeopError(f"{folder / WEIGHTS} is not there")
         meaning |= {"weights": file_hash(folder / WEIGHTS), "config": file_hash(folder / CONFIG)}
-    told = {"background": background, **{key: options.get(key) for key in ("proposals", "severance", "short_side")}}
+    told = {
+        "background": background,
+        **{key: options.get(key) for key in ("proposals", "severance", "short_side")},
+    }
     return meaning | {key: value for key, value in told.items() if value is not None}
 
 
