@@ -113,6 +113,7 @@ def _training_free(
         class_names=(),
         seen_names=(),
         inference=Inference(short_side=short_side),
+        versions={},
     )
     try:
         network = TrainingFree.build(Builder(sections, {}))
