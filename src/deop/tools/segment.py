@@ -60,7 +60,8 @@ def run(
     image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more, or another
     ``format``; ``cat.overlay.jpg``, a picture with a legend; ``cat.json``, areas and scores; and
     ``classes.json``, which says what the labels mean and what they were made with.
-    Files appear whole or not at all, and what is there already is left as it is, so the same call resumes an interrupted run.
+    Files appear whole or not at all, and what is there already is left as it is, so the same
+    call resumes an interrupted run.
 
     Args:
         model: what :func:`deop.load` takes.
