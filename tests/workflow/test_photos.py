@@ -25,7 +25,7 @@ def test_the_profile_is_planned_as_it_stands(clone):
     assert done.returncode == 0, done.stdout[-3000:]
     stats = done.stdout.partition("Job stats:")[2].partition("\n\n")[0]
     assert "train_" not in stats and "learn_prompts" not in stats
-    # Sixteen experiments, of which the baseline has the same settings under two names.
+    # One of each experiment: nothing is measured twice.
     assert re.search(r"^evaluate +15$", stats, re.M)
 
 
