@@ -20,7 +20,7 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test lint format revisions schemas report publish FORCE
+.PHONY: help $(VENV) test lint format revisions schemas bundled report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
@@ -29,6 +29,7 @@ help:
 	@echo "make format               format Python files and Snakefiles in place"
 	@echo "make revisions            check that stages whose code changed have new revisions (src/deop/jobs/revisions.py)"
 	@echo "make schemas              write the JSON Schemas of the configuration files to workflow/schemas"
+	@echo "make bundled              copy the trained system es171/deop into the package, as deop.load('deop-mini')"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
 	@echo "                          refused if there are uncommitted changes"
@@ -76,6 +77,11 @@ format: $(READY)
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/snakefmt .
+
+# The folder of a system that the package brings: its CLIP is bundled, so it is referred to and not copied.
+BUNDLED_SYSTEM ?= es171/deop
+bundled: $(READY)
+	$(VENV)/bin/python -m deop.tools.bundle $(BUNDLED_SYSTEM) deop-mini
 
 schemas: $(READY)
 	$(VENV)/bin/python -m deop.tools.schemas

@@ -27,6 +27,7 @@ ORDER = (
     "training",
     "evaluation",
     "reporting",
+    "api",
     "stages",
     "tools",
     "cli",

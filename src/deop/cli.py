@@ -1,4 +1,4 @@
-"""The command line: one command a pipeline stage, each told what to do by a job file of the planner."""
+"""The command line: commands for people first, then one command a pipeline stage, told what to do by a job file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import importlib
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -19,7 +20,7 @@ from deop.jobs.job import Job
 from deop.jobs.jobs import done_file
 from deop.jobs.launch import keep_freed_memory
 from deop.jobs.ranks import decided_by_first
-from deop.jobs.systems import find_system, list_systems
+from deop.jobs.systems import find_system
 from deop.settings.system import CONFIG
 
 STAGES = {
@@ -45,6 +46,28 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 SystemOption = Annotated[
     str, typer.Option(help="a trained system: dataset/experiment, as `deop systems` lists them, or a folder")
 ]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "--system",
+        help="a system's folder, dataset/experiment as `deop systems` lists them, a bundled system, a name on the "
+        "Hugging Face hub, or CLIP/WEIGHTS such as ViT-B-16/openai, which needs no training",
+    ),
+]
+DEFAULT_MODEL = "ViT-B-16/openai"
+Proposals = Annotated[
+    str | None,
+    typer.Option(help="for CLIP/WEIGHTS: none, slic, or a MaskFormer or Mask2Former on the Hugging Face hub"),
+]
+Project = Annotated[
+    Path | None,
+    typer.Option(
+        help="folder of the workflow that names refer to; DEOP_PROJECT, or this one or one above it"
+    ),
+]
+CORES = os.cpu_count() or 1
+PEOPLE, TOOLS, WORKFLOW = "Your own pictures", "Tools", "Stages of the workflow, which Snakemake calls"
 Profiles = Annotated[
     list[Path] | None,
     typer.Option(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
@@ -116,6 +139,130 @@ def _prepare(threads: int) -> None:
     keep_freed_memory()
 
 
+@app.command(rich_help_panel=PEOPLE)
+def segment(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="images (.jpg, .jpeg, .png, .webp), and folders to search to their depths; - is standard input"
+        ),
+    ],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="any names, 'cat, dog', or @FILE with one a line; those it was trained with if left out"
+        ),
+    ] = None,
+    classes_file: Annotated[
+        Path | None, typer.Option(help="a text file with one name a line; - is standard input")
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            help="words for what is none of the classes, or the least probability of a class, as 0.5"
+        ),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    proposals: Proposals = None,
+    output: Annotated[Path, typer.Option(help="folder of the results")] = Path("segments"),
+    format: Annotated[str, typer.Option(help="form of the labels: png, npz or coco")] = "png",
+    batch_size: Annotated[int, typer.Option(min=1, help="images of one size to compute at once")] = 1,
+    project: Project = None,
+    profile: Profiles = None,
+    threads: Threads = CORES,
+) -> None:
+    """Segment images into any words: an overlay, a label map, and a JSON with areas and scores, for each.
+
+    Resumes an interrupted run. Images that cannot be read are listed at the end, with exit status 1.
+    """
+    _prepare(threads)
+    options = {"proposals": proposals, "project": project, "profiles": profile or []}
+    command = importlib.import_module("deop.tools.segment")
+    with tempfile.TemporaryDirectory() as folder:
+        given = _with_standard_input(images, Path(folder))
+        names = _class_names(classes, classes_file, stdin_taken=given != images)
+        broken = command.run(
+            model,
+            given,
+            output,
+            classes=names,
+            background=background,
+            format=format,
+            batch_size=batch_size,
+            options=options,
+        )
+    typer.echo(f"deop: results are in {output}", err=True)
+    if broken:
+        typer.echo(f"deop: {len(broken)} of the images cannot be read, all others are done:", err=True)
+        for path, reason in broken.items():
+            typer.echo(f"  {path}: {reason}", err=True)
+        raise typer.Exit(1)
+
+
+def _with_standard_input(images: list[Path], folder: Path) -> list[Path]:
+    """The images, ``-`` among them as a file in ``folder``."""
+    if Path("-") not in images:
+        return images
+    stdin = folder / "stdin.jpg"  # what it is is read from its content
+    stdin.write_bytes(sys.stdin.buffer.read())
+    return [stdin if image == Path("-") else image for image in images]
+
+
+def _class_names(classes: str | None, file: Path | None, *, stdin_taken: bool) -> str | None:
+    if file is None:
+        return classes
+    if classes is not None:
+        raise DeopError("--classes and --classes-file are both given; leave one out")
+    if file != Path("-"):
+        return f"@{file}"
+    if stdin_taken:
+        raise DeopError("standard input cannot be both an image and the class names")
+    return ",".join(line for line in sys.stdin.read().splitlines() if line.strip())
+
+
+@app.command(rich_help_panel=PEOPLE)
+def compare(
+    first: Annotated[str, typer.Argument(help="a system, as --model of deop segment takes it")],
+    second: Annotated[str, typer.Argument(help="another one")],
+    picture: Annotated[Path, typer.Argument(help="an image")],
+    classes: Annotated[str | None, typer.Option(help="any names, 'cat, dog'")] = None,
+    output: Annotated[Path, typer.Option(help="the picture to write")] = Path("comparison.png"),
+    project: Project = None,
+    profile: Profiles = None,
+    threads: Threads = CORES,
+) -> None:
+    """Draw what two systems say of a picture side by side, and how far they agree."""
+    _prepare(threads)
+    if not picture.is_file():
+        raise DeopError(f"{picture} is not there")
+    options = {"project": project, "profiles": profile or []}
+    agreement = importlib.import_module("deop.tools.compare").run(
+        first, second, picture, output, classes, options
+    )
+    typer.echo(f"{output}: the two agree on {agreement:.1%} of the pixels")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def systems(project: Project = None, profile: Profiles = None) -> None:
+    """List the systems of the configuration: what was trained, and its scores on the dataset it was trained on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from deop.api.places import BUNDLED_SYSTEMS, bundled_systems, find_project, systems_of
+
+    table = Table("system", "trained", "hIoU", "mIoU", "folder", box=None)
+    for system in systems_of(find_project(project), profile or []):
+        scores = system.scores or {}
+        values = [
+            "" if (score := scores.get(name)) is None else f"{100 * score:.1f}" for name in ("hIoU", "mIoU")
+        ]
+        trained = ("yes", *values, str(system.folder)) if system.trained else ("no", *values, "")
+        table.add_row(system.name, *trained)
+    for name in bundled_systems():
+        table.add_row(name, "bundled", "", "", str(BUNDLED_SYSTEMS / name))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
 def _add_command(stage: str, description: str) -> None:
     def command(
         job: Annotated[Path, typer.Argument(help="job file that the workflow's planner wrote")],
@@ -130,14 +277,14 @@ def _add_command(stage: str, description: str) -> None:
             code_version()  # of what was just imported; files may change while it runs
             run(order)
 
-    app.command(name=stage.replace("_", "-"), help=description)(command)
+    app.command(name=stage.replace("_", "-"), help=description, rich_help_panel=WORKFLOW)(command)
 
 
 for _stage, _description in STAGES.items():
     _add_command(_stage, _description)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def doctor(
     profiles: Annotated[
         list[Path] | None,
@@ -158,24 +305,7 @@ def doctor(
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
-def systems(profile: Profiles = None) -> None:
-    """List the systems of the configuration: what was trained, and its scores on the dataset it was trained on."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("system", "trained", "hIoU", "mIoU", "folder", box=None)
-    for system in list_systems(Path(), profile or []):
-        scores = system.scores or {}
-        values = [
-            "" if (score := scores.get(name)) is None else f"{100 * score:.1f}" for name in ("hIoU", "mIoU")
-        ]
-        trained = ("yes", *values, str(system.folder)) if system.trained else ("no", *values, "")
-        table.add_row(system.name, *trained)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def export_coco(
     results: Annotated[Path, typer.Argument(help="where the results go, one JSON")],
     system: SystemOption,
@@ -197,7 +327,7 @@ def export_coco(
         command.run(command.evaluation_of(found, data), results)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def pack(
     system: SystemOption,
     output: Annotated[Path, typer.Argument(help="folder to make")],
@@ -208,48 +338,7 @@ def pack(
     importlib.import_module("deop.tools.pack").run(find_system(system, Path(), profile or []).folder, output)
 
 
-@app.command()
-def segment(
-    images: Annotated[
-        list[Path],
-        typer.Argument(help="images (.jpg, .jpeg, .png, .webp), and folders to search to their depths"),
-    ],
-    system: SystemOption,
-    output: Annotated[Path, typer.Option(help="folder of the label maps")],
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="any names, 'cat, dog', or @FILE with one a line; those it was trained with if left out"
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images of one size to compute at once")] = 1,
-    overlay: Annotated[
-        bool, typer.Option("--overlay", help="also a picture of each image: colours of classes, and a legend")
-    ] = False,
-    profile: Profiles = None,
-    threads: Threads = 1,
-) -> None:
-    """Segment images of your own: a label map each (PNG), and classes.json, which says what the labels mean.
-
-    Resumes an interrupted run. Images that cannot be read are listed at the end, with exit status 1.
-    """
-    _prepare(threads)
-    broken = importlib.import_module("deop.tools.segment").run(
-        find_system(system, Path(), profile or []).folder,
-        images,
-        output,
-        classes=classes,
-        batch_size=batch_size,
-        pictures=overlay,
-    )
-    if broken:
-        typer.echo(f"deop: {len(broken)} of the images cannot be read, all others are done:", err=True)
-        for path, reason in broken.items():
-            typer.echo(f"  {path}: {reason}", err=True)
-        raise typer.Exit(1)
-
-
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def profile_step(
     job: Annotated[
         Path,
@@ -269,7 +358,7 @@ def profile_step(
     typer.echo(importlib.import_module("deop.tools.profile_step").profile_step(order, steps).table())
 
 
-@app.command(name="import-authors")
+@app.command(name="import-authors", rich_help_panel=TOOLS)
 def import_authors(
     checkpoint: Annotated[Path, typer.Argument(help="the release's model_final.pth")],
     output: Annotated[Path, typer.Argument(help="folder to make")],

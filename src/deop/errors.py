@@ -46,6 +46,8 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, at: tup
     key, parent = (f"{source}: {'.'.join(part)}".removesuffix(": ") for part in (path, path[:-1]))
     if problem["type"] == "extra_forbidden":
         return f"{parent}: unknown key {path[-1]!r}; valid: {', '.join(_fields(model, problem['loc'][:-1]))}"
+    if problem["type"] == "json_invalid":  # whose input is the whole file
+        return f"{source}: not JSON ({problem['ctx']['error']})"
     if problem["type"] == "missing":
         return f"{parent}: missing key {path[-1]!r}"
     if problem["type"] == "literal_error":

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deop.data.image_files import LoadedImage, batches_of_one_size, find_images, read_image
+from deop.data.image_files import LoadedImage, batches_of_one_size, read_image
+from deop.data.image_places import find_images
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
 

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from deop.api import result
 from deop.cli import app
 from deop.data.card import DatasetCard, LabelledClass
 from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
 from deop.errors import DeopError
 from deop.methods.deop import DeOP
 from deop.methods.masks import ClassScores, SegmenterOutput
-from deop.reporting.contact_sheet import class_colours
+from deop.reporting.overlay import legend_colours
 from deop.settings.methods import DeOPSettings
 from deop.settings.system import Inference
 from deop.stages.evaluate import load_batch, predict
@@ -95,15 +96,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def counted(monkeypatch, die_at: int | None = None) -> list[int]:
     """How many images each call of the network gets; the call ``die_at`` is where the user ends it."""
-    label, batches = DeOP.label, []
+    encode, batches = DeOP.encode_images, []
 
-    def count(self, images, *arguments):
+    def count(self, images):
         batches.append(len(images))
         if len(batches) == die_at:
             raise KeyboardInterrupt
-        return label(self, images, *arguments)
+        return encode(self, images)
 
-    monkeypatch.setattr(DeOP, "label", count)
+    monkeypatch.setattr(DeOP, "encode_images", count)
     return batches
 
 
@@ -123,7 +124,7 @@ def test_labels_are_those_that_the_evaluation_measures(
     truth = expected(data, segmenter, NAMES)
     assert len(np.unique(np.concatenate([label.ravel() for label in truth]))) > 1
     sizes = counted(monkeypatch)
-    assert segment.run(system, [tmp_path / "photos"], tmp_path / "out", batch_size=batch_size) == {}
+    assert segment.run(str(system), [tmp_path / "photos"], tmp_path / "out", batch_size=batch_size) == {}
     assert sizes == batches
     found = label_maps(tmp_path / "out")
     assert list(found) == ["0/0.png", "0/1.png", "0/2.png", "0/3.png", "1/4.png", "1/5.png"]
@@ -139,7 +140,7 @@ def test_any_names_will_do_and_can_be_looked_at(data, segmenter, command, tmp_pa
     names, file = ["red", "something blue", "noise, of a kind"], tmp_path / "names.txt"
     file.write_text("\n".join(names))
     output = tmp_path / "out"
-    done = command(tmp_path / "photos/0", "--output", output, "--classes", f"@{file}", "--overlay")
+    done = command(tmp_path / "photos/0", "--output", output, "--classes", f"@{file}")
     assert done.exit_code == 0, done.output
     truth = expected(data, segmenter, names)[:4]
     assert len(np.unique(truth[0])) > 1
@@ -150,7 +151,7 @@ def test_any_names_will_do_and_can_be_looked_at(data, segmenter, command, tmp_pa
         height, width = label.shape
         assert picture.shape[0] >= height and picture.shape[1] > width
         legend = picture[:, width:].reshape(-1, 3).astype(int)
-        for colour in class_colours(len(names))[np.unique(label)]:
+        for colour in legend_colours(len(names))[np.unique(label)]:
             assert np.abs(legend - colour).sum(1).min() < 24  # but for what JPEG changes
 
 
@@ -158,10 +159,10 @@ def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
     system, data, segmenter, tmp_path, monkeypatch
 ):
     photos, whole, output = [tmp_path / "photos"], tmp_path / "whole", tmp_path / "out"
-    segment.run(system, photos, whole, pictures=True, batch_size=2)
+    segment.run(str(system), photos, whole, batch_size=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         counted(patch, die_at=2)
-        segment.run(system, photos, output, pictures=True, batch_size=2)
+        segment.run(str(system), photos, output, batch_size=2)
     assert list(label_maps(output)) == ["0/0.png", "0/1.png"]
 
     def half(path, *_):
@@ -169,17 +170,17 @@ def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(segment, "write_label_map", half)
-        segment.run(system, photos, output, pictures=True, batch_size=2)
+        patch.setattr(result, "write_label_map", half)
+        segment.run(str(system), photos, output, batch_size=2)
     done = {path: path.stat().st_mtime_ns for path in output.rglob("*.png") if not path.name.startswith(".")}
     assert {path.name for path in done} == {"0.png", "1.png"}
     sizes = counted(monkeypatch)
-    assert segment.run(system, photos, output, pictures=True, batch_size=2) == {}
+    assert segment.run(str(system), photos, output, batch_size=2) == {}
     assert sum(sizes) == 4 and all(path.stat().st_mtime_ns == at for path, at in done.items())
     assert contents(output) == contents(whole)
 
-    monkeypatch.setattr(segment, "load_system", None)  # nothing is left that needs it
-    assert segment.run(system, photos, output) == {}
+    monkeypatch.setattr(segment, "_load", None)  # nothing is left that needs it
+    assert segment.run(str(system), photos, output) == {}
     queries = {"queries": 8}
     resized = systems.save(
         segmenter, tmp_path / "resized", NAMES, inference=Inference(short_side=48), proposals=queries
@@ -190,9 +191,9 @@ def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
     retrained = systems.save(retrained, tmp_path / "retrained", NAMES, inference=inference, proposals=queries)
     for other, what in ((resized, "config"), (retrained, "weights")):
         with pytest.raises(DeopError, match=f"of other label maps, with other {what}; name another folder"):
-            segment.run(other, photos, output)
+            segment.run(str(other), photos, output)
     with pytest.raises(DeopError, match="with other classes; name another folder"):
-        segment.run(system, photos, output, classes="cat")
+        segment.run(str(system), photos, output, classes="cat")
     assert contents(output) == contents(whole)
 
 
@@ -203,8 +204,8 @@ def test_a_name_that_fits_no_network_leaves_the_folder_free_for_the_mended_one(d
         systems.build(DeOPSettings(), prompts=prefix), tmp_path / "wordy", NAMES, prompts=prefix
     )
     with pytest.raises(DeopError, match="'striped dog' with 28 prefix tokens"):
-        segment.run(system, photos, output, classes="cat, striped dog")
-    assert segment.run(system, photos, output, classes="cat, dog") == {}
+        segment.run(str(system), photos, output, classes="cat, striped dog")
+    assert segment.run(str(system), photos, output, classes="cat, dog") == {}
 
 
 def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_path):
@@ -238,7 +239,10 @@ def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_pa
         (("photos", "--classes", ""), "class names: '' has an empty name or none"),
         (("photos", "--classes", "cat,cat"), "has 'cat' twice"),
         (("photos", "--classes", "@gone.txt"), "file gone.txt cannot be read: No such file"),
-        (("photos", "--output", "photos"), "photos lies in the output folder photos"),
+        (("photos", "--output", "photos"), "photos/0/0.png is one of the images and would be overwritten"),
+        (("photos", "--format", "bmp"), "--format bmp: valid: png, npz, coco"),
+        (("photos", "--classes", "a", "--background", "2"), "background=2.0: a threshold is a probability"),
+        (("photos", "--classes", "a", "--classes-file", "b"), "--classes and --classes-file are both given"),
         (("photos/0/0.png", "--output", "photos/0"), "0.png is one of the images and would be overwritten"),
         (
             ("photos", "--output", "notes.txt"),
@@ -251,10 +255,10 @@ def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_pa
 def test_what_cannot_be_done_is_said_in_one_line_before_the_network_is_built(
     command, tmp_path, monkeypatch, arguments, message
 ):
-    def load(system):
+    def load(*_):
         raise AssertionError("the network was built")
 
-    monkeypatch.setattr(segment, "load_system", load)
+    monkeypatch.setattr(segment, "_load", load)
     monkeypatch.chdir(tmp_path)
     Path("notes.txt").write_text("no image")
     for folder in ("empty", "twin", "foreign/0", "broken"):
@@ -284,13 +288,16 @@ def test_systems_that_cannot_be_used_are_said(system, data, command, tmp_path):
 
 @pytest.mark.parametrize(("classes", "depth"), [(256, np.uint8), (300, np.uint16)])
 def test_many_classes_make_deeper_label_maps(system, data, tmp_path, monkeypatch, classes, depth):
-    def label(self, images, names, size):
-        assert len(names) == classes
-        return (torch.arange(size[0] * size[1]) % len(names)).view(1, *size).expand(len(images), -1, -1)
+    def label_map(self, output, size):
+        count = output.class_logits.shape[2] - 1
+        assert count == classes
+        return (
+            (torch.arange(size[0] * size[1]) % count).view(1, *size).expand(len(output.mask_logits), -1, -1)
+        )
 
-    monkeypatch.setattr(DeOP, "label", label)
+    monkeypatch.setattr(DeOP, "label_map", label_map)
     names = ",".join(f"class {index}" for index in range(classes))
-    segment.run(system, [tmp_path / "photos"], tmp_path / "out", classes=names)
+    segment.run(str(system), [tmp_path / "photos"], tmp_path / "out", classes=names)
     for found, (height, width) in zip(label_maps(tmp_path / "out").values(), SIZES, strict=True):
         assert found.dtype == depth and found.max() == classes - 1
         assert np.array_equal(found.ravel(), np.arange(height * width) % classes)
@@ -304,8 +311,12 @@ def test_a_batch_too_large_and_a_full_disk_are_said(command, tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     for method, fails, message in (
-        ((DeOP, "label"), no_memory, "photos/0/0.png: no memory for 2 images of 24 x 36 pixels at once"),
-        ((segment, "write_label_map"), full, "0/0.png cannot be written: No space left on device"),
+        (
+            (DeOP, "encode_images"),
+            no_memory,
+            "photos/0/0.png: no memory for 2 images of 24 x 36 pixels at once",
+        ),
+        ((result, "write_label_map"), full, "0/0.png cannot be written: No space left on device"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(*method, fails)

@@ -69,6 +69,17 @@ class Segmenter(nn.Module, ABC):
         A :class:`PixelOutput`, or whatever :meth:`combine` takes. It has ``passes``, as there.
         """
 
+    def encode_images(self, images: Tensor) -> Any:
+        """What :meth:`score` needs of images (B, 3, H, W) in [0, 1] and that does not depend on the class names.
+
+        By default the images themselves: a method that can see them before it knows the names defines both.
+        """
+        return images
+
+    def score(self, encoded: Any, names: list[str]) -> Any:
+        """What :meth:`forward` gives, from what :meth:`encode_images` returned and C class names."""
+        return self(encoded, names)
+
     def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
         """Per-pixel class scores (B, C, H, W) at ``size`` (H, W), from what :meth:`forward` returned.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from deop.data.segmentation import IGNORE
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise, to_multiple
 from deop.methods.builder import Builder
-from deop.methods.masks import ClassScores, MaskSegmenter, SegmenterOutput
+from deop.methods.masks import ClassScores, MaskSegmenter, Regions, SegmenterOutput
 from deop.models.anchors import ConvHeatmapDecoder, QueryHeatmapDecoder, mask_pool
 from deop.models.clip import DenseCLIP
 from deop.models.losses import SEGMENTATION_LOSSES, labels_at
@@ -130,6 +130,10 @@ class DeOP(MaskSegmenter):
 
     def forward(self, images: Tensor, names: list[str]) -> SegmenterOutput:
         """Proposals and their class logits for images (B, 3, H, W) in [0, 1]."""
+        return self.score(self.encode_images(images), names)
+
+    def encode_images(self, images: Tensor) -> Regions:
+        """Proposals and their embeddings, for images (B, 3, H, W) in [0, 1]: all that does not depend on names."""
         with torch.no_grad(), part("proposals"):
             mask_logits = self.propose(self.padded(images, IMAGENET_MEAN)).float()
         inputs = to_multiple(self.padded(images, self.mean), self.clip.patch_size)
@@ -149,12 +153,16 @@ class DeOP(MaskSegmenter):
                 heatmaps, embeddings = self.anchors(features, masks)
         if self.network.renormalise_pooled:
             embeddings = F.normalize(embeddings.float(), dim=-1)
-        class_logits = self.logit_scale * embeddings.float() @ self.classifier(names).float().T
-        if not self.network.trained:
-            class_logits[..., -1] = -torch.inf
         passes = torch.ones(len(images), dtype=torch.int64, device=images.device)
         mask_logits = self.over_image(mask_logits, tuple(images.shape[-2:]))
-        return SegmenterOutput(mask_logits, class_logits, heatmaps, passes)
+        return Regions(mask_logits, embeddings, heatmaps, passes)
+
+    def score(self, encoded: Regions, names: list[str]) -> SegmenterOutput:
+        """Class logits of the proposals that :meth:`encode_images` found."""
+        class_logits = self.logit_scale * encoded.embeddings.float() @ self.classifier(names).float().T
+        if not self.network.trained:
+            class_logits[..., -1] = -torch.inf
+        return SegmenterOutput(encoded.mask_logits, class_logits, encoded.heatmaps, encoded.passes)
 
     def propose(self, images: Tensor) -> Tensor:
         """Mask logits (B, N, h, w) of images (B, 3, H, W) in [0, 1]."""

@@ -38,7 +38,7 @@ def prepare(
     """
     segmenter = segmenter.eval().requires_grad_(False)
     segmenter.size_divisibility, segmenter.upsample = size_divisibility, upsample
-    if isinstance(segmenter, MaskSegmenter):
+    if isinstance(segmenter, MaskSegmenter) and isinstance(segmenter.proposals, ProposalNetwork):
         segmenter.proposals = with_folded_norms(segmenter.proposals)
     segmenter = segmenter.to(device)
     if compiled:

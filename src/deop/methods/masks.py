@@ -33,6 +33,19 @@ class SegmenterOutput(NamedTuple):
     passes: Tensor
 
 
+class Regions(NamedTuple):
+    """What a system knows of a batch before it is given class names.
+
+    mask_logits, heatmaps, passes: as in :class:`SegmenterOutput`.
+    embeddings: (B, N, D) of the proposals in CLIP's joint space.
+    """
+
+    mask_logits: Tensor
+    embeddings: Tensor
+    heatmaps: Tensor
+    passes: Tensor
+
+
 class ClassScores(NamedTuple):
     """What the masks of a batch are weighted with, to give every pixel a score of each class.
 

@@ -257,6 +257,8 @@ METHODS: dict[str, type[MethodSettings]] = {
 }
 """The settings of each method by its name; methods in files of their own are added when they are first asked for."""
 _CLASSES: dict[str, type] = {}
+_SETTINGS_IN = {"training_free": "deop.settings.training_free"}
+"""Built-in methods whose settings are in a module of their own."""
 
 
 def method(settings: type[MethodSettings]) -> Callable[[Class], Class]:
@@ -280,6 +282,8 @@ def method_settings(name: str, place: str = "method") -> type[MethodSettings]:
     Raises:
         ConfigError: no module of that name, or one that registers no method.
     """
+    if name not in METHODS and name in _SETTINGS_IN:
+        METHODS[name] = importlib.import_module(_SETTINGS_IN[name]).SETTINGS
     if name not in METHODS:
         _import(name, place)
     return METHODS[name]

@@ -226,10 +226,20 @@ OF_PROFILE: dict[str, type[Settings]] = {"tables": ResultsTable, "figures": Figu
 def read_tables(root: Path, profile: Mapping[str, dict[str, Any]]) -> TablesFile:
     """Reads ``config/tables.yaml`` and merges a profile's changes, by key, over it.
 
+    With a table that the profile removes go its claims, and figures that show nothing else.
+
     Raises:
         ConfigError: a file that cannot be read, or an invalid entry.
     """
     values = load_yaml(root / PLACE, PLACE)
+    gone = {name for name, table in (profile.get("tables") or {}).items() if table is None}
+    if gone:
+        values["claims"] = [claim for claim in values.get("claims") or [] if claim.get("table") not in gone]
+        figures = values.get("figures") or {}
+        for name in [name for name, figure in figures.items() if gone.intersection(figure.get("tables", ()))]:
+            figures[name]["tables"] = [table for table in figures[name]["tables"] if table not in gone]
+            if not figures[name]["tables"]:
+                del figures[name]
     for kind, model in OF_PROFILE.items():
         changes = profile.get(kind) or {}
         if not changes:

@@ -15,9 +15,8 @@ from deop.data.transforms import resize_short_side
 from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
 from deop.jobs.artifacts import describe
 from deop.jobs.job import Job
-from deop.methods.base import Segmenter
+from deop.methods.base import PixelOutput, Segmenter
 from deop.methods.inference import prepare
-from deop.methods.masks import MaskSegmenter
 from deop.methods.system import load_system, read_config
 from deop.settings.stages import Evaluation
 from deop.training.loop import make_accelerator
@@ -128,7 +127,7 @@ def predict(segmenter: Segmenter, images: Tensor, labels: Tensor, names: list[st
     output = segmenter(resize_short_side(images, short_side), names)
     prediction = segmenter.label_map(output, tuple(labels.shape[-2:]))
     found = None
-    if isinstance(segmenter, MaskSegmenter):
+    if not isinstance(output, PixelOutput):
         found = mean_best_iou(output.mask_logits.sigmoid(), labels, ignore=IGNORE)
     return prediction, found, output.passes
 

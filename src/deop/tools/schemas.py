@@ -25,12 +25,15 @@ from deop.settings.files import ClipSection, MainFile
 from deop.settings.methods import METHODS, DeOPSettings
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
 from deop.settings.tables import OF_PROFILE, TablesFile
+from deop.settings.training_free import TrainingFreeSettings
 from deop.utils.files import write_text
 
 FOLDER = Path("workflow/schemas")
 Schema = dict[str, Any]
 
-BUILT_IN = {name: model for name, model in METHODS.items() if model.__module__ == DeOPSettings.__module__}
+BUILT_IN = {name: model for name, model in METHODS.items() if model.__module__ == DeOPSettings.__module__} | {
+    "training_free": TrainingFreeSettings
+}
 """The methods whose settings are known without importing their modules."""
 DATASETS = {kind: dataset_settings(kind) for kind in dataset_kinds()}
 

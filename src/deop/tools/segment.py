@@ -1,125 +1,167 @@
-"""Command ``segment``: label maps of anyone's images by a trained system, in the words of a dataset or any others.
+"""Command ``segment``: people's own images, in any words, by any system.
 
-Images are decoded by processes of their own and label maps written by threads, both while the network computes.
+What can be wrong with a call is found before torch is imported, which takes seconds. Images are decoded and results
+written by threads while the network computes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from deop.data.image_files import ImageFiles, LoadedImage, batches_of_one_size, find_images
-from deop.data.segmentation import write_label_map
-from deop.data.transforms import resize_short_side
+from deop.api.places import find_folder, find_project
+from deop.api.vocabulary import Background, vocabulary
+from deop.data.image_places import OVERLAY, find_images
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
-from deop.methods.inference import prepare
-from deop.methods.system import load_system, read_config
-from deop.models.weight_files import checked_weights
-from deop.reporting.overlay import overlay
+from deop.jobs.artifacts import WEIGHTS
 from deop.settings.system import CONFIG
-from deop.training.loop import loader_workers, make_accelerator
-from deop.utils.files import file_hash, whole_file, write_json
+from deop.utils.files import file_hash, write_json
 from deop.utils.progress import progress_bar
 
+if TYPE_CHECKING:
+    from deop.api.result import Segmentation
+    from deop.api.segmenter import OpenVocabularySegmenter
+
 CLASSES = "classes.json"
+FORMATS = {"png": ".png", "npz": ".npz", "coco": ".coco.json"}
+"""Forms of a result, and how the names of its files end."""
+_READERS = 2
 
 
 class Target(NamedTuple):
-    """An image, where its label map goes, and where the picture of it goes, if one is wanted."""
+    """An image, and its results by kind (:meth:`deop.api.result.Segmentation.write`)."""
 
     image: Path
-    label_map: Path
-    picture: Path | None
-
-    @property
-    def outputs(self) -> list[Path]:
-        return [path for path in (self.picture, self.label_map) if path is not None]
+    outputs: dict[str, Path]
 
 
 def run(
-    system: Path,
+    model: str,
     images: list[Path],
     output: Path,
     *,
     classes: str | None = None,
+    background: str | None = None,
+    format: str = "png",
     batch_size: int = 1,
-    pictures: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[Path, str]:
-    """Segments images with a trained system; returns the images that could not be read, and why.
+    """Segments images; returns those that could not be read, and why.
 
     Written to ``output``: for ``folder/cat.jpg`` of a given folder or file, ``cat.png``, a label map as large as the
-    image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more; with ``pictures``
-    also ``cat.overlay.jpg``; and ``classes.json``, which says what the labels mean and which weights they are from.
-    Files appear whole or not at all, and what is there already is left as it is, so the same call resumes an
-    interrupted run.
+    image is shown (turned as its EXIF data say), 8 bit for up to 256 classes and 16 bit for more, or another
+    ``format``; ``cat.overlay.jpg``, a picture with a legend; ``cat.json``, areas and scores; and
+    ``classes.json``, which says what the labels mean and what they were made with.
+    Files appear whole or not at all, and what is there already is left as it is, so the same
+    call resumes an interrupted run.
 
     Args:
-        system: the folder of the system (:mod:`deop.methods.system`).
+        model: what :func:`deop.load` takes.
         images: files, and folders that are searched to their depths.
-        classes: as :func:`deop.data.vocabulary.parse_names` reads them; None is those of the dataset that the system
-            was trained on.
+        classes: as :func:`deop.data.vocabulary.parse_names` reads them; None is those of the system's training.
+        background: a number (the least probability of a class), or words for what is none of the classes.
+        format: one of :data:`FORMATS`.
         batch_size: how many images of one size, one after the other, are computed at once.
+        options: of :func:`deop.load`.
 
     Raises:
-        DeopError: before the network is built, inputs, images or names that cannot be used, or an ``output`` that
-            holds other label maps; later, a name that is too long for CLIP, a batch too large for the device, or a
-            disk that is full.
+        DeopError: before the network is built, inputs, images or names that cannot be used, or an ``output`` that holds
+            other results; later, a name that is too long for CLIP, a batch too large for the device, or a full disk.
     """
-    config = read_config(system)
-    names = list(config.class_names) if classes is None else parse_names(classes)
-    targets = [
-        Target(
-            image,
-            output / label_map,
-            output / label_map.with_suffix(".overlay.jpg") if pictures else None,
-        )
-        for label_map, image in find_images(images, output).items()
-    ]
-    _claim(output, _meaning(config.name, system, names), targets)
-    todo = [target for target in targets if not all(path.exists() for path in target.outputs)]
+    options = dict(options or {})
+    if format not in FORMATS:
+        raise DeopError(f"--format {format}: valid: {', '.join(FORMATS)}")
+    names = None if classes is None else parse_names(classes)
+    less = _background(background)
+    if names is not None:
+        vocabulary(names, less)
+    found = find_images(images, output)
+    targets = [Target(image, _outputs(output / place, format)) for place, image in found.items()]
+    _refuse_overwriting(output, targets)
+    folder = find_folder(model, find_project(options.get("project")), options.get("profiles", ()))
+    segmenter = None
+    if folder is None:
+        segmenter = _load(model, options)
+        if names is None and not segmenter.classes:
+            raise DeopError(f"{model} has no classes of its own; give some: --classes 'bear, grass'")
+    wanted = names if names is not None else _own_classes(folder, segmenter)
+    _claim(
+        output, _meaning(model, folder, options, list(vocabulary(wanted, less).classes), background), targets
+    )
+    todo = [target for target in targets if not all(path.exists() for path in target.outputs.values())]
     if len(todo) < len(targets):
         print(f"segment: {len(targets) - len(todo)} of {len(targets)} images are in {output} already")
     if not todo:
         return {}
-    accelerator = make_accelerator(config.precision, or_full=True)
-    inference = config.inference.model_dump(exclude={"short_side"})
-    segmenter = prepare(load_system(system), accelerator.device, **inference)
-
-    @torch.inference_mode()
-    def label(batch: Tensor) -> np.ndarray:
-        pixels = batch.to(accelerator.device).float() / 255
-        with accelerator.autocast():
-            resized = resize_short_side(pixels, config.inference.short_side)
-            return segmenter.label(resized, names, tuple(batch.shape[-2:])).int().cpu().numpy()
-
-    with progress_bar(
-        desc="segment",
-        initial=len(targets) - len(todo),
-        total=len(targets),
-        unit="image",
-    ) as progress:
-        return _segment(todo, label, names, batch_size, accelerator.device, progress)
+    segmenter = segmenter or _load(str(folder), options)
+    done = len(targets) - len(todo)
+    with progress_bar(desc="segment", initial=done, total=len(targets), unit="image") as progress:
+        return _segment(
+            todo, lambda pictures: segmenter(pictures, wanted, background=less), batch_size, progress
+        )
 
 
-def _meaning(name: str, system: Path, names: list[str]) -> dict[str, Any]:
-    """What ``classes.json`` says: names by label, and what the label maps are made with."""
-    return {
-        "classes": {str(index): name for index, name in enumerate(names)},
-        "system": name,
-        "weights": file_hash(checked_weights(system)),
-        "config": file_hash(system / CONFIG),
+def _load(model: str, options: Mapping[str, Any]) -> OpenVocabularySegmenter:
+    from deop.api.load import load
+
+    return load(model, **options)
+
+
+def _background(text: str | None) -> Background:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _outputs(label_map: Path, format: str) -> dict[str, Path]:
+    """Where the results of an image go, the one that is written last at the end."""
+    place = label_map.with_suffix("")
+    ends = {"overlay": OVERLAY, "json": ".json", format: FORMATS[format]}
+    return {kind: place.with_name(place.name + end) for kind, end in ends.items()}
+
+
+def _own_classes(folder: Path | None, segmenter: OpenVocabularySegmenter | None) -> list[str]:
+    if segmenter is not None:
+        return segmenter.classes
+    try:
+        return list(json.loads((folder / CONFIG).read_text())["class_names"])
+    except (OSError, ValueError, KeyError):
+        raise DeopError(f"{folder / CONFIG} cannot be read as the configuration of a system") from None
+
+
+def _meaning(
+    model: str, folder: Path | None, options: Mapping[str, Any], classes: list[str], background: str | None
+) -> dict[str, Any]:
+    """What ``classes.json`` says: names by label, and what the results are made with."""
+    meaning: dict[str, Any] = {"classes": {str(index): name for index, name in enumerate(classes)}}
+    meaning["system"] = model if folder is None else json.loads((folder / CONFIG).read_text())["name"]
+    if folder is not None:
+        if not (folder / WEIGHTS).is_file():
+            raise DeopError(f"{folder / WEIGHTS} is not there")
+        meaning |= {"weights": file_hash(folder / WEIGHTS), "config": file_hash(folder / CONFIG)}
+    told = {
+        "background": background,
+        **{key: options.get(key) for key in ("proposals", "severance", "short_side")},
     }
+    return meaning | {key: value for key, value in told.items() if value is not None}
+
+
+def _refuse_overwriting(output: Path, targets: list[Target]) -> None:
+    given = {os.path.realpath(target.image) for target in targets}
+    for place in (place for target in targets for place in target.outputs.values()):
+        if os.path.realpath(place) in given:
+            raise DeopError(f"{place} is one of the images and would be overwritten; name another folder")
 
 
 def _claim(output: Path, meaning: dict[str, Any], targets: list[Target]) -> None:
@@ -129,24 +171,22 @@ def _claim(output: Path, meaning: dict[str, Any], targets: list[Target]) -> None
         DeopError: another one, files of someone else, or a folder that cannot be written to.
     """
     path = output / CLASSES
-    given = {os.path.realpath(target.image) for target in targets}
-    places = [place for target in targets for place in target.outputs]
-    for place in places:
-        if os.path.realpath(place) in given:
-            raise DeopError(f"{place} is one of the images and would be overwritten; name another folder")
+    images = {os.path.realpath(target.image) for target in targets}
     try:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            differing = [key for key, value in meaning.items() if found.get(key) != value]
+            keys = meaning.keys() | found.keys()
+            differing = sorted(key for key in keys if found.get(key) != meaning.get(key))
             if not differing:
                 return
-            # Alone, it is what a run left that failed before its first label map, over a name for example.
-            if any(other.is_file() for other in output.rglob("*") if other != path):
+            # Alone, it is what a run left that failed before its first result, over a name for example.
+            others = (other for other in output.rglob("*") if other.is_file() and other != path)
+            if any(os.path.realpath(other) not in images for other in others):
                 raise DeopError(
                     f"{path} is of other label maps, with other {' and '.join(differing)}; name another folder, or "
                     "remove this one"
                 )
-        for place in places:
+        for place in (place for target in targets for place in target.outputs.values()):
             if place.exists():
                 raise DeopError(
                     f"{place} is there already, and no {path} says what it is; name another folder"
@@ -160,41 +200,43 @@ def _claim(output: Path, meaning: dict[str, Any], targets: list[Target]) -> None
 
 def _segment(
     targets: list[Target],
-    label: Callable[[Tensor], np.ndarray],
-    names: list[str],
+    segment: Callable[[list[Any]], list[Segmentation]],
     batch_size: int,
-    device: torch.device,
     progress: tqdm,
 ) -> dict[Path, str]:
-    """Reads, labels and writes all targets, the three at once; the images that could not be read, and why.
+    """Reads, labels and writes all targets, the three at once; the images that could not be read, and why."""
+    import torch
 
-    ``label`` maps images (B, 3, H, W) uint8 to labels (B, H, W).
-    """
-    workers = loader_workers(device)
-    loader = DataLoader(
-        ImageFiles([target.image for target in targets]),
-        batch_size=None,  # sizes are known only when images are decoded
-        num_workers=workers,
-        prefetch_factor=max(2, -(-batch_size // workers)),  # the next batch, while one is computed
-    )
+    from deop.data.image_files import LoadedImage, batches_of_one_size, load_image
+
     broken: dict[Path, str] = {}
+    pending: list[Future] = []
 
-    def readable(loaded_images: Iterable[LoadedImage]) -> Iterator[LoadedImage]:
-        for loaded in loaded_images:
+    def readable(readers: ThreadPoolExecutor) -> Iterator[LoadedImage]:
+        """Images in order, the next ones read ahead."""
+        waiting: deque[Future[LoadedImage]] = deque()
+        for index in range(len(targets) + batch_size + 1):
+            if index < len(targets):
+                waiting.append(readers.submit(load_image, index, targets[index].image))
+            if waiting and (index >= len(targets) or len(waiting) > batch_size):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def whole(images: Iterator[LoadedImage]) -> Iterator[LoadedImage]:
+        for loaded in images:
             if loaded.image is None:
                 broken[targets[loaded.index].image] = loaded.problem
                 progress.update()
             else:
                 yield loaded
 
-    pending: list[Future] = []
-    with ThreadPoolExecutor(workers) as writers:
-        for batch in batches_of_one_size(readable(loader), batch_size):
-            images = torch.stack([loaded.image for loaded in batch])
+    with ThreadPoolExecutor(_READERS) as readers, ThreadPoolExecutor(_READERS) as writers:
+        for batch in batches_of_one_size(whole(readable(readers)), batch_size):
             try:
-                labels = label(images)
+                results = segment([loaded.image for loaded in batch])
             except torch.OutOfMemoryError:
-                height, width = images.shape[-2:]
+                height, width = batch[0].image.shape[-2:]
                 raise DeopError(
                     f"{targets[batch[0].index].image}: no memory for {len(batch)} images of {height} x {width} pixels "
                     "at once; give a smaller --batch-size, or leave such images out"
@@ -202,8 +244,8 @@ def _segment(
             # One batch waits to be written, not all that the disk is too slow for.
             _finish(pending, progress)
             pending = [
-                writers.submit(_write, targets[loaded.index], loaded.image, of_image, names)
-                for loaded, of_image in zip(batch, labels, strict=True)
+                writers.submit(_write, targets[loaded.index], result)
+                for loaded, result in zip(batch, results, strict=True)
             ]
         _finish(pending, progress)
     return broken
@@ -215,19 +257,6 @@ def _finish(pending: list[Future], progress: tqdm) -> None:
         progress.update()
 
 
-def _write(target: Target, image: Tensor, label: np.ndarray, names: list[str]) -> None:
-    """Writes the outputs of an image (3, H, W) with labels (H, W), the label map last.
-
-    Raises:
-        DeopError: a file that cannot be written.
-    """
-    for path in target.outputs:
-        try:
-            with whole_file(path) as temporary:
-                if path == target.label_map:
-                    write_label_map(temporary, label, 255 if len(names) <= 256 else 65535)
-                else:
-                    picture = overlay(image.permute(1, 2, 0).numpy(), label, names)
-                    picture.save(temporary, quality=90, subsampling=0)
-        except OSError as error:
-            raise DeopError(f"{path} cannot be written: {error.strerror or error}") from None
+def _write(target: Target, result: Segmentation) -> None:
+    for kind, path in target.outputs.items():
+        result.write(path, kind)

@@ -1,0 +1,1 @@
+"""The Python interface: ``deop.load`` gives a segmenter, a segmenter gives results."""

@@ -1,0 +1,342 @@
+"""A system in use: pictures and words in, segmentations out."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from torch import Tensor
+
+from deop.api.card import model_card
+from deop.api.pictures import is_list, read_picture
+from deop.api.result import Segmentation
+from deop.api.vocabulary import Background, Classes, Vocabulary, vocabulary
+from deop.errors import DeopError
+from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
+from deop.methods.base import PixelOutput, Segmenter
+from deop.methods.inference import prepare
+from deop.methods.system import load_system, read_config, save_system
+from deop.settings.system import CONFIG, SystemConfig
+from deop.utils.files import file_hash, write_json
+
+MOST_LABELLED = 16_000_000
+"""Pixels of a label map that are computed each on its own; in larger pictures, labels are enlarged."""
+_LONGEST = 8
+"""Longer sides of pictures, in shorter sides: what is longer is made smaller, not computed for minutes."""
+_SMALLEST = 32
+"""Sides that networks are shown, in pixels, at least."""
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class _Batch(NamedTuple):
+    """What a network saw of pictures of one size, and which of the list they are."""
+
+    indices: list[int]
+    encoded: Any
+    pictures: list[np.ndarray]
+
+
+class Encoded(NamedTuple):
+    """Pictures as a network saw them, before any words: what ``segmenter(encoded, classes)`` takes.
+
+    several: whether a list was given, so that a list is returned.
+    """
+
+    batches: list[_Batch]
+    several: bool
+
+    def __len__(self) -> int:
+        return sum(len(batch.indices) for batch in self.batches)
+
+
+class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-segmentation"]):
+    """Segments pictures into any classes; :func:`deop.load` makes one.
+
+    Args:
+        network: the method with its weights.
+        settings: what the system's folder says about it.
+        device: such as ``"cuda"`` or ``"cpu"``; None is a GPU where there is one.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (or torch's own), which most layers compute in; None is
+            float32 on a CPU and what the system was trained in on a GPU.
+        provenance: how the system was made, for its model card.
+        folder: where it was read from, if it was.
+
+    Raises:
+        DeopError: a device or dtype that there is not.
+    """
+
+    def __init__(
+        self,
+        network: Segmenter,
+        settings: SystemConfig,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        provenance: dict[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.device = _device(device)
+        self.dtype = _dtype(dtype, settings, self.device)
+        self.settings, self.provenance = settings, provenance or {}
+        self._folder = folder
+        inference = settings.inference.model_dump(exclude={"short_side"})
+        self._network = prepare(network, self.device, **inference)
+        self._default = vocabulary(list(settings.class_names)) if settings.class_names else None
+
+    @property
+    def name(self) -> str:
+        """What the system is called."""
+        return self.settings.name
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of calls without any: those of the training, or of :meth:`set_classes`."""
+        return list(self._default.classes) if self._default else []
+
+    def set_classes(self, classes: Classes, background: Background = None) -> Self:
+        """Sets the classes of calls without any, and embeds their names now.
+
+        Raises:
+            DeopError: as :func:`deop.api.vocabulary.vocabulary`.
+        """
+        self._default = vocabulary(classes, background)
+        with self._computing():
+            self._network.embed(list(self._default.names))
+        return self
+
+    def __call__(
+        self, pictures: Any, classes: Classes | None = None, *, background: Background = None
+    ) -> Any:
+        """Segments a picture, or each of a list.
+
+        Args:
+            pictures: as :func:`deop.api.pictures.read_picture`, a list of these, or what :meth:`encode` returned.
+            classes: ``"bear, grass"``, a list of names, or ``{name: [synonyms]}``, where the score of a class is that
+                of its best name; None is :attr:`classes`.
+            background: a word or words for what is none of the classes, or the least probability that a class has to
+                have. Such pixels get the class ``background``. Without, every pixel gets one of the classes.
+
+        Returns:
+            A :class:`deop.api.result.Segmentation`, or a list of them for a list.
+
+        Raises:
+            DeopError: classes or pictures that cannot be used.
+        """
+        wanted = self.vocabulary(classes, background)
+        encoded = pictures if isinstance(pictures, Encoded) else self.encode(pictures)
+        results: list[Segmentation | None] = [None] * len(encoded)
+        with self._computing():
+            for batch in encoded.batches:
+                for index, result in zip(batch.indices, self._segmented(batch, wanted), strict=True):
+                    results[index] = result
+        return results if encoded.several else results[0]
+
+    def vocabulary(self, classes: Classes | None, background: Background = None) -> Vocabulary:
+        """The classes of a call."""
+        if classes is not None:
+            return vocabulary(classes, background)
+        if self._default is None:
+            raise DeopError(
+                f"{self.name} has no classes of its own; give some, as in segmenter(picture, ['bear', 'grass'])"
+            )
+        return self._default if background is None else vocabulary(self.classes, background)
+
+    def encode(self, pictures: Any) -> Encoded:
+        """What the network sees of pictures; any number of classes may then be asked for at little cost.
+
+        Of methods that show CLIP other crops for other classes, this is the resized pictures alone.
+
+        Raises:
+            DeopError: pictures that cannot be read.
+        """
+        several = is_list(pictures)
+        read = [read_picture(picture) for picture in (pictures if several else [pictures])]
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for index, picture in enumerate(read):
+            sizes.setdefault(tuple(picture.shape), []).append(index)
+        batches = []
+        with self._computing():
+            for indices in sizes.values():
+                resized = torch.cat([self._resized(read[index]) for index in indices])
+                shown = [read[index].permute(1, 2, 0).numpy() for index in indices]
+                batches.append(_Batch(indices, self._network.encode_images(resized), shown))
+        return Encoded(batches, several)
+
+    def _resized(self, picture: Tensor) -> Tensor:
+        """A picture (3, H, W) uint8 as the network is shown it, (1, 3, h, w) in [0, 1]."""
+        height, width = picture.shape[-2:]
+        short, long = sorted((height, width))
+        side = self.settings.inference.short_side
+        # In whole steps first: as floating point numbers, a large picture would take gigabytes.
+        step = max(1, short // (2 * side))
+        if step > 1:
+            picture = torch.from_numpy(_reduced(picture.permute(1, 2, 0).numpy(), step)).permute(2, 0, 1)
+        scale = min(side / short, _LONGEST * side / long)
+        size = [max(round(length * scale), min(_SMALLEST, side)) for length in (height, width)]
+        pixels = picture.to(self.device)[None].float() / 255
+        if list(pixels.shape[-2:]) == size:
+            return pixels
+        return F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+
+    def _segmented(self, batch: _Batch, wanted: Vocabulary) -> Iterable[Segmentation]:
+        output = self._network.score(batch.encoded, list(wanted.names))
+        if not wanted.plain:
+            output = merged(output, wanted.of_class)
+        maps = self._probabilities(output)
+        height, width = size = batch.pictures[0].shape[:2]
+        if height * width > MOST_LABELLED:
+            shrink = (MOST_LABELLED / (height * width)) ** 0.5
+            size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
+        labels = self._network.label_map(output, size)
+        labels = labels.to(torch.uint8 if len(wanted.classes) <= 256 else torch.int32)
+        if wanted.threshold is not None:
+            best = maps.amax(1, keepdim=True)
+            below = F.interpolate(best, size, mode="bilinear", align_corners=False)[:, 0] < wanted.threshold
+            labels[below] = len(wanted.classes) - 1
+            maps = torch.cat([maps, 1 - best], dim=1)
+        for of_picture, probabilities, picture in zip(labels, maps, batch.pictures, strict=True):
+            label_map = of_picture.cpu().numpy()
+            if label_map.shape != (height, width):
+                rows = (np.arange(height) * size[0] // height)[:, None]
+                label_map = label_map[rows, np.arange(width) * size[1] // width]
+            yield Segmentation(
+                label_map, list(wanted.classes), probabilities.float().cpu().numpy(), picture, self.name
+            )
+
+    def _probabilities(self, output: Any) -> Tensor:
+        """Class probabilities (B, C, h, w) at the resolution that the network has."""
+        maps = output.scores if isinstance(output, PixelOutput) else output.mask_logits
+        scores = self._network.combine(output, tuple(maps.shape[-2:])).float()
+        if isinstance(output, PixelOutput):
+            return scores.softmax(1)
+        # Sums over masks: shares of what the classes have at a pixel.
+        shares = scores.clamp(min=0)
+        return shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+
+    def _computing(self) -> _Computing:
+        return _Computing(self.device, self.dtype)
+
+    # Sharing: save_pretrained, from_pretrained and push_to_hub are those of huggingface_hub.
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self._folder is None:
+            save_system(self._network, self.settings, save_directory)
+        else:  # not from the network: for inference, batch norms are folded into its convolutions
+            for name in (CONFIG, WEIGHTS):
+                shutil.copyfile(self._folder / name, save_directory / name)
+        provenance = self.provenance | {"sha256": file_hash(save_directory / WEIGHTS)}
+        write_json(save_directory / PROVENANCE, provenance)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **options: Any,
+    ) -> Self:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=[CONFIG, WEIGHTS, PROVENANCE],
+                )
+            )
+        return cls.of_folder(folder, **options)
+
+    @classmethod
+    def of_folder(cls, folder: str | Path, **options: Any) -> Self:
+        """The system in a folder, as training, ``deop pack`` or :meth:`save_pretrained` wrote it.
+
+        Raises:
+            DeopError: a folder that holds no system, or weights that are damaged or cannot be had.
+        """
+        folder = Path(folder)
+        provenance = provenance_of(folder)
+        return cls(load_system(folder), read_config(folder), provenance=provenance, folder=folder, **options)
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        return ModelCard(model_card(self.settings, self.provenance))
+
+
+class _Computing:
+    """Inference in the precision of a segmenter."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._inference = torch.inference_mode()
+        self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def __enter__(self) -> None:
+        self._inference.__enter__()
+        self._autocast.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._autocast.__exit__(*error)
+        self._inference.__exit__(*error)
+
+
+def merged(output: Any, of_class: tuple[int, ...]) -> Any:
+    """An output of N names as one of C classes, each with the best of its names' scores.
+
+    Args:
+        of_class: the class of each name; every class has one.
+    """
+    names = [
+        [name for name, owner in enumerate(of_class) if owner == index] for index in range(max(of_class) + 1)
+    ]
+
+    def best(scores: Tensor, dim: int) -> Tensor:
+        columns = [torch.tensor(of_one, device=scores.device) for of_one in names]
+        return torch.stack([scores.index_select(dim, of_one).amax(dim) for of_one in columns], dim)
+
+    if isinstance(output, PixelOutput):
+        return output._replace(scores=best(output.scores, 1))
+    if hasattr(output, "class_logits"):  # the last column is "no object"
+        logits = best(output.class_logits[..., :-1], 2)
+        return output._replace(class_logits=torch.cat([logits, output.class_logits[..., -1:]], dim=-1))
+    calibration = -best(-output.calibration, 0)
+    return output._replace(class_scores=best(output.class_scores, 2), calibration=calibration)
+
+
+def _reduced(picture: np.ndarray, step: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.array(Image.fromarray(np.ascontiguousarray(picture)).reduce(step))
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise DeopError(f"device {device!r}: no such device; valid: cpu, cuda, cuda:1, mps") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise DeopError(f"device {device!r}: this machine has no GPU that torch can use; valid: cpu")
+    return found
+
+
+def _dtype(dtype: str | torch.dtype | None, settings: SystemConfig, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        trained = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision, torch.float32)
+        return trained if device.type == "cuda" else torch.float32
+    found = _DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise DeopError(f"dtype {dtype!r}: valid: {', '.join(_DTYPES)}")
+    return found
