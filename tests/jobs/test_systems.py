@@ -92,21 +92,31 @@ def test_a_system_is_found_by_its_name_its_seed_or_its_folder(plan):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "message", "of_segment"),
     [
-        ("es171/doep", r"--system es171/doep: neither a folder nor a system .*; trained: es171/deop, es171/deop/1 \("),
-        ("es171/deop/2", "--system es171/deop/2: neither a folder nor a system"),
-        ("es20/deop", r"--system es20/deop: was not trained yet; `snakemake checkpoints/systems/es20-deop-\S+` trains"),
-        ("config", "--system config: the folder holds no config.json, so it is no trained system"),
+        (
+            "es171/doep",
+            r"neither a folder nor a system .*; trained: es171/deop, es171/deop/1 \(",
+            "es171/doep: no system of that name; nearest: .*; trained here: es171/deop, es171/deop/1; bundled",
+        ),
+        ("es171/deop/2", "neither a folder nor a system", "es171/deop/2: no system of that name; nearest"),
+        (
+            "es20/deop",
+            r"was not trained yet; `snakemake checkpoints/systems/es20-deop-\S+` trains",
+            r"es20/deop: was not trained yet; `snakemake checkpoints/systems/es20-deop-\S+` trains",
+        ),
+        ("config", "the folder holds no config.json, so it is no trained system", "config: the folder holds no config"),
     ],
 )  # fmt: skip
-def test_what_is_no_trained_system_is_said_with_what_there_is(plan, name, message):
+def test_what_is_no_trained_system_is_said_with_what_there_is(plan, name, message, of_segment, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for seed in (0, 1):
         train(plan, "deop", seed)
-    with pytest.raises(DeopError, match=message):
+    with pytest.raises(DeopError, match=f"--system {name}: {message}"):
         find_system(name, Path())
     Image.new("RGB", (8, 8)).save("photo.png")
-    assert re.search(message, error_line(deop("segment", "photo.png", "--system", name, "--output", "out")))
+    line = error_line(deop("segment", "photo.png", "--system", name, "--output", "out"))
+    assert re.search(of_segment, line)
     assert not Path("out").exists()
 
 

@@ -158,7 +158,7 @@ SPOILED = {
     "a flipped bit": (flip, r"model\.safetensors has SHA-256 [0-9a-f]{64}, not the expected"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors is not there"),
     "no config": (lambda folder: (folder / "config.json").unlink(), r"is no trained system: .*config\.json cannot"),
-    "half a config": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: Invalid JSON"),
+    "half a config": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: not JSON"),
     "queries": (
         lambda folder: edit(folder, "sections", "proposals", "queries", to=7),
         r"model\.safetensors does not fit .*queries_embedder\.weight has shape \(4, 32\), not \(7, 32\)",
