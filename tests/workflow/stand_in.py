@@ -29,7 +29,7 @@ for path in job["inputs"].values():
 provenance = {"commit": "0123456789abcdef", "dirty": False, "version": "0.1.0", "wall_time_s": 60.0}
 output, score = Path(job["output"]), int(job["key"], 16) / 16**12
 if stage == "evaluate":
-    metrics = dict.fromkeys(("pAcc", "mIoU", "hIoU", "seen", "unseen"), score)
+    metrics = dict.fromkeys(("pAcc", "mIoU", "mIoU_truth", "hIoU", "seen", "unseen"), score)
     output.parent.mkdir(parents=True, exist_ok=True)
     system = json.loads((Path(job["inputs"]["system"]) / "config.json").read_text())
     result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": provenance}
