@@ -58,7 +58,9 @@ ModelOption = Annotated[
 DEFAULT_MODEL = "ViT-B-16/openai"
 Proposals = Annotated[
     str | None,
-    typer.Option(help="for CLIP/WEIGHTS: none, slic, or a MaskFormer or Mask2Former on the Hugging Face hub"),
+    typer.Option(
+        help="for CLIP/WEIGHTS: none, slic, or a MaskFormer, Mask2Former or SAM on the Hugging Face hub"
+    ),
 ]
 Project = Annotated[
     Path | None,

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import deop
 from deop.errors import DeopError, WeightsError
-from deop.models.foreign_proposals import Superpixels, TransformersProposals
+from deop.models.foreign_proposals import PointMasks, Superpixels, transformers_proposals
 
 NAMES = ["bear", "grass", "sky"]
 
@@ -90,12 +92,102 @@ def test_masks_of_a_maskformer_are_its_own(maskformer, picture):
     from transformers import MaskFormerForInstanceSegmentation
 
     image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-    found = TransformersProposals(str(maskformer))(image)
+    found = transformers_proposals(str(maskformer))(image)
     model = MaskFormerForInstanceSegmentation.from_pretrained(maskformer).eval()
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
     with torch.no_grad():
         expected = model((image - mean.view(3, 1, 1)) / std.view(3, 1, 1)).masks_queries_logits
     assert found.shape[1] == 6 and torch.allclose(found, expected, atol=1e-5)
+
+
+def test_masks_of_a_mask2former_are_its_own(tmp_path, picture):
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=8,
+        depths=[1] * 4,
+        num_heads=[1] * 4,
+        window_size=4,
+        out_features=stages,
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        mask_feature_size=32,
+        hidden_dim=32,
+        encoder_feedforward_dim=32,
+        dim_feedforward=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        num_attention_heads=2,
+        num_queries=5,
+    )
+    model = Mask2FormerForUniversalSegmentation(config).eval()
+    model.save_pretrained(tmp_path)
+    Mask2FormerImageProcessor(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.25, 0.3]).save_pretrained(
+        tmp_path
+    )
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
+    with torch.no_grad():
+        expected = model((image - mean.view(3, 1, 1)) / std.view(3, 1, 1)).masks_queries_logits
+    found = transformers_proposals(str(tmp_path))(image)
+    assert found.shape[1] == 5 and torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_sam_gives_the_masks_it_finds_and_the_rest(tmp_path, picture):
+    from transformers import (
+        SamConfig,
+        SamImageProcessor,
+        SamMaskDecoderConfig,
+        SamModel,
+        SamPromptEncoderConfig,
+        SamVisionConfig,
+        pipeline,
+    )
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 32}
+    config = SamConfig(
+        vision_config=SamVisionConfig(
+            **sizes,
+            image_size=64,
+            patch_size=16,
+            output_channels=16,
+            window_size=2,
+            global_attn_indexes=[0],
+            num_pos_feats=8,
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4
+        ),
+        mask_decoder_config=SamMaskDecoderConfig(**sizes, iou_head_hidden_dim=16),
+    )
+    SamModel(config).save_pretrained(tmp_path)
+    side = {"height": 64, "width": 64}
+    SamImageProcessor(size={"longest_edge": 64}, pad_size=side).save_pretrained(tmp_path)
+    image = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+
+    # Random weights find no mask that they are sure of: the one mask is the whole image.
+    assert (transformers_proposals(str(tmp_path))(image[None]) > 0).all()
+    segmenter = deop.load("deop-mini/bundled", proposals=str(tmp_path), short_side=64, device="cpu")
+    assert len(np.unique(segmenter(picture, NAMES).labels)) == 1
+
+    generator = pipeline("mask-generation", model=str(tmp_path), device="cpu")
+    sure = partial(generator, pred_iou_thresh=-10, stability_score_thresh=-1)
+    sure.model = generator.model
+    masks = PointMasks(sure)(image[None])[0] > 0
+    expected = torch.stack(sure(Image.fromarray(picture))["masks"])
+    assert torch.equal(masks[:-1], expected)
+    assert torch.equal(masks[-1], ~expected.any(0))
 
 
 @pytest.mark.parametrize("severance", ["none", "gps", "mps", "mask_sum"])
@@ -113,7 +205,7 @@ def test_it_segments_with_every_kind_of_severance(maskformer, picture, severance
 def test_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(WeightsError, match="a model of type 'bert'; valid: none, slic"):
-        TransformersProposals(str(tmp_path))
+        transformers_proposals(str(tmp_path))
 
 
 def test_proposals_are_for_a_clip(tmp_path, maskformer):

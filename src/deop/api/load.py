@@ -47,7 +47,7 @@ def load(
             of a repository on the Hugging Face hub; or a CLIP of open_clip with the tag of its weights, or a file of
             them, such as ``"ViT-B-16/openai"``, which segments without any training.
         proposals: for a CLIP: ``"none"`` (the default: classes per patch, upsampled), ``"slic"`` (superpixels), or the
-            name of a MaskFormer or Mask2Former on the hub, whose masks are used and whose classes are not.
+            name of a MaskFormer, Mask2Former or SAM on the hub, whose masks are used and whose classes are not.
         severance: for a CLIP: ``"none"``, or ``{"kind": "gps", "alpha": {-1: 1}}``, which is the default: the last
             layer's patches do not attend to each other.
         templates: for a CLIP: ``"imagenet"``, ``"vild"``, or texts with ``{}`` for the class name.

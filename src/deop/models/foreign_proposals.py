@@ -1,12 +1,14 @@
-"""Mask proposals that are not trained here: superpixels, and MaskFormers and Mask2Formers of transformers."""
+"""Mask proposals that are not trained here: superpixels, and the masks of MaskFormer, Mask2Former and SAM."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub import constants
+from PIL import Image
 from torch import Tensor
 
 from deop.errors import DeopError, WeightsError
@@ -19,7 +21,8 @@ _INSIDE = 20.0
 """Logit of a mask that is certain."""
 _SLIC_SIDE = 256
 """Superpixels are computed at this short side at most, in pixels, which is finer than CLIP's patches by far."""
-_KINDS = {"maskformer", "mask2former"}
+_WITH_QUERIES = {"maskformer", "mask2former"}
+_WITH_POINTS = {"sam"}
 
 
 def make_proposer(name: str, *, superpixels: int) -> Proposer | None:
@@ -27,11 +30,11 @@ def make_proposer(name: str, *, superpixels: int) -> Proposer | None:
 
     Raises:
         DeopError: scikit-image is needed and not installed.
-        WeightsError: a checkpoint that cannot be had, or is neither a MaskFormer nor a Mask2Former.
+        WeightsError: a checkpoint that cannot be had, or is no MaskFormer, Mask2Former or SAM.
     """
     if name == "none":
         return None
-    return Superpixels(superpixels) if name == "slic" else TransformersProposals(name)
+    return Superpixels(superpixels) if name == "slic" else transformers_proposals(name)
 
 
 class Superpixels:
@@ -71,8 +74,8 @@ class Superpixels:
         return (2 * masks.float() - 1).mul_(_INSIDE).to(images.device)
 
 
-class TransformersProposals:
-    """The masks of a MaskFormer or Mask2Former of transformers; its classes are ignored.
+def transformers_proposals(name: str) -> Proposer:
+    """The masks of a model of transformers.
 
     Args:
         name: a name on the Hugging Face hub, or a folder that ``save_pretrained`` wrote.
@@ -80,30 +83,42 @@ class TransformersProposals:
     Raises:
         WeightsError: a checkpoint that cannot be had, or is of another kind.
     """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
 
-    def __init__(self, name: str) -> None:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForUniversalSegmentation
+    try:
+        kind = AutoConfig.from_pretrained(name).model_type
+        if kind in _WITH_QUERIES:
+            processor = AutoImageProcessor.from_pretrained(name)
+            return QueryMasks(AutoModelForUniversalSegmentation.from_pretrained(name), processor)
+        if kind in _WITH_POINTS:
+            return PointMasks(pipeline("mask-generation", model=name, device="cpu"))
+    except (
+        Exception
+    ) as error:  # of the hub's client, of the file system, of transformers: all end the same way
+        raise WeightsError(
+            f"proposals {name!r} could not be loaded from {constants.ENDPOINT}/{name} ({reason_of(error)}); they "
+            f"would be kept in {hub_cache()}. Run 'hf download {name}' on a machine that may and copy that folder "
+            "of its cache here, or name a folder with config.json, preprocessor_config.json and model.safetensors; "
+            "'none' and 'slic' need no download"
+        ) from error
+    raise WeightsError(
+        f"proposals {name!r}: a model of type {kind!r}; valid: none, slic, or a "
+        f"{', '.join(sorted(_WITH_QUERIES | _WITH_POINTS))}"
+    )
 
-        try:
-            kind = AutoConfig.from_pretrained(name).model_type
-            if kind in _KINDS:
-                processor = AutoImageProcessor.from_pretrained(name)
-                self._model = AutoModelForUniversalSegmentation.from_pretrained(name)
-        except (
-            Exception
-        ) as error:  # of the hub's client, of the file system, of transformers: all end the same way
-            raise WeightsError(
-                f"proposals {name!r} could not be loaded from {constants.ENDPOINT}/{name} ({reason_of(error)}); they "
-                f"would be kept in {hub_cache()}. Run 'hf download {name}' on a machine that may and copy that folder "
-                "of its cache here, or name a folder with config.json, preprocessor_config.json and model.safetensors; "
-                "'none' and 'slic' need no download"
-            ) from error
-        if kind not in _KINDS:
-            raise WeightsError(
-                f"proposals {name!r}: a model of type {kind!r}; valid: none, slic, or a {' or '.join(sorted(_KINDS))}"
-            )
-        self._model.eval().requires_grad_(False)
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in _statistics(processor))
+
+class QueryMasks:
+    """The masks of a MaskFormer or Mask2Former, one for each query; its classes are ignored.
+
+    Args:
+        model: of transformers, for universal segmentation.
+        processor: its image processor, which knows the mean and standard deviation of its inputs.
+    """
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model = model.eval().requires_grad_(False)
+        statistics = processor.image_mean, processor.image_std
+        self._mean, self._std = (torch.tensor(list(values)).view(3, 1, 1) for values in statistics)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Mask logits (B, N, h, w) of images (B, 3, H, W) in [0, 1], which are resized to multiples of 32 pixels."""
@@ -115,5 +130,26 @@ class TransformersProposals:
         return self._model(pixel_values=inputs, pixel_mask=whole).masks_queries_logits.float()
 
 
-def _statistics(processor: object) -> tuple[list[float], list[float]]:
-    return list(processor.image_mean), list(processor.image_std)
+class PointMasks:
+    """The masks that a SAM finds from a grid of points, and what none of them covers as one more.
+
+    Args:
+        generator: transformers' pipeline for mask generation.
+    """
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Mask logits (B, N, H, W) of images (B, 3, H, W) in [0, 1]; masks that an image lacks are empty."""
+        self._generator.model.to(images.device)
+        self._generator.device = images.device
+        found = [self._masks(image).to(images.device) for image in images]
+        masks = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
+        return (2 * masks.float() - 1).mul_(_INSIDE)
+
+    def _masks(self, image: Tensor) -> Tensor:
+        pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        masks = [torch.as_tensor(mask) for mask in self._generator(Image.fromarray(pixels))["masks"]]
+        covered = torch.stack(masks).any(0) if masks else torch.zeros(image.shape[-2:], dtype=torch.bool)
+        return torch.stack([*masks, ~covered])

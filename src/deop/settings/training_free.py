@@ -16,7 +16,7 @@ class TrainingFreeSettings(MethodSettings):
     """DeOP without anything learned: proposals, one severed pass of CLIP, mask pooling, prompt templates.
 
     proposals: ``none`` gives every pixel the classes of CLIP's patches, ``slic`` pools them over ``superpixels``
-        superpixels (scikit-image), and anything else is the name or folder of a MaskFormer or Mask2Former of
+        superpixels (scikit-image), and anything else is the name or folder of a MaskFormer, Mask2Former or SAM of
         transformers, such as ``facebook/maskformer-resnet101-coco-stuff``. Its masks are used, its classes are not.
     logit_scale: factor of the cosines; None is the CLIP's own, 100 for OpenAI's.
     """
@@ -33,7 +33,7 @@ class TrainingFreeSettings(MethodSettings):
         if self.proposals == "none" and self.severance.kind in ("mps", "mask_sum"):
             raise ValueError(
                 f"severance kind {self.severance.kind!r} is guided by masks, and proposals 'none' has none; valid: "
-                "proposals 'slic' or the name of a MaskFormer or Mask2Former"
+                "proposals 'slic' or the name of a MaskFormer, Mask2Former or SAM"
             )
         return self
 
