@@ -136,6 +136,20 @@ def test_a_class_has_the_score_of_its_best_name(segmenter, picture):
     assert np.allclose(found, exponents / exponents.sum(0), atol=1e-4)
 
 
+def test_templates_of_one_call_are_those_of_loading(segmenter, weights, picture):
+    loaded = deop.load(f"deop-mini/{weights}", short_side=32, templates=["this is {}."], device="cpu")
+    before = segmenter(picture, NAMES).heatmaps
+    out = segmenter(picture, NAMES, templates=["this is {}."]).heatmaps
+    expected, after = loaded(picture, NAMES).heatmaps, segmenter(picture, NAMES).heatmaps
+    for name in NAMES:
+        assert np.allclose(out[name], expected[name], atol=1e-6)
+        assert np.array_equal(after[name], before[name]) and not np.allclose(out[name], before[name])
+    with pytest.raises(DeopError, match=r"^templates=.*: template 'this' has no \{\}"):
+        segmenter(picture, NAMES, templates=["this"])
+    with pytest.raises(DeopError, match="unknown set of templates 'clip'"):
+        segmenter(picture, NAMES, templates="clip")
+
+
 def test_pixels_below_a_threshold_are_background(segmenter, picture):
     plain = segmenter(picture, NAMES)
     best = np.stack(list(plain.heatmaps.values())).max(0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from deop.api.card import model_card
@@ -22,7 +24,9 @@ from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
 from deop.methods.base import PixelOutput, Segmenter
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config, save_system
+from deop.methods.training_free import TrainingFree
 from deop.settings.system import CONFIG, SystemConfig
+from deop.settings.templates import Templates
 from deop.utils.files import file_hash, write_json
 
 MOST_LABELLED = 16_000_000
@@ -111,7 +115,12 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         return self
 
     def __call__(
-        self, pictures: Any, classes: Classes | None = None, *, background: Background = None
+        self,
+        pictures: Any,
+        classes: Classes | None = None,
+        *,
+        background: Background = None,
+        templates: str | Iterable[str] | None = None,
     ) -> Any:
         """Segments a picture, or each of a list.
 
@@ -121,17 +130,19 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
                 of its best name; None is :attr:`classes`.
             background: a word or words for what is none of the classes, or the least probability that a class has to
                 have. Such pixels get the class ``background``. Without, every pixel gets one of the classes.
+            templates: of systems without training, the prompt templates of this call: ``"imagenet"``, ``"vild"``, or
+                texts with ``{}`` for the class name. None are those that the system was loaded with.
 
         Returns:
             A :class:`deop.api.result.Segmentation`, or a list of them for a list.
 
         Raises:
-            DeopError: classes or pictures that cannot be used.
+            DeopError: classes, pictures or templates that cannot be used.
         """
         wanted = self.vocabulary(classes, background)
         encoded = pictures if isinstance(pictures, Encoded) else self.encode(pictures)
         results: list[Segmentation | None] = [None] * len(encoded)
-        with self._computing():
+        with self._computing(), self._prompted(templates):
             for batch in encoded.batches:
                 for index, result in zip(batch.indices, self._segmented(batch, wanted), strict=True):
                     results[index] = result
@@ -218,6 +229,26 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         # Sums over masks: shares of what the classes have at a pixel.
         shares = scores.clamp(min=0)
         return shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+
+    @contextmanager
+    def _prompted(self, templates: str | Iterable[str] | None) -> Iterator[None]:
+        """Names are put into these templates inside this context."""
+        network = self._network
+        if templates is None:
+            yield
+            return
+        if not isinstance(network, TrainingFree):
+            raise DeopError(f"templates={templates!r}: {self.name} was trained with prompts of its own")
+        before = network.templates
+        given = templates if isinstance(templates, str) else tuple(templates)
+        try:
+            network.templates = TypeAdapter(Templates).validate_python(given)
+            yield
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise DeopError(f"templates={templates!r}: {reason}") from None
+        finally:
+            network.templates = before
 
     def _computing(self) -> _Computing:
         return _Computing(self.device, self.dtype)

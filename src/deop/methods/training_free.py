@@ -21,7 +21,7 @@ from deop.models.foreign_proposals import Proposer, make_proposer
 from deop.models.prompts import template_embeddings
 from deop.models.severance import Severance
 from deop.settings.methods import method
-from deop.settings.templates import templates_of
+from deop.settings.templates import Templates, templates_of
 from deop.settings.training_free import TrainingFreeSettings
 
 
@@ -46,7 +46,8 @@ class TrainingFree(MaskSegmenter):
         self.severance.attentions(clip.layers)  # fails here on a layer that CLIP does not have
         self.logit_scale = settings.logit_scale or clip.logit_scale
         self.proposals = None
-        self._text: dict[tuple[str, torch.device], Tensor] = {}
+        self.templates = settings.templates
+        self._text: dict[tuple[str, Templates, torch.device], Tensor] = {}
 
     @classmethod
     def build(cls, builder: Builder) -> TrainingFree:
@@ -87,13 +88,13 @@ class TrainingFree(MaskSegmenter):
         return self.score(self.encode_images(images), names)
 
     def text(self, names: list[str]) -> Tensor:
-        """Embeddings (C, D) of names, L2-normalised; each name is embedded once."""
-        device = self.clip.device
-        new = [name for name in dict.fromkeys(names) if (name, device) not in self._text]
+        """Embeddings (C, D) of names in ``templates``, L2-normalised; each name is embedded once."""
+        templates, device = self.templates, self.clip.device
+        new = [name for name in dict.fromkeys(names) if (name, templates, device) not in self._text]
         if new:
-            embedded = template_embeddings(self.clip, new, templates_of(self.settings.templates)).float()
-            self._text.update(zip(((name, device) for name in new), embedded))
-        return torch.stack([self._text[name, device] for name in names])
+            embedded = template_embeddings(self.clip, new, templates_of(templates)).float()
+            self._text.update(zip(((name, templates, device) for name in new), embedded))
+        return torch.stack([self._text[name, templates, device] for name in names])
 
     def embed(self, names: list[str]) -> None:
         self.text(names)
