@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import register_model
 
 from deop.methods.deop import DeOP
@@ -104,6 +105,25 @@ def test_plain_image_and_text_embeddings_are_those_of_open_clip(clip: DenseCLIP)
     prompt = TextPrompt(0, clip.text_width, clip.embed_dim)
     expected = clip.model.encode_text(clip.tokenize([f"{name}." for name in NAMES]), normalize=True)
     torch.testing.assert_close(prompt(clip, NAMES), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("kind", [*KINDS, "open_clip"])
+@pytest.mark.parametrize("severance", ["gps", "mps"])
+def test_converted_weights_give_the_same_features(severance: str, kind: str, dtype: torch.dtype) -> None:
+    """Of towers whose weights are all of a lower precision, at another size than their own."""
+    clip = load_clip("deop-mini", "bundled") if kind == "open_clip" else build(kind)
+    patch = clip.patch_size
+    image, masks = torch.randn(2, 3, 6 * patch, 5 * patch), torch.rand(2, 3, 6, 5)
+    severance = Severance(severance, {-1: 1, -2: 1 if severance == "mps" else 0.5})
+    expected = clip.visual(image, severance=severance, masks=masks).patches, clip.encode_text(NAMES)
+    clip.to(dtype)
+    found = clip.visual(image.to(dtype), severance=severance, masks=masks.to(dtype)).patches
+    text = clip.encode_text(NAMES)
+    assert found.dtype == text.dtype == dtype
+    assert F.cosine_similarity(found.float(), expected[0], dim=1).min() > 0.99
+    assert F.cosine_similarity(text.float(), expected[1], dim=1).min() > 0.99
 
 
 @pytest.mark.parametrize("kind", ["siglip", "eva02_base", "pe", "average"])

@@ -264,7 +264,10 @@ def resize_grid(maps: Tensor, grid: tuple[int, int], antialias: bool = True) -> 
     """
     if tuple(maps.shape[1:]) == tuple(grid):
         return maps
-    return F.interpolate(maps[None], size=grid, mode="bicubic", align_corners=False, antialias=antialias)[0]
+    # In float32: the CPU's antialiased kernel has no other type, and a position is worth its digits.
+    maps32 = maps[None].float()
+    resized = F.interpolate(maps32, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
+    return resized[0].to(maps.dtype)
 
 
 def resize_positions(
