@@ -169,6 +169,10 @@ def segment(
     output: Annotated[Path, typer.Option(help="folder of the results")] = Path("segments"),
     format: Annotated[str, typer.Option(help="form of the labels: png, npz or coco")] = "png",
     batch_size: Annotated[int, typer.Option(min=1, help="images of one size to compute at once")] = 1,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16, or auto: bfloat16 on a CPU where it is faster"),
+    ] = None,
     project: Project = None,
     profile: Profiles = None,
     threads: Threads = CORES,
@@ -178,7 +182,7 @@ def segment(
     Resumes an interrupted run. Images that cannot be read are listed at the end, with exit status 1.
     """
     _prepare(threads)
-    options = {"proposals": proposals, "project": project, "profiles": profile or []}
+    options = {"proposals": proposals, "project": project, "profiles": profile or [], "dtype": dtype}
     command = importlib.import_module("deop.tools.segment")
     with tempfile.TemporaryDirectory() as folder:
         given = _with_standard_input(images, Path(folder))

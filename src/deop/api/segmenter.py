@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from deop.api.card import model_card
+from deop.api.computing import Computing, device_of, dtype_of
 from deop.api.pictures import is_list, read_picture
 from deop.api.result import Segmentation
 from deop.api.vocabulary import Background, Classes, Vocabulary, vocabulary
@@ -35,7 +36,6 @@ _LONGEST = 8
 """Longer sides of pictures, in shorter sides: what is longer is made smaller, not computed for minutes."""
 _SMALLEST = 32
 """Sides that networks are shown, in pixels, at least."""
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class _Batch(NamedTuple):
@@ -67,7 +67,8 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         settings: what the system's folder says about it.
         device: such as ``"cuda"`` or ``"cpu"``; None is a GPU where there is one.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (or torch's own), which most layers compute in; None is
-            float32 on a CPU and what the system was trained in on a GPU.
+            float32 on a CPU and what the system was trained in on a GPU; ``"auto"`` tries on a CPU whether bfloat16 is
+            faster, for about two seconds.
         provenance: how the system was made, for its model card.
         folder: where it was read from, if it was.
 
@@ -85,12 +86,12 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         provenance: dict[str, Any] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, settings, self.device)
+        self.device = device_of(device)
         self.settings, self.provenance = settings, provenance or {}
         self._folder = folder
         inference = settings.inference.model_dump(exclude={"short_side"})
         self._network = prepare(network, self.device, **inference)
+        self.dtype = dtype_of(dtype, settings, self.device, self._run_once)
         self._default = vocabulary(list(settings.class_names)) if settings.class_names else None
 
     @property
@@ -250,8 +251,13 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         finally:
             network.templates = before
 
-    def _computing(self) -> _Computing:
-        return _Computing(self.device, self.dtype)
+    def _computing(self) -> Computing:
+        return Computing(self.device, self.dtype)
+
+    def _run_once(self) -> None:
+        """Encodes a picture of noise of the size that pictures have for the network."""
+        side = self.settings.inference.short_side
+        self._network.encode_images(torch.rand(1, 3, side, side * 4 // 3, device=self.device))
 
     # Sharing: save_pretrained, from_pretrained and push_to_hub are those of huggingface_hub.
 
@@ -306,22 +312,6 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         return ModelCard(model_card(self.settings, self.provenance))
 
 
-class _Computing:
-    """Inference in the precision of a segmenter."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._inference = torch.inference_mode()
-        self._autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-    def __enter__(self) -> None:
-        self._inference.__enter__()
-        self._autocast.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._autocast.__exit__(*error)
-        self._inference.__exit__(*error)
-
-
 def merged(output: Any, of_class: tuple[int, ...]) -> Any:
     """An output of N names as one of C classes, each with the best of its names' scores.
 
@@ -349,25 +339,3 @@ def _reduced(picture: np.ndarray, step: int) -> np.ndarray:
     from PIL import Image
 
     return np.array(Image.fromarray(np.ascontiguousarray(picture)).reduce(step))
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise DeopError(f"device {device!r}: no such device; valid: cpu, cuda, cuda:1, mps") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise DeopError(f"device {device!r}: this machine has no GPU that torch can use; valid: cpu")
-    return found
-
-
-def _dtype(dtype: str | torch.dtype | None, settings: SystemConfig, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        trained = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.precision, torch.float32)
-        return trained if device.type == "cuda" else torch.float32
-    found = _DTYPES.get(str(dtype).removeprefix("torch."))
-    if found is None:
-        raise DeopError(f"dtype {dtype!r}: valid: {', '.join(_DTYPES)}")
-    return found

@@ -152,7 +152,7 @@ def _meaning(
         meaning |= {"weights": file_hash(folder / WEIGHTS), "config": file_hash(folder / CONFIG)}
     told = {
         "background": background,
-        **{key: options.get(key) for key in ("proposals", "severance", "short_side")},
+        **{key: options.get(key) for key in ("proposals", "severance", "short_side", "dtype")},
     }
     return meaning | {key: value for key, value in told.items() if value is not None}
 
