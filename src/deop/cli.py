@@ -334,6 +334,30 @@ def export_coco(
 
 
 @app.command(rich_help_panel=TOOLS)
+def export(
+    model: Annotated[str, typer.Argument(help="a system, as --model of deop segment takes it")],
+    to: Annotated[str, typer.Option(help="onnx, or openvino")] = "onnx",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="a vocabulary to freeze into the graph, 'cat, dog' or @FILE; any names if left out"
+        ),
+    ] = None,
+    proposals: Proposals = None,
+    output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    project: Project = None,
+    profile: Profiles = None,
+    threads: Threads = CORES,
+) -> None:
+    """Write a system as a graph for ONNX Runtime or OpenVINO, and check that it labels as the network does."""
+    _prepare(threads)
+    options = {"proposals": proposals, "project": project, "profiles": profile or []}
+    command = importlib.import_module("deop.tools.export")
+    path, agreement = command.run(model, output, to, classes=classes, options=options)
+    typer.echo(f"{path}: labels {agreement:.2%} of the pixels of a test image as the network does")
+
+
+@app.command(rich_help_panel=TOOLS)
 def pack(
     system: SystemOption,
     output: Annotated[Path, typer.Argument(help="folder to make")],

@@ -24,6 +24,7 @@ from deop.settings.stages import Inference
 from deop.settings.system import CONFIG, SystemConfig
 from deop.settings.training_free import TrainingFreeSettings
 
+GRAPHS = (".onnx", ".xml")
 _SHORT_SIDE = 512
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -44,8 +45,9 @@ def load(
 
     Args:
         name: the folder of a trained system; a system of the project such as ``"es171/deop"``; a bundled one; the name
-            of a repository on the Hugging Face hub; or a CLIP of open_clip with the tag of its weights, or a file of
-            them, such as ``"ViT-B-16/openai"``, which segments without any training.
+            of a repository on the Hugging Face hub; a graph that ``deop export`` wrote (.onnx or .xml); or a CLIP of
+            open_clip with the tag of its weights, or a file of them, such as ``"ViT-B-16/openai"``, which segments
+            without any training.
         proposals: for a CLIP: ``"none"`` (the default: classes per patch, upsampled), ``"slic"`` (superpixels), or the
             name of a MaskFormer, Mask2Former or SAM on the hub, whose masks are used and whose classes are not.
         severance: for a CLIP: ``"none"``, or ``{"kind": "gps", "alpha": {-1: 1}}``, which is the default: the last
@@ -62,6 +64,15 @@ def load(
         DeopError: a name that means nothing, with the nearest ones; settings that do not fit; weights that cannot be
             had.
     """
+    if Path(name).suffix in GRAPHS:
+        options = {"proposals": proposals, "severance": severance, "templates": templates}
+        return _graph(
+            Path(name),
+            {key for key, value in options.items() if value is not None},
+            short_side,
+            device,
+            dtype,
+        )
     own = {"proposals": proposals, "severance": severance, "templates": templates}
     own = {key: value for key, value in own.items() if value is not None}
     text = str(name)
@@ -82,6 +93,39 @@ def load(
         inference = found.settings.inference.model_copy(update={"short_side": short_side})
         found.settings = found.settings.model_copy(update={"inference": inference})
     return found
+
+
+def _graph(
+    path: Path,
+    own: set[str],
+    short_side: int | None,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+) -> OpenVocabularySegmenter:
+    """A graph that ``deop export`` wrote.
+
+    Raises:
+        DeopError: a file that is not there or no such graph, or options that a graph does not have.
+    """
+    if not path.is_file():
+        raise DeopError(f"{path} is not there")
+    if own:
+        raise DeopError(f"{path}: {', '.join(sorted(own))} cannot be changed, because the graph has its own")
+    if device is not None and torch.device(device).type != "cpu":
+        raise DeopError(f"{path}: device {device!r} is not to be had; graphs run on the CPU")
+    from deop.methods.graph_segmenter import read_graph
+
+    precision = torch.bfloat16 if str(dtype).removeprefix("torch.") == "bfloat16" else torch.float32
+    network = read_graph(path, precision, lambda metadata: load(metadata.system, device="cpu").network)
+    config = network.metadata.config
+    if short_side is not None:
+        inference = config.inference.model_copy(update={"short_side": short_side})
+        config = config.model_copy(update={"inference": inference})
+    if network.metadata.names is not None:
+        config = config.model_copy(update={"class_names": network.metadata.names})
+    return OpenVocabularySegmenter(
+        network, config, device="cpu", dtype="float32", provenance=network.metadata.provenance
+    )
 
 
 def _split_clip(name: str) -> tuple[str, str] | None:

@@ -23,6 +23,7 @@ from deop.api.vocabulary import Background, Classes, Vocabulary, vocabulary
 from deop.errors import DeopError
 from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
 from deop.methods.base import PixelOutput, Segmenter
+from deop.methods.graph_segmenter import GraphSegmenter
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config, save_system
 from deop.methods.training_free import TrainingFree
@@ -93,6 +94,11 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         self._network = prepare(network, self.device, **inference)
         self.dtype = dtype_of(dtype, settings, self.device, self._run_once)
         self._default = vocabulary(list(settings.class_names)) if settings.class_names else None
+
+    @property
+    def network(self) -> Segmenter:
+        """The method with its weights, ready for inference."""
+        return self._network
 
     @property
     def name(self) -> str:
@@ -262,6 +268,8 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
     # Sharing: save_pretrained, from_pretrained and push_to_hub are those of huggingface_hub.
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if isinstance(self._network, GraphSegmenter):
+            raise DeopError(f"{self.name} is an exported graph, which is no folder; copy its file")
         if self._folder is None:
             save_system(self._network, self.settings, save_directory)
         else:  # not from the network: for inference, batch norms are folded into its convolutions

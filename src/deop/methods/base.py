@@ -182,7 +182,15 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 def to_multiple(images: Tensor, patch: int) -> Tensor:
     """Images resized (bilinear) so that both sides are the nearest multiple of ``patch`` pixels."""
-    size = [max(1, round(side / patch)) * patch for side in images.shape[-2:]]
+    size = [nearest_multiple(side, patch) for side in images.shape[-2:]]
     if list(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def nearest_multiple(side: int, of: int) -> int:
+    """``max(1, round(side / of)) * of`` in whole numbers, which torch.export can follow."""
+    times, rest = side // of, side % of
+    if 2 * rest > of or (2 * rest == of and times % 2):
+        times += 1
+    return max(times, 1) * of

@@ -110,23 +110,29 @@ class DeOP(MaskSegmenter):
         self._text_cache = None
         return self
 
-    def classifier(self, names: list[str]) -> Tensor:
-        """Class embeddings and "no object": (C + 1, D), L2-normalised.
+    def text_features(self, names: list[str]) -> Tensor:
+        """Class embeddings (C, D), L2-normalised.
 
-        Those of names are kept for as long as the names stay the same and the prompt does not learn.
+        They are kept for as long as the names stay the same and the prompt does not learn.
         """
         key = tuple(names)
         if self._text_cache is not None and self._text_cache[0] == key:
-            text = self._text_cache[1]
-        else:
-            with part("text"):
-                text = self.text_prompt(self.clip, names)
-            if not (self.training and text.requires_grad):
-                self._text_cache = (key, text)
+            return self._text_cache[1]
+        with part("text"):
+            text = self.text_prompt(self.clip, names)
+        if not (self.training and text.requires_grad):
+            self._text_cache = (key, text)
+        return text
+
+    def classifier(self, names: list[str]) -> Tensor:
+        """Class embeddings and "no object": (C + 1, D), L2-normalised."""
+        return self._with_no_object(self.text_features(names))
+
+    def _with_no_object(self, text: Tensor) -> Tensor:
         return torch.cat([text, F.normalize(self.text_prompt.no_object, dim=0)[None].to(text.dtype)])
 
     def embed(self, names: list[str]) -> None:
-        self.classifier(names)
+        self.text_features(names)
 
     def forward(self, images: Tensor, names: list[str]) -> SegmenterOutput:
         """Proposals and their class logits for images (B, 3, H, W) in [0, 1]."""
@@ -159,9 +165,15 @@ class DeOP(MaskSegmenter):
 
     def score(self, encoded: Regions, names: list[str]) -> SegmenterOutput:
         """Class logits of the proposals that :meth:`encode_images` found."""
-        class_logits = self.logit_scale * encoded.embeddings.float() @ self.classifier(names).float().T
+        return self.classify(encoded, self.text_features(names))
+
+    def classify(self, encoded: Regions, text: Tensor) -> SegmenterOutput:
+        """As :meth:`score`, of class embeddings (C, D)."""
+        class_logits = self.logit_scale * encoded.embeddings.float() @ self._with_no_object(text).float().T
         if not self.network.trained:
-            class_logits[..., -1] = -torch.inf
+            class_logits = torch.cat(
+                [class_logits[..., :-1], torch.full_like(class_logits[..., -1:], -torch.inf)], -1
+            )
         return SegmenterOutput(encoded.mask_logits, class_logits, encoded.heatmaps, encoded.passes)
 
     def propose(self, images: Tensor) -> Tensor:

@@ -77,7 +77,10 @@ class TrainingFree(MaskSegmenter):
         return self.clip.visual(inputs, severance=self.severance, masks=masks).patches
 
     def score(self, encoded: Regions | Tensor, names: list[str]) -> PixelOutput | SegmenterOutput:
-        text = self.text(names)
+        return self.classify(encoded, self.text_features(names))
+
+    def classify(self, encoded: Regions | Tensor, text: Tensor) -> PixelOutput | SegmenterOutput:
+        """As :meth:`score`, of class embeddings (C, D)."""
         if isinstance(encoded, Tensor):
             logits = self.logit_scale * torch.einsum("bdhw,cd->bchw", encoded, text)
             return PixelOutput(logits, torch.ones(len(encoded), dtype=torch.int64, device=encoded.device))
@@ -87,7 +90,7 @@ class TrainingFree(MaskSegmenter):
     def forward(self, images: Tensor, names: list[str]) -> PixelOutput | SegmenterOutput:
         return self.score(self.encode_images(images), names)
 
-    def text(self, names: list[str]) -> Tensor:
+    def text_features(self, names: list[str]) -> Tensor:
         """Embeddings (C, D) of names in ``templates``, L2-normalised; each name is embedded once."""
         templates, device = self.templates, self.clip.device
         new = [name for name in dict.fromkeys(names) if (name, templates, device) not in self._text]
@@ -97,7 +100,7 @@ class TrainingFree(MaskSegmenter):
         return torch.stack([self._text[name, templates, device] for name in names])
 
     def embed(self, names: list[str]) -> None:
-        self.text(names)
+        self.text_features(names)
 
     def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
         if isinstance(output, PixelOutput):

@@ -265,9 +265,26 @@ def resize_grid(maps: Tensor, grid: tuple[int, int], antialias: bool = True) -> 
     if tuple(maps.shape[1:]) == tuple(grid):
         return maps
     # In float32: the CPU's antialiased kernel has no other type, and a position is worth its digits.
+    if antialias and torch.compiler.is_exporting():  # other runtimes have no antialiased kernel
+        rows, columns = (cubic_matrix(old, new).to(maps.device) for old, new in zip(maps.shape[1:], grid))
+        return (rows @ maps.float() @ columns.T).to(maps.dtype)
     maps32 = maps[None].float()
     resized = F.interpolate(maps32, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
     return resized[0].to(maps.dtype)
+
+
+def cubic_matrix(old: int, new: int) -> Tensor:
+    """The matrix (new, old) of ``F.interpolate(mode="bicubic", antialias=True)`` along one side.
+
+    Of tensor operations alone, so that ``new`` may be a symbol of torch.export.
+    """
+    ratio = torch.tensor(float(old)) / new
+    centres = (torch.arange(new)[:, None] + 0.5) * ratio
+    distance = ((torch.arange(old) + 0.5 - centres) / ratio.clamp(min=1)).abs()
+    inside = (1.5 * distance - 2.5) * distance**2 + 1
+    outside = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, inside, torch.where(distance < 2, outside, torch.zeros(())))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def resize_positions(
