@@ -116,7 +116,7 @@ class GraphSegmenter(MaskSegmenter):
 
     @classmethod
     def build(cls, builder: Builder) -> Self:
-        raise NotImplementedError("a graph is read from a file")
+        raise DeopError("a graph is read from its file and not built from settings")
 
     def embed(self, names: list[str]) -> None:
         if self.metadata.names is None:
