@@ -53,7 +53,8 @@ def load(
         templates: for a CLIP: ``"imagenet"``, ``"vild"``, or texts with ``{}`` for the class name.
         short_side: pixels of the shorter side of pictures as the network is shown them; None is what the system was
             evaluated with, and 512 for a CLIP.
-        device, dtype: as :class:`~deop.api.segmenter.OpenVocabularySegmenter` takes them.
+        device: as :class:`~deop.api.segmenter.OpenVocabularySegmenter` takes it.
+        dtype: likewise.
         project: the folder with ``config/`` that names refer to; by default ``DEOP_PROJECT``, or this folder or one
             above it.
         profiles: files put over its ``config/config.yaml`` in turn.

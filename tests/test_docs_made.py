@@ -1,0 +1,105 @@
+"""What of the documentation is made by a command: the list of settings, the picture of the rules, the pictures.
+
+And the Python that docs/index.md and docs/python.md print.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import deop.api
+from deop.tools import paper_pictures, rule_graph, settings_reference
+
+ROOT = Path(__file__).parents[1]
+API = [f"deop.api.{module.name}" for module in pkgutil.iter_modules(deop.api.__path__)]
+
+
+def test_the_list_of_settings_is_up_to_date() -> None:
+    assert (ROOT / settings_reference.PAGE).read_text(encoding="utf-8") == settings_reference.page(), (
+        "out of date: run `make schemas`"
+    )
+
+
+def test_the_list_of_settings_says_what_the_models_refuse() -> None:
+    page = settings_reference.page()
+    prompts = page.partition("### prompts\n")[2].partition("\n###")[0]
+    assert re.search(r"^\| `iterations`.*\| integer ≥ 0 \| ", prompts, re.M)
+    severance = page.partition("### SeveranceSettings\n")[2].partition("\n###")[0]
+    assert "| `kind` | `none`, `gps`, `mps`, `mask_sum` | `none` |" in severance
+
+
+def test_make_runs_the_commands_that_the_pages_name() -> None:
+    """docs/paper-in-pictures.md and docs/workflow.md say how their pictures are drawn."""
+    for target, module in (
+        ("pictures", "paper_pictures"),
+        ("rule-graph", "rule_graph"),
+        ("docs", "mkdocs build --strict"),
+    ):
+        done = subprocess.run(
+            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert module in done.stdout
+
+
+@pytest.mark.slow
+def test_the_picture_of_the_workflow_shows_its_rules() -> None:
+    drawn = rule_graph.edges_of_picture((ROOT / rule_graph.PICTURE).read_text(encoding="utf-8"))
+    rules = rule_graph.snakemake_rules(ROOT, ("--configfile", rule_graph.PROFILE, "--nolock"))
+    assert drawn == rules, "out of date: run `make rule-graph`"
+    assert ("train_system", "build_system") in drawn
+
+
+@pytest.mark.slow
+def test_pictures_that_are_plots_show_the_published_tables(tmp_path: Path) -> None:
+    for name in ("prompts", "training", "classes-and-crops"):
+        with matplotlib.rc_context(paper_pictures.STYLE):
+            figure = paper_pictures.PICTURES[name]()
+        made = tmp_path / f"{name}.png"
+        paper_pictures.save_figure(figure, made)
+        with Image.open(made) as drawn, Image.open(ROOT / paper_pictures.FOLDER / made.name) as shown:
+            assert drawn.size == shown.size and np.array_equal(drawn, shown), (
+                "out of date: run `make pictures`"
+            )
+
+
+def test_a_page_shows_each_of_the_pictures() -> None:
+    page = (ROOT / "docs/paper-in-pictures.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\]\(pictures/([\w-]+)\.png\)", page)
+    assert sorted(shown) == sorted(paper_pictures.PICTURES)
+    assert len(re.findall(r"^!\[", page, re.M)) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["index.md", "python.md"])
+def test_python_runs_as_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    [code] = re.findall(r"<!-- tested: tests/test_docs_made.py -->\n```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, page, "exec"), names)
+    if page == "index.md":
+        assert (tmp_path / "out/segmentation.overlay.jpg").is_file()
+        assert names["result"].areas["bear"] > 0.5
+    else:
+        assert names["bears"].areas["bear"] > 0.5 > names["guitars"].areas["bear"]
+
+
+@pytest.mark.parametrize("name", API)
+def test_examples_in_docstrings_say_the_truth(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_there_are_examples_in_docstrings() -> None:
+    finder = doctest.DocTestFinder()
+    found = sum(len(test.examples) for name in API for test in finder.find(importlib.import_module(name)))
+    assert found >= 12
