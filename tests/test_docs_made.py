@@ -54,7 +54,7 @@ def test_make_runs_the_commands_that_the_pages_name() -> None:
 @pytest.mark.slow
 def test_the_picture_of_the_workflow_shows_its_rules() -> None:
     drawn = rule_graph.edges_of_picture((ROOT / rule_graph.PICTURE).read_text(encoding="utf-8"))
-    rules = rule_graph.snakemake_rules(ROOT, ("--configfile", rule_graph.PROFILE, "--nolock"))
+    rules = rule_graph.snakemake_rules(ROOT)
     assert drawn == rules, "out of date: run `make rule-graph`"
     assert ("train_system", "build_system") in drawn
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 from deop.errors import DeopError
 from deop.utils.files import write_text
 
 PICTURE = Path("docs/workflow.svg")
-PROFILE = "config/tiny.yaml"
-"""One that trains its CLIP and backbone, so that their rules are shown."""
+PROFILES = ("config/tiny.yaml", "config/paper.yaml")
+"""One that trains its CLIP and backbone, and one that downloads datasets, so that all rules are shown."""
 GROUPS = {
     "data": ("prepare_data", "download"),
     "pre-training": ("pretrain_clip", "pretrain_backbone"),
@@ -32,13 +31,20 @@ _STYLE = (
 Edges = set[tuple[str, str]]
 
 
-def snakemake_rules(folder: Path = Path(), options: Sequence[str] = ()) -> Edges:
-    """Which rule needs the output of which, ``(made, needs)``, of all that the configuration can make."""
-    command = ["snakemake", "--rulegraph", "dot", "--forceall", *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise DeopError(f"snakemake --rulegraph: {done.stderr.strip()}")
-    return edges(done.stdout)
+def snakemake_rules(folder: Path = Path()) -> Edges:
+    """Which rule needs the output of which, ``(needed, made)``, for all that :data:`PROFILES` can make.
+
+    Raises:
+        DeopError: Snakemake fails.
+    """
+    found: Edges = set()
+    for profile in PROFILES:
+        command = ["snakemake", "--rulegraph", "dot", "--forceall", "--nolock", "--configfile", profile]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise DeopError(f"snakemake --rulegraph: {done.stderr.strip()}")
+        found |= edges(done.stdout)
+    return found
 
 
 def edges(dot: str) -> Edges:
@@ -68,4 +74,4 @@ def draw(arrows: Edges) -> str:
 
 
 if __name__ == "__main__":
-    write_text(PICTURE, draw(snakemake_rules(options=("--configfile", PROFILE))))
+    write_text(PICTURE, draw(snakemake_rules()))

@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from deop.settings.benchmarks import BenchmarkClip, ScalingBenchmark, SpeedBenchmark
 from deop.settings.configuration import SECTIONS
 from deop.settings.files import ClipSection, DataSection, MainFile, Resources
-from deop.settings.methods import DeOPSettings
+from deop.settings.methods import METHODS, DeOPSettings
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
 from deop.settings.tables import OF_PROFILE, Claim
 from deop.tools.schemas import BUILT_IN, DATASETS
@@ -35,7 +35,8 @@ how the files fit together. An unknown key, or a value that is not valid, is an 
 starts.
 
 *needed* marks keys without a default, where `config/config.yaml` has none either. In sections of stages and methods,
-`per_dataset: {NAME: {...}}` changes any key for one dataset.
+`per_dataset: {NAME: {...}}` changes any key for one dataset. An experiment has the keys of its method (`network` for DeOP),
+over what the profile has for it.
 """
 _NAMED = {
     "data": DataSection,
@@ -49,11 +50,11 @@ _NAMED = {
 _GROUPS: dict[str, dict[str, type[BaseModel]]] = {
     "The file": {"config.yaml and profiles": MainFile},
     "Sections": _NAMED,
-    "Datasets, by kind": {f"datasets.NAME, kind: {kind}": model for kind, model in DATASETS.items()},
+    "Datasets, by kind": {f"datasets, kind {kind}": model for kind, model in DATASETS.items()},
     "Methods": {
-        f"methods.{name}, experiments.NAME, method: {name}": model
-        for name, model in BUILT_IN.items()
-        if model is not DeOPSettings
+        f"methods.{name}": model
+        for name, model in (METHODS | BUILT_IN).items()
+        if model is not DeOPSettings and model.__module__.startswith("deop.")
     },
     "Tables, figures, pictures, claims": {
         **{f"{kind}.NAME": model for kind, model in OF_PROFILE.items()},
