@@ -5,6 +5,7 @@ And the Python that docs/index.md and docs/python.md print.
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pkgutil
@@ -103,3 +104,25 @@ def test_there_are_examples_in_docstrings() -> None:
     finder = doctest.DocTestFinder()
     found = sum(len(test.examples) for name in API for test in finder.find(importlib.import_module(name)))
     assert found >= 12
+
+
+def test_faults_are_those_that_the_code_reports() -> None:
+    """Each message of docs/troubleshooting.md, but for the names in capitals, is in the code."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "src").rglob("*.py")]
+    texts = {
+        "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+        if isinstance(node, ast.JoinedStr)
+        else node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+    }
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    messages = re.findall(r"^\| `(.+?)` \|", page.partition("## Snakemake")[0], re.M)
+    assert len(messages) > 20
+    for message in messages:
+        parts = re.split(r"\b[A-Z]+(?:/[A-Z]+)?\b|\.\.\.|'[^']*'|\bbf16\b", message)
+        parts = [part.strip(" :;,(") for part in parts if len(part.strip(" :;,(")) > 7]
+        assert parts, message
+        missing = [part for part in parts if not any(part in text for text in texts)]
+        assert not missing, f"{message}: {missing}"

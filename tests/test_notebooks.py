@@ -32,7 +32,10 @@ def executed(path: Path) -> list[str]:
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    return ["".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in c.outputs) for c in cells]
+    return [
+        "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in c.outputs)
+        for c in cells
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -46,7 +49,9 @@ def test_notebooks_are_committed_without_outputs(path: Path) -> None:
 def test_segment_your_own_picture(clone: Path) -> None:
     shown = executed(clone / "notebooks/segment_your_own_picture.ipynb")
     [result] = [text[text.index("Segmentation(") :] for text in shown if "Segmentation(" in text]
-    assert result.startswith("Segmentation(96 x 96 pixels: grass ") and "bear" in result and "guitar" in result
+    assert (
+        result.startswith("Segmentation(96 x 96 pixels: grass ") and "bear" in result and "guitar" in result
+    )
     assert any("['animal', 'plant'] -> " in text for text in shown)
 
 

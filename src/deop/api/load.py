@@ -42,9 +42,10 @@ def load(
 ) -> OpenVocabularySegmenter:
     """A segmenter, ready to use.
 
-    >>> segmenter = load("deop-mini/bundled", severance={"kind": "gps", "alpha": {-2: 1, -1: 1}}, short_side=96)
-    >>> segmenter.name, segmenter.classes
-    ('deop-mini/bundled', [])
+    Examples:
+        >>> segmenter = load("deop-mini/bundled", severance={"kind": "gps", "alpha": {-2: 1, -1: 1}}, short_side=96)
+        >>> segmenter.name, segmenter.classes
+        ('deop-mini/bundled', [])
 
     Args:
         name: the folder of a trained system; a system of the project such as ``"es171/deop"``; a bundled one; the name

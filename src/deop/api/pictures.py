@@ -30,12 +30,13 @@ def is_list(pictures: Any) -> bool:
 def read_picture(picture: Any) -> Tensor:
     """A picture (3, H, W) uint8 RGB, upright.
 
-    >>> tuple(read_picture(np.zeros((4, 6), np.uint8)).shape)
-    (3, 4, 6)
-    >>> read_picture(np.zeros((4, 6, 2), np.uint8))
-    Traceback (most recent call last):
-    ...
-    deop.errors.DeopError: picture: an array of shape (4, 6, 2); valid: (H, W, 3), (H, W, 4) or (H, W)
+    Examples:
+        >>> tuple(read_picture(np.zeros((4, 6), np.uint8)).shape)
+        (3, 4, 6)
+        >>> read_picture(np.zeros((4, 6, 2), np.uint8))
+        Traceback (most recent call last):
+        ...
+        deop.errors.DeopError: picture: an array of shape (4, 6, 2); valid: (H, W, 3), (H, W, 4) or (H, W)
 
     Args:
         picture: a path, an ``http(s)://`` address, a PIL image, an array (H, W, 3), (H, W, 4) or (H, W), or a tensor

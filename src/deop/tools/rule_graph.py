@@ -57,7 +57,7 @@ def edges(dot: str) -> Edges:
 def edges_of_picture(svg: str) -> Edges:
     """The arrows that a picture of :func:`draw` shows."""
     titles = re.findall(r'class="edge">\s*<title>([^<]+)</title>', svg)
-    return {tuple(title.replace("&#45;", "-").split("->")) for title in titles}  # type: ignore[misc]
+    return {tuple(title.replace("&#45;", "-").split("->")) for title in titles}
 
 
 def draw(arrows: Edges) -> str:
