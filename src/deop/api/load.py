@@ -43,7 +43,7 @@ def load(
     """A segmenter, ready to use.
 
     Examples:
-        >>> segmenter = load("deop-mini/bundled", severance={"kind": "gps", "alpha": {-2: 1, -1: 1}}, short_side=96)
+        >>> segmenter = load("deop-mini/bundled", severance="none", short_side=96)
         >>> segmenter.name, segmenter.classes
         ('deop-mini/bundled', [])
 
