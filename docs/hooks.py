@@ -26,7 +26,8 @@ OUTSIDE = {
 """Where the site has a page of the repository."""
 _PLACES = {page: place for place, page in OUTSIDE.items() if page != "index.md"}
 _CODE_OR_LINK = re.compile(
-    r"^```.*?^```|(?<!!)\[(?P<text>(?:[^\]\n`]|`[^`\n]*`|\n(?!\n))*)\]\((?P<target>[^)\s]+)\)|`[^`\n]*`", re.M | re.S
+    r"^```.*?^```|(?<!!)\[(?P<text>(?:[^\]\n`]|`[^`\n]*`|\n(?!\n))*)\]\((?P<target>[^)\s]+)\)|`[^`\n]*`",
+    re.M | re.S,
 )
 
 

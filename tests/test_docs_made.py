@@ -8,9 +8,12 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import importlib.util
+import os
 import pkgutil
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -122,7 +125,49 @@ def test_faults_are_those_that_the_code_reports() -> None:
     assert len(messages) > 20
     for message in messages:
         parts = re.split(r"\b[A-Z]+(?:/[A-Z]+)?\b|\.\.\.|'[^']*'|\bbf16\b", message)
-        parts = [part.strip(" :;,(") for part in parts if len(part.strip(" :;,(")) > 7]
+        parts = [part.strip(" :;,(") for part in parts if len(part.strip(" :;,(")) > 4]
         assert parts, message
         missing = [part for part in parts if not any(part in text for text in texts)]
         assert not missing, f"{message}: {missing}"
+
+
+@pytest.mark.parametrize(
+    ("place", "page", "text", "shown"),
+    [
+        ("docs/running.md", "running.md", "[a](mini-profile.md#b)", "[a](mini-profile.md#b)"),
+        ("docs/running.md", "running.md", "[a](../config/README.md#b)", "[a](configuration.md#b)"),
+        ("docs/running.md", "running.md", "[`x`](../src/deop/cli.py)", "`x`"),
+        ("docs/running.md", "running.md", "`[a](../x.py)`", "`[a](../x.py)`"),
+        ("config/README.md", "configuration.md", "[a](../docs/own-dataset.md)", "[a](own-dataset.md)"),
+        (
+            "docs/results/mini/README.md",
+            "results/mini/README.md",
+            "[a](../../running.md)",
+            "[a](../../running.md)",
+        ),
+        ("CONTRIBUTING.md", "contributing.md", "[a](https://x.org)", "[a](https://x.org)"),
+    ],
+)
+def test_links_out_of_docs_lead_to_the_sites_pages(place: str, page: str, text: str, shown: str) -> None:
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    assert spec and spec.loader
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    assert hooks.relinked(text, place, page) == shown
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Of links and anchors that lead nowhere, pages that no menu lists, docstrings that do not fit their functions."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "python.html").read_text(encoding="utf-8")
+    assert "OpenVocabularySegmenter" in page and ":class:" not in page
+    for name in ("index.html", "python.html"):  # nothing is fetched from elsewhere to show a page
+        html = (tmp_path / name).read_text(encoding="utf-8")
+        assert not re.search(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', html)

@@ -5,6 +5,7 @@ The rules and what they need of each other are Snakemake's (``--rulegraph``); Gr
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 from pathlib import Path
@@ -57,7 +58,7 @@ def edges(dot: str) -> Edges:
 def edges_of_picture(svg: str) -> Edges:
     """The arrows that a picture of :func:`draw` shows."""
     titles = re.findall(r'class="edge">\s*<title>([^<]+)</title>', svg)
-    return {tuple(title.replace("&#45;", "-").split("->")) for title in titles}
+    return {tuple(html.unescape(title).split("->")) for title in titles}
 
 
 def draw(arrows: Edges) -> str:

@@ -35,8 +35,8 @@ how the files fit together. An unknown key, or a value that is not valid, is an 
 starts.
 
 *needed* marks keys without a default, where `config/config.yaml` has none either. In sections of stages and methods,
-`per_dataset: {NAME: {...}}` changes any key for one dataset. An experiment has the keys of its method (`network` for DeOP),
-over what the profile has for it.
+`per_dataset: {NAME: {...}}` changes any key for one dataset. An experiment has the keys of its method (`network` for
+DeOP), over what the profile has for it.
 """
 _NAMED = {
     "data": DataSection,
