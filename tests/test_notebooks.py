@@ -30,7 +30,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def executed(path: Path) -> list[str]:
     """What each code cell prints or shows as text, in order."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(path.parent)}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
         "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in c.outputs)
