@@ -20,7 +20,7 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test lint format revisions schemas bundled report publish FORCE
+.PHONY: help $(VENV) test lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
@@ -28,7 +28,10 @@ help:
 	@echo "make lint                 run ruff, mypy, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
 	@echo "make revisions            check that stages whose code changed have new revisions (src/deop/jobs/revisions.py)"
-	@echo "make schemas              write the JSON Schemas of the configuration files to workflow/schemas"
+	@echo "make schemas              write the JSON Schemas of the configuration files to workflow/schemas, and docs/settings.md"
+	@echo "make docs                 build the documentation site in site/"
+	@echo "make pictures             draw the pictures of docs/paper-in-pictures.md"
+	@echo "make rule-graph           draw docs/workflow.svg, with Graphviz"
 	@echo "make bundled              copy the trained system es171/deop into the package, as deop.load('deop-mini')"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
@@ -85,6 +88,17 @@ bundled: $(READY)
 
 schemas: $(READY)
 	$(VENV)/bin/python -m deop.tools.schemas
+	$(VENV)/bin/python -m deop.tools.settings_reference
+
+# The theme announces its successor on every run.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
+pictures: $(READY)
+	$(VENV)/bin/python -m deop.tools.paper_pictures
+
+rule-graph: $(READY)
+	$(ACTIVATED) $(VENV)/bin/python -m deop.tools.rule_graph
 
 report: results/report.html
 

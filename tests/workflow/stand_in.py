@@ -54,7 +54,8 @@ elif stage in ("benchmark", "claims", "figure", "picture"):
         )
         output.with_suffix(suffix).write_text(text)
     shows = {"kind": "scene", "rule": "Chosen by lot.", "image": "images/7.jpg"} if stage == "picture" else {}
-    output.write_text(json.dumps({"key": job["key"], **shows, **provenance}))
+    made_from = dict.fromkeys(job["inputs"])  # by role, without a hash
+    output.write_text(json.dumps({"key": job["key"], "inputs": made_from, **shows, **provenance}))
 else:
     output.mkdir(parents=True, exist_ok=True)
     (output / "provenance.json").write_text(json.dumps(provenance))

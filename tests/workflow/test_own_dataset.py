@@ -18,6 +18,7 @@ from park import write_park
 from deop.settings.files import merged
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = "tested: tests/workflow/test_own_dataset.py"
 PAGE = (ROOT / "docs/own-dataset.md").read_text(encoding="utf-8")
 # What the test runs is the tiny profile, but for the CLIP, which is the bundled one.
 SMALL = {
@@ -72,7 +73,7 @@ def run(clone: Path, command: str) -> str:
 def test_the_page_makes_a_table_of_ones_own_dataset(clone):
     settings, more = (yaml.safe_load(block) for block in blocks("tested: park.yaml"))
     (clone / "park.yaml").write_text(yaml.safe_dump(settings))
-    first, second = ([line.partition("  #")[0] for line in block.splitlines()] for block in blocks("tested"))
+    first, second = ([line.partition("  #")[0] for line in block.splitlines()] for block in blocks(COMMANDS))
     for command in first:
         run(clone, command)
     (heading,) = blocks("tested: results/park.csv")

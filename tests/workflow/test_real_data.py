@@ -113,7 +113,7 @@ def run(clone: Path, command: str) -> subprocess.CompletedProcess:
 def printed_commands() -> list[str]:
     """The commands that docs/paper-profile.md tells the reader to type, in order."""
     text = (ROOT / "docs/paper-profile.md").read_text()
-    block = re.search(r"<!-- tested -->\n```\n(.*?)```", text, re.S).group(1)
+    block = re.search(r"<!-- tested: [^\n]+ -->\n```bash\n(.*?)```", text, re.S).group(1)
     return [line.partition(" #")[0].strip() for line in block.splitlines() if line.strip()]
 
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -81,6 +82,13 @@ def test_the_report_holds_tables_figures_captions_runtimes_and_provenance(workfl
         text = [[re.sub(r"<em>(.*?)</em>", r"*\1*", re.sub(r"</?p>", "", c)) for c in row] for row in cells]
         assert text == [rows[0], *rows[2:]]
         assert lines[-1] in front  # who made it, in how long
+
+    # And every figure, once, as SVG, those of a table below it.
+    for path in figures:
+        svg = (workflow.path / path).with_suffix(".svg").read_text()
+        assert front.count(f"data:image/svg+xml,{quote(svg)}") == 1
+    place = front.index('alt="components"')
+    assert front.index("table3:") < place < front.index("table4:")
 
     ran = {record["rule"] for record in held(page, "runtimes")["data"]["values"]}
     assert {

@@ -43,6 +43,11 @@ def load(
 ) -> OpenVocabularySegmenter:
     """A segmenter, ready to use.
 
+    Examples:
+        >>> segmenter = load("deop-mini/bundled", severance="none", short_side=96)
+        >>> segmenter.name, segmenter.classes
+        ('deop-mini/bundled', [])
+
     Args:
         name: the folder of a trained system; a system of the project such as ``"es171/deop"``; a bundled one; the name
             of a repository on the Hugging Face hub; a graph that ``deop export`` wrote (.onnx or .xml); or a CLIP of
@@ -55,7 +60,8 @@ def load(
         templates: for a CLIP: ``"imagenet"``, ``"vild"``, or texts with ``{}`` for the class name.
         short_side: pixels of the shorter side of pictures as the network is shown them; None is what the system was
             evaluated with, and 512 for a CLIP.
-        device, dtype: as :class:`~deop.api.segmenter.OpenVocabularySegmenter` takes them.
+        device: as :class:`~deop.api.segmenter.OpenVocabularySegmenter` takes it.
+        dtype: likewise.
         project: the folder with ``config/`` that names refer to; by default ``DEOP_PROJECT``, or this folder or one
             above it.
         profiles: files put over its ``config/config.yaml`` in turn.

@@ -30,6 +30,14 @@ def is_list(pictures: Any) -> bool:
 def read_picture(picture: Any) -> Tensor:
     """A picture (3, H, W) uint8 RGB, upright.
 
+    Examples:
+        >>> tuple(read_picture(np.zeros((4, 6), np.uint8)).shape)
+        (3, 4, 6)
+        >>> read_picture(np.zeros((4, 6, 2), np.uint8))
+        Traceback (most recent call last):
+        ...
+        deop.errors.DeopError: picture: an array of shape (4, 6, 2); valid: (H, W, 3), (H, W, 4) or (H, W)
+
     Args:
         picture: a path, an ``http(s)://`` address, a PIL image, an array (H, W, 3), (H, W, 4) or (H, W), or a tensor
             (3, H, W). Arrays and tensors are uint8, or floating point numbers in [0, 1].

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 class Segmentation:
     """A segmented picture of H x W pixels in C classes.
 
+    Examples:
+        >>> labels = np.array([[0, 0], [0, 1]], np.uint8)
+        >>> probabilities = np.array([[[1, 1], [0.5, 0.25]], [[0, 0], [0.5, 0.75]]])
+        >>> picture = np.zeros((2, 2, 3), np.uint8)
+        >>> result = Segmentation(labels, ["bear", "grass"], probabilities, picture, "an example")
+        >>> result
+        Segmentation(2 x 2 pixels: bear 75%, grass 25%)
+        >>> result.scores["grass"], result.masks["grass"].sum()
+        (0.75, np.int64(1))
+        >>> result.to_coco()["annotations"][1]["bbox"]
+        [1, 1, 1, 1]
+
     Attributes:
         labels: (H, W) unsigned integers, the index of each pixel's class in ``classes``.
         classes: names in the order of labels; ``background``, if it was asked for, is the last.

@@ -131,6 +131,17 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
     ) -> Any:
         """Segments a picture, or each of a list.
 
+        Examples:
+            >>> import deop
+            >>> segmenter = deop.load("deop-mini/bundled", short_side=64)
+            >>> wide = np.zeros((64, 96, 3), np.uint8)
+            >>> segmenter(wide, "bear, grass").labels.shape
+            (64, 96)
+            >>> segmenter(wide, {"sky": ["sky", "clouds"]}, background=0.5).classes
+            ['sky', 'background']
+            >>> len(segmenter([wide, wide], ["bear", "grass"]))
+            2
+
         Args:
             pictures: as :func:`deop.api.pictures.read_picture`, a list of these, or what :meth:`encode` returned.
             classes: ``"bear, grass"``, a list of names, or ``{name: [synonyms]}``, where the score of a class is that
@@ -167,6 +178,13 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
 
     def encode(self, pictures: Any) -> Encoded:
         """What the network sees of pictures; any number of classes may then be asked for at little cost.
+
+        Examples:
+            >>> import deop
+            >>> segmenter = deop.load("deop-mini/bundled", short_side=64)
+            >>> encoded = segmenter.encode(np.zeros((64, 64, 3), np.uint8))
+            >>> [segmenter(encoded, words).classes for words in ("bear, grass", "sky, water")]
+            [['bear', 'grass'], ['sky', 'water']]
 
         Of methods that show CLIP other crops for other classes, this is the resized pictures alone.
 

@@ -39,12 +39,13 @@ class Vocabulary:
 def vocabulary(classes: Classes, background: Background = None) -> Vocabulary:
     """Reads classes in any of their forms.
 
-    >>> vocabulary("bear, grass").classes
-    ('bear', 'grass')
-    >>> vocabulary({"bear": ["grizzly", "polar bear"], "grass": []}, background=["sky", "water"]).names
-    ('grizzly', 'polar bear', 'grass', 'sky', 'water')
-    >>> vocabulary(["bear"], background=0.5).classes
-    ('bear', 'background')
+    Examples:
+        >>> vocabulary("bear, grass").classes
+        ('bear', 'grass')
+        >>> vocabulary({"bear": ["grizzly", "polar bear"], "grass": []}, background=["sky", "water"]).names
+        ('grizzly', 'polar bear', 'grass', 'sky', 'water')
+        >>> vocabulary(["bear"], background=0.5).classes
+        ('bear', 'background')
 
     Args:
         classes: as :data:`Classes`. A class with synonyms is known by these names; add its own to use it as well. A
