@@ -24,7 +24,7 @@ from deop.settings.files import merged, read_profile
 
 ROOT = Path(__file__).parents[1]
 THIS = "tests/test_docs_commands.py"
-PAGES = ["CONTRIBUTING.md", "config/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "config/README.md"]
 PAGES += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = (
     "the network",
