@@ -39,7 +39,7 @@ def read_config(folder: str | Path) -> SystemConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        config = SystemConfig.model_validate_json(path.read_text())
+        config = SystemConfig.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DeopError(f"{folder} is no trained system: {path} cannot be read ({error.strerror})") from None
     except ValidationError as error:
