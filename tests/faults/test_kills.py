@@ -52,7 +52,7 @@ def rests(pid: int) -> bool:
     return used() == before
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 300) -> bool:
+def wait_until(condition: Callable[[], object], seconds: float = 600) -> bool:
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.1)
