@@ -17,7 +17,6 @@ from deop.jobs.job import Job
 
 pytestmark = [
     pytest.mark.faults,
-    pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
 ]
 
@@ -78,6 +77,7 @@ def start(job: Job, file: Path, *launcher: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_a_killed_main_process_leaves_no_worker_and_no_lock(tmp_path, training, ended):
     file, job = tmp_path / "job.json", training(iterations=100_000)
     main = start(job, file)
@@ -97,6 +97,35 @@ def test_a_killed_main_process_leaves_no_worker_and_no_lock(tmp_path, training, 
     assert again.returncode == 0, told
     assert "another process" not in told
     assert (Path(job.output) / "model.safetensors").exists()
+
+
+WORKER = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from deop.utils.processes import end_with_parent
+
+def stay(_):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    with ProcessPoolExecutor(1, context, initializer=end_with_parent) as pool:
+        list(pool.map(stay, [0]))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_worker_ends_with_its_parent_however_it_was_started(tmp_path, ended, method):
+    script = tmp_path / "work.py"
+    script.write_text(WORKER)
+    parent = subprocess.Popen([sys.executable, str(script), method], stdout=subprocess.PIPE, text=True)
+    ended.append(parent.pid)
+    worker = int(parent.stdout.readline())
+    ended.append(worker)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert wait_until(lambda: not lives(worker), 60)
 
 
 def test_a_lock_is_not_inherited(tmp_path):
@@ -134,6 +163,7 @@ def test_a_lock_is_not_inherited(tmp_path):
         os.kill(orphan, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_takes_all_its_processes_with_it(tmp_path, training, ended):
     job = training(iterations=100_000)
     launcher = start(
