@@ -284,8 +284,8 @@ def _add_command(stage: str, description: str) -> None:
         with open_to_lock(job) as job_file:
             if decided_by_first(lambda: wait_for_others(job_file) and Path(done_file(order)).exists()):
                 return
-            run = importlib.import_module(f"deop.stages.{stage}").run
             check_inputs(order)
+            run = importlib.import_module(f"deop.stages.{stage}").run
             code_version()  # of what was just imported; files may change while it runs
             run(order)
 
