@@ -20,11 +20,16 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
+<<<<<<< HEAD
 .PHONY: help $(VENV) test lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
+=======
+.PHONY: help $(VENV) test test-faults lint format revisions schemas bundled report publish FORCE
+>>>>>>> trust
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
 	@echo "make test                 run all tests"
+	@echo "make test-faults          run the tests that inject faults: kills, damaged files, no room (docs/reliability.md)"
 	@echo "make lint                 run ruff, mypy, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
 	@echo "make revisions            check that stages whose code changed have new revisions (src/deop/jobs/revisions.py)"
@@ -67,6 +72,9 @@ results/%: $(READY) FORCE
 
 test: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-faults: $(READY)
+	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) -m faults
 
 lint: $(READY)
 	$(ACTIVATED) $(VENV)/bin/pre-commit run --all-files

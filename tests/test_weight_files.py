@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import shutil
@@ -21,7 +22,8 @@ from deop.models.clip import load_clip
 from deop.models.weight_files import checked_weights, load_learned, read_weights
 from deop.settings.stages import Proposals
 from deop.tools.import_authors import import_checkpoint
-from deop.training.loop import CHECKPOINT, fit, make_accelerator
+from deop.training.loop import fit, make_accelerator
+from deop.utils.files import file_hash
 
 MARKER = "code-has-run"
 
@@ -128,14 +130,15 @@ def as_release_of_the_authors(path: Path, monkeypatch) -> None:
 
 
 def as_weights_of_an_earlier_stage(path: Path, monkeypatch) -> None:
-    shutil.copy(path, path.with_name("model.safetensors"))
+    weights = Path(shutil.copy(path, path.with_name("model.safetensors")))
+    path.with_name("provenance.json").write_text(json.dumps({"sha256": file_hash(weights)}))
     load_learned(torch.nn.Linear(2, 2), checked_weights(path.parent))
 
 
 def as_checkpoint_to_resume_from(path: Path, monkeypatch) -> None:
     workspace = Workspace(path.with_name("training"))
     workspace.state.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path, workspace.state / CHECKPOINT)
+    shutil.copy(path, workspace.state / f"checkpoint-000000001-{file_hash(path)}.pt")
     layer = torch.nn.Linear(2, 2)
     fit(
         layer,
@@ -185,7 +188,9 @@ def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch, reader: Callable, c
     for suffix in (".pt", ".bin"):
         path = tmp_path / f"weights{suffix}"
         CRAFTED[crafted](path)
-        with pytest.raises(DeopError, match=r"weights\.|model\.safetensors|checkpoint\.pt|timm's weights"):
+        with pytest.raises(
+            DeopError, match=r"weights\.|model\.safetensors|checkpoint-000000001-|timm's weights"
+        ):
             reader(path, monkeypatch)
         assert not Path(MARKER).exists()
 

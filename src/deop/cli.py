@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import IO, Annotated
 
 import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
-from deop.errors import DeopError, explain
+from deop.errors import DeopError, explain, of_the_machine
 from deop.jobs.artifacts import code_version
+from deop.jobs.integrity import check_inputs
 from deop.jobs.job import Job
 from deop.jobs.jobs import done_file
 from deop.jobs.launch import keep_freed_memory
 from deop.jobs.ranks import decided_by_first
 from deop.jobs.systems import find_system
 from deop.settings.system import CONFIG
+from deop.utils.locks import lock, open_to_lock
+from deop.utils.processes import end_with_parent
 
 STAGES = {
     "download": "Download and unpack an archive of a dataset, or find it in place.",
@@ -78,13 +80,18 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")
 
 
 class OneLineErrors(TyperGroup):
-    """A :class:`DeopError` is one line on standard error and exit status 1; others keep their traceback."""
+    """Errors that a user can put right are one line on standard error, with status 1; others keep their traceback."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         try:
             return super().invoke(ctx)
         except DeopError as error:
             typer.echo(f"deop: {error}", err=True)
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if (line := of_the_machine(error)) is None:
+                raise
+            typer.echo(f"deop: {line}", err=True)
             raise typer.Exit(1) from None
 
 
@@ -104,7 +111,7 @@ def read_job(path: Path, *stages: str) -> Job:
         DeopError: a file that is missing, is not a job, or is a job of another stage.
     """
     try:
-        job = Job.model_validate_json(path.read_text())
+        job = Job.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise DeopError(
             f"job file {path} is not there; Snakemake writes it when it plans (snakemake -n)"
@@ -118,20 +125,22 @@ def read_job(path: Path, *stages: str) -> Job:
     return job
 
 
-def wait_for_others(job_file: TextIO) -> bool:
+def wait_for_others(file: IO) -> bool:
     """Keep other processes from running what this file describes until this one ends; whether one had to be waited for.
 
     Otherwise a process that a killed Snakemake left behind and the one that the next Snakemake starts would
-    work in one folder. The system gives the lock back however a process ends. Of the processes of one launch
-    only the first may take it.
+    work in one folder. Of the processes of one launch only the first may take the lock.
     """
-    try:
-        fcntl.flock(job_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        typer.echo(f"deop: another process is at {job_file.name}; waiting for it to end", err=True)
-        fcntl.flock(job_file, fcntl.LOCK_EX)
-        return True
+
+    def waiting() -> None:
+        typer.echo(f"deop: another process is at {file.name}; waiting for it to end", err=True)
+
+    def unsupported(reason: str) -> None:
+        typer.echo(
+            f"deop: {file.name} cannot be locked ({reason}); do not start another process at it", err=True
+        )
+
+    return lock(file, waiting, unsupported)
 
 
 def _prepare(threads: int) -> None:
@@ -275,10 +284,13 @@ def _add_command(stage: str, description: str) -> None:
         threads: Threads = 1,
     ) -> None:
         _prepare(threads)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes, whose parent is the launcher
+            end_with_parent()
         order = read_job(job, stage)
-        with job.open() as job_file:
+        with open_to_lock(job) as job_file:
             if decided_by_first(lambda: wait_for_others(job_file) and Path(done_file(order)).exists()):
                 return
+            check_inputs(order)
             run = importlib.import_module(f"deop.stages.{stage}").run
             code_version()  # of what was just imported; files may change while it runs
             run(order)
@@ -328,7 +340,7 @@ def export_coco(
     _prepare(threads)
     found = find_system(system, Path(), profile or [])
     command = importlib.import_module("deop.tools.export_coco")
-    with (found.folder / CONFIG).open() as file:
+    with open_to_lock(found.folder / CONFIG) as file:
         wait_for_others(file)
         command.run(command.evaluation_of(found, data), results)
 

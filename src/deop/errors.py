@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from typing import Any, TypeVar, get_args
 
@@ -27,6 +28,46 @@ class WeightsError(DeopError, ValueError):
 
 class ClassNameError(DeopError, ValueError):
     """A class name that a text encoder cannot take. The message names it and says why."""
+
+
+class NotFiniteError(DeopError, FloatingPointError):
+    """A training that has diverged. The message says at which step."""
+
+
+class StorageError(DeopError):
+    """A file that cannot be written, for example because the disk is full."""
+
+
+# By error number, what to do about an error of the operating system that is not about the code.
+_MAKE_ROOM = "make room, and run the same command again; it goes on from what is there"
+_REMEDIES = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EROFS: "write elsewhere, or make it writable",
+    errno.EACCES: "give yourself the permission, or use another path",
+    errno.EPERM: "give yourself the permission, or use another path",
+    errno.ENAMETOOLONG: "use a shorter path",
+    errno.ELOOP: "remove the links that lead in a circle",
+    errno.EISDIR: "move the folder away",
+    errno.ENOTDIR: "move the file away that lies where a folder is needed",
+    errno.EFBIG: "raise the limit of file sizes",
+    errno.EIO: "check the disk",
+}
+
+
+def of_the_machine(error: Exception) -> str | None:
+    """One line about an error of disk or memory, with what to do; None for errors that may be of the code."""
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror or errno.errorcode[error.errno]}; {_REMEDIES[error.errno]}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return (
+            f"out of GPU memory ({str(error).splitlines()[0].rstrip('.')}); set micro_batch under resources of this "
+            "stage to fewer images, which leaves results as they are, or evaluation.batch_size for evaluations"
+        )
+    if isinstance(error, MemoryError):
+        return "out of memory; run fewer jobs at once (resources.<stage>.mem_mb), or on a machine with more"
+    return None
 
 
 def unknown(where: str, kind: str, value: object, valid: Iterable[object]) -> ConfigError:

@@ -14,7 +14,7 @@ from deop.jobs.artifacts import bundle
 from deop.methods import builder
 from deop.methods.builder import build_proposals
 from deop.settings.stages import Proposals
-from deop.utils.files import write_json
+from deop.utils.files import file_hash, write_json
 
 CHANNELS = {"channels": [8, 8, 16, 16], "stem_width": 8}
 
@@ -42,10 +42,16 @@ def pretrained(tmp_path):
     folder = tmp_path / "backbone"
     folder.mkdir()
     state = timm.create_model("resnet10t", num_classes=0, **CHANNELS).state_dict()
-    save_file({k: v.half() for k, v in state.items() if v.is_floating_point()}, folder / "model.safetensors")
-    write_json(folder / "provenance.json", {"stage": "pretrain_backbone"})
+    write({k: v.half() for k, v in state.items() if v.is_floating_point()}, folder)
     write_json(folder / "accuracy.json", {"top 1": 0.5})
     return folder
+
+
+def write(state, folder) -> None:
+    """The weights of an artifact with their hash."""
+    save_file(state, folder / "model.safetensors")
+    sha256 = file_hash(folder / "model.safetensors")
+    write_json(folder / "provenance.json", {"stage": "pretrain_backbone", "sha256": sha256})
 
 
 def assert_loaded(network, folder) -> None:
@@ -76,7 +82,7 @@ def test_bundled_backbone_is_checked_and_loaded(pretrained, tmp_path, monkeypatc
 def test_a_backbone_of_other_stages_is_refused(pretrained):
     weights = load_file(pretrained / "model.safetensors")
     kept = {name: value for name, value in weights.items() if not name.startswith("layer2")}
-    save_file(kept, pretrained / "model.safetensors")
+    write(kept, pretrained)
     with pytest.raises(ValueError, match="does not fit backbone resnet10t: it lacks layer2"):
         build_proposals(settings(), backbone=str(pretrained))
 

@@ -12,6 +12,8 @@ import os
 import sys
 from pathlib import Path
 
+from deop.jobs.integrity import folder_hashes, write_sealed
+
 arguments = sys.argv[1:]
 if arguments[0] == "launch":
     launch_file, module = Path(arguments[2]), arguments[4]
@@ -38,13 +40,11 @@ if stage == "evaluate":
         "made": Path("made.txt").read_text() if Path("made.txt").exists() else "",
     }
     output.with_suffix(".csv").write_text("image,truth,predicted,pixels\n")
-    output.write_text(json.dumps(result))
+    write_sealed(output, result, beside=(output.with_suffix(".csv"),))
 elif stage == "measure-speed":
     speeds = {name: {"latency_median_ms": 100.0, "images_per_s": 10.0} for name in job["settings"]["systems"]}
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(
-        json.dumps({"systems": speeds, "provenance": provenance | {"device": "cpu", "threads": 1}})
-    )
+    write_sealed(output, {"systems": speeds, "provenance": provenance | {"device": "cpu", "threads": 1}})
 elif stage in ("benchmark", "claims", "figure", "picture"):
     output.parent.mkdir(parents=True, exist_ok=True)
     suffixes = {"benchmark": (".csv", ".md"), "claims": (".csv", ".md", ".tex")}
@@ -58,9 +58,9 @@ elif stage in ("benchmark", "claims", "figure", "picture"):
     output.write_text(json.dumps({"key": job["key"], "inputs": made_from, **shows, **provenance}))
 else:
     output.mkdir(parents=True, exist_ok=True)
-    (output / "provenance.json").write_text(json.dumps(provenance))
     names = ("dataset.json", "contact_sheet.png") if stage == "prepare-data" else ("model.safetensors",)
     for name in names:
         (output / name).write_text(job["key"])
     if stage == "build-system":
         (output / "config.json").write_text(json.dumps(job["settings"]))
+    (output / "provenance.json").write_text(json.dumps(provenance | folder_hashes(output)))

@@ -294,6 +294,7 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(self._folder / name, save_directory / name)
         provenance = self.provenance | {"sha256": file_hash(save_directory / WEIGHTS)}
+        provenance.pop("files", None)  # hashes of files that this folder need not have
         write_json(save_directory / PROVENANCE, provenance)
 
     @classmethod

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from deop.data.segmentation import Entry, write_card, write_split
 from deop.errors import DeopError
 from deop.settings.datasets import DatasetSettings, dataset_opener
 from deop.utils.files import whole_file
+from deop.utils.processes import end_with_parent
 
 _CHUNK = 64  # label maps per task of a worker process
 _MOST_PROBLEMS = 20  # stop after this many faulty files
@@ -72,7 +71,7 @@ class _Converter:
             raise DeopError(
                 f"{pair.label}: holds id {', '.join(unknown[:5])}, which is neither a class nor ignored"
             )
-        with whole_file(target) as temporary:
+        with whole_file(target, flush=False) as temporary:  # all are flushed when the dataset is complete
             Image.fromarray(lookup[raw]).save(temporary, compress_level=_COMPRESSION)
         return tuple(sorted(set(lookup[values].tolist()) - {self.ignore}))
 
@@ -111,20 +110,16 @@ def _read(read: Callable, path: Path):
         ) from None
 
 
+def _remove_others(folder: Path, listed: set[Path]) -> None:
+    """Removes files below a folder that are not listed, such as unfinished ones of an interrupted run."""
+    for path in folder.rglob("*"):
+        if path not in listed and not path.is_dir():
+            path.unlink()
+
+
 def _convert_chunk(work: tuple[_Converter, list[tuple[Pair, Path]]]) -> list[tuple[int, ...] | str]:
     converter, pairs = work
     return converter.convert(pairs)
-
-
-def _end_with_parent() -> None:
-    """Ends a worker process when its parent is killed; otherwise it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _run(work: list, workers: int) -> Iterator[list[tuple[int, ...] | str]]:
@@ -132,7 +127,7 @@ def _run(work: list, workers: int) -> Iterator[list[tuple[int, ...] | str]]:
     if workers == 1:
         yield from map(_convert_chunk, work)
         return
-    with ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
         yield from pool.map(_convert_chunk, work)
 
 
@@ -180,6 +175,7 @@ def prepare(
         split: [output / "labels" / split / f"{pair.key}.png" for pair in pairs]
         for split, pairs in source.splits.items()
     }
+    _remove_others(output / "labels", {target for paths in targets.values() for target in paths})
     for folder in {target.parent for paths in targets.values() for target in paths}:
         folder.mkdir(parents=True, exist_ok=True)
     everything = [

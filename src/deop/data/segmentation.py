@@ -4,7 +4,7 @@ Layout of a prepared dataset::
 
     dataset.json            classes in label order (name, thing or stuff, unseen), the label map's ignore value
     train.csv, val.csv      image, label: paths inside the folder; classes: label ids present, separated by spaces;
-                            crc32: of the label map's file (hexadecimal)
+                            crc32, image_crc32: of the label map's and the image's file (hexadecimal)
     images/, labels/        JPEG images; PNG label maps, 8 bit (ignore 255) or 16 bit (ignore 65535)
 
 The images of a real dataset stay where they are: its card has an ``image_root``, which paths of images are relative to.
@@ -12,6 +12,7 @@ The images of a real dataset stay where they are: its card has an ``image_root``
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
 from collections.abc import Sequence
@@ -45,12 +46,13 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a split file; ``crc32`` is that of the label map's file, None where it is not known."""
+    """One line of a split file, with the CRC-32 of both files; None before it is known."""
 
     image: Path
     label: Path
     classes: tuple[int, ...]
     crc32: int | None = None
+    image_crc32: int | None = None
 
 
 def write_label_map(path: Path, label: np.ndarray, ignore: int) -> None:
@@ -119,10 +121,9 @@ class SegmentationDataset(torch.utils.data.Dataset):
         Raises:
             DeopError: label maps that were changed, damaged or removed since, by name.
         """
-        written = [entry for entry in self.entries if entry.crc32 is not None]
-        found = _checksums([entry.label for entry in written])
+        found = _checksums([entry.label for entry in self.entries])
         wrong = [
-            str(entry.label) for entry, crc32 in zip(written, found, strict=True) if crc32 != entry.crc32
+            str(entry.label) for entry, crc32 in zip(self.entries, found, strict=True) if crc32 != entry.crc32
         ]
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -156,11 +157,8 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def _read(self, index: int) -> Sample:
         entry = self.entries[index]
-        try:
-            image = np.asarray(Image.open(entry.image).convert("RGB"))
-        except FileNotFoundError:
-            raise self._missing(entry.image) from None
-        label = torch.from_numpy(np.asarray(Image.open(entry.label)).astype(np.int64))
+        image = self._decode(entry.image, entry.image_crc32, "RGB")
+        label = torch.from_numpy(self._decode(entry.label, entry.crc32).astype(np.int64))
         if image.shape[:2] != tuple(label.shape):
             raise DeopError(f"{entry.label}: is {tuple(label.shape)} pixels, its image is {image.shape[:2]}")
         label[label == self.card.ignore] = IGNORE
@@ -171,6 +169,25 @@ class SegmentationDataset(torch.utils.data.Dataset):
         if self._lookup is not None:
             label = self._lookup[label]
         return Sample(torch.from_numpy(image.copy()).permute(2, 0, 1), label)
+
+    def _decode(self, path: Path, crc32: int | None, mode: str | None = None) -> np.ndarray:
+        """The pixels of an image or label map, whose file has to be what it was when the dataset was prepared."""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise self._missing(path) from None
+        except OSError as error:
+            raise DeopError(f"{path}: cannot be read ({error.strerror})") from None
+        if crc32 is not None and zlib.crc32(content) != crc32:
+            raise DeopError(
+                f"{path}: is not as it was when {self.root} was prepared (it has another CRC-32); put the right file "
+                f"back, or remove {self.root} to have it prepared again"
+            )
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return np.asarray(image if mode is None else image.convert(mode))
+        except Exception as error:  # of a damaged file: OSError, SyntaxError, ValueError, struct.error, ...
+            raise DeopError(f"{path}: cannot be read as an image ({error})") from None
 
     def _missing(self, image: Path) -> DeopError:
         return DeopError(
@@ -187,7 +204,7 @@ def read_card(root: Path) -> DatasetCard:
             f"{path}: no such file; a prepared dataset has one (make it with `deop prepare-data`)"
         )
     try:
-        return DatasetCard.model_validate_json(path.read_text(encoding="utf-8"))
+        return DatasetCard.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         raise DeopError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -196,21 +213,31 @@ def read_card(root: Path) -> DatasetCard:
 def _read_split(path: Path, image_root: str | None) -> list[Entry]:
     if not path.is_file():
         raise DeopError(f"{path}: no such split")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    missing = {"image", "label", "classes"} - set(table.columns)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as error:  # no CSV, or not UTF-8
+        raise DeopError(
+            f"{path}: cannot be read as CSV ({error}); remove {path.parent} to have it prepared again"
+        ) from None
+    missing = {"image", "label", "classes", "crc32", "image_crc32"} - set(table.columns)
     if missing:
-        raise DeopError(f"{path}: has no column {', '.join(sorted(missing))}")
-    images = path.parent if image_root is None else Path(image_root)
-    known = "crc32" in table.columns
-    return [
-        Entry(
-            images / row.image,
-            path.parent / row.label,
-            tuple(map(int, row.classes.split())),
-            int(row.crc32, 16) if known else None,
+        raise DeopError(
+            f"{path}: has no column {', '.join(sorted(missing))}; remove {path.parent} to have it prepared again"
         )
-        for row in table.itertuples()
-    ]
+    images = path.parent if image_root is None else Path(image_root)
+    try:
+        return [
+            Entry(
+                images / row.image,
+                path.parent / row.label,
+                tuple(map(int, row.classes.split())),
+                int(row.crc32, 16),
+                int(row.image_crc32, 16),
+            )
+            for row in table.itertuples()
+        ]
+    except ValueError as error:
+        raise DeopError(f"{path}: {error}; remove {path.parent} to have it prepared again") from None
 
 
 def _checksums(paths: Sequence[Path]) -> list[int | None]:
@@ -235,16 +262,18 @@ def write_card(root: Path, card: DatasetCard) -> None:
 
 def write_split(root: Path, split: str, entries: list[Entry], image_root: Path | None = None) -> None:
     """Writes a split file: images relative to ``image_root`` (None: ``root``), label maps relative to ``root``."""
+    labels, images = (_checksums([getattr(entry, kind) for entry in entries]) for kind in ("label", "image"))
     rows = [
         (
             entry.image.relative_to(image_root or root).as_posix(),
             entry.label.relative_to(root).as_posix(),
             " ".join(map(str, entry.classes)),
-            f"{crc32:08x}",
+            f"{label:08x}",
+            f"{image:08x}",
         )
-        for entry, crc32 in zip(entries, _checksums([entry.label for entry in entries]), strict=True)
+        for entry, label, image in zip(entries, labels, images, strict=True)
     ]
-    columns = ["image", "label", "classes", "crc32"]
+    columns = ["image", "label", "classes", "crc32", "image_crc32"]
     pd.DataFrame(rows, columns=columns).to_csv(root / f"{split}.csv", index=False)
 
 

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 from deop import __version__
 from deop.errors import DeopError
 from deop.jobs.configuration_state import told_state
+from deop.jobs.integrity import PROVENANCE, WEIGHTS, folder_hashes, read_json
 from deop.jobs.job import Job
 from deop.settings.precision import cpu_name
-from deop.utils.files import file_hash, write_json, write_text
+from deop.utils.files import file_hash, move_into_place, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
 
-PROVENANCE = "provenance.json"
-WEIGHTS = "model.safetensors"
+TENSORBOARD = "tensorboard"
+"""The folder of a training's logs, which a resumed run adds to."""
 
 
 def require_inputs(job: Job) -> None:
@@ -80,12 +81,16 @@ def record_of(path: Path) -> Path:
 
 
 def provenance_of(path: str | Path) -> dict[str, Any] | None:
-    """Returns the provenance of an artifact, or None if it does not exist or has none."""
+    """Returns the provenance of an artifact, or None if it does not exist or has none.
+
+    Raises:
+        DeopError: a record that is damaged.
+    """
     path = Path(path)
     record = record_of(path)
     if not record.is_file():
         return None
-    values = json.loads(record.read_text())
+    values = read_json(record, f"remove {path} to have it made again")
     return values.get("provenance") if record == path else values
 
 
@@ -154,6 +159,7 @@ class Workspace:
 
     Attributes:
         output: the final path of the artifact.
+        partial: the folder beside it.
         path: the folder in which the files of the artifact are written. Of several processes, all but the first
             (``rank`` 0) have one of their own, which is removed with ``state``.
         state: the folder of what is needed to resume; removed when the artifact is complete.
@@ -161,16 +167,26 @@ class Workspace:
 
     def __init__(self, output: Path, rank: int = 0) -> None:
         self.output, self.rank = output, rank
-        partial = output.with_name(output.name + ".partial")
-        self.state = partial / "state"
-        self.path = self.state / f"rank{rank}" if rank else partial
-        self._clock = partial / "seconds"
+        self.partial = output.with_name(output.name + ".partial")
+        self.state = self.partial / "state"
+        self.path = self.state / f"rank{rank}" if rank else self.partial
+        self._clock = self.partial / "seconds"
         self._started = time.monotonic()
 
     def seconds(self) -> float:
         """Returns the wall time spent on this artifact in seconds, including earlier, interrupted runs."""
         before = float(self._clock.read_text()) if self._clock.exists() else 0.0
         return before + time.monotonic() - self._started
+
+    def remove_all_but(self, names: tuple[str, ...]) -> None:
+        """Removes what is in the partial folder, but for the state and ``names``."""
+        for path in self.partial.iterdir():
+            if path in (self.state, self._clock) or path.name in names:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def tick(self) -> None:
         """Saves the wall time so far; called at every checkpoint."""
@@ -180,14 +196,27 @@ class Workspace:
 
 
 @contextlib.contextmanager
-def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
+def artifact(job: Job, *, resumes: tuple[str, ...] = (), **more: Any) -> Iterator[Workspace]:
     """Context manager that makes ``job.output``: yields a workspace, which gets its final name if the block succeeds.
 
-    ``provenance.json`` holds the SHA-256 of weights, which is checked whenever they are loaded. If Accelerate launched
+    ``provenance.json`` holds the hashes of its files (:mod:`deop.jobs.integrity`). If Accelerate launched
     several processes, the first one renames the workspace when all have finished their block.
+
+    Args:
+        resumes: names in the workspace, besides its state, that the block goes on from. Everything else that an
+            interrupted run left, or anybody put there, is removed.
+        more: further entries of the provenance.
+
+    Raises:
+        DeopError: a file in the place of one of the folders.
     """
     workspace = Workspace(Path(job.output), int(os.environ.get("RANK", "0")))
+    for folder in (workspace.output, workspace.partial):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise DeopError(f"{folder} is in the way of the {job.stage} that is made there; move it away")
     workspace.state.mkdir(parents=True, exist_ok=True)
+    if not workspace.rank:
+        workspace.remove_all_but(resumes)
     workspace.path.mkdir(exist_ok=True)
     yield workspace
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -196,15 +225,15 @@ def artifact(job: Job, **more: Any) -> Iterator[Workspace]:
         PartialState().wait_for_everyone()
     if workspace.rank:
         return
-    weights = workspace.path / WEIGHTS
-    if weights.exists():
-        more["sha256"] = file_hash(weights)
-    write_json(workspace.path / PROVENANCE, describe(job, wall_time_s=round(workspace.seconds(), 2), **more))
+    provenance = describe(job, wall_time_s=round(workspace.seconds(), 2), **more)
     shutil.rmtree(workspace.state)
     workspace._clock.unlink(missing_ok=True)
-    if workspace.output.exists():
+    write_json(workspace.path / PROVENANCE, provenance | folder_hashes(workspace.path))
+    if workspace.output.is_symlink():
+        workspace.output.unlink()
+    elif workspace.output.exists():
         shutil.rmtree(workspace.output)
-    os.replace(workspace.path, workspace.output)
+    move_into_place(workspace.path, workspace.output)
 
 
 def bundle(folder: Path, name: str, package_weights: Path) -> Path:
@@ -218,5 +247,6 @@ def bundle(folder: Path, name: str, package_weights: Path) -> Path:
     shutil.copyfile(folder / WEIGHTS, target)
     sha256 = file_hash(target)
     provenance, accuracy = (json.loads((folder / part).read_text()) for part in (PROVENANCE, "accuracy.json"))
+    provenance.pop("files", None)  # hashes of files that stay behind
     write_json(target.with_suffix(".json"), {**provenance, "sha256": sha256, "accuracy": accuracy})
     return target

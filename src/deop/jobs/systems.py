@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from deop.errors import DeopError
+from deop.jobs.integrity import read_json
 from deop.jobs.job import Job
 from deop.jobs.plan import Plan
 from deop.jobs.results import SystemName
@@ -73,7 +73,7 @@ def find_system(text: str, root: Path, profiles: Sequence[Path] = ()) -> Trained
 def _entry(root: Path, plan: Plan, name: SystemName) -> TrainedSystem:
     dataset, experiment, seed = name
     evaluation, scores = plan.evaluations.get(name), None
-    if evaluation is not None and (root / evaluation.output).is_file():
-        scores = json.loads((root / evaluation.output).read_text())["metrics"]
+    if evaluation is not None and (path := root / evaluation.output).is_file():
+        scores = read_json(path, f"remove {path} to have it made again").get("metrics")
     told = f"{dataset}/{experiment}" + (f"/{seed}" if seed else "")
     return TrainedSystem(told, root / plan.systems[name].output, evaluation, scores)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from deop.errors import DeopError, WeightsError, explain
+from deop.jobs.integrity import PROVENANCE, WEIGHTS
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
 from deop.models.clip import DenseCLIP, load_clip
@@ -39,7 +40,7 @@ def read_config(folder: str | Path) -> SystemConfig:
     """
     path = Path(folder) / CONFIG
     try:
-        config = SystemConfig.model_validate_json(path.read_text())
+        config = SystemConfig.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DeopError(f"{folder} is no trained system: {path} cannot be read ({error.strerror})") from None
     except ValidationError as error:
@@ -104,6 +105,8 @@ def save_system(
 ) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a system into ``folder``.
 
+    Their hashes are in ``provenance.json``, to which whoever knows more adds how the system was made.
+
     The weights are all that the segmenter has, but for those of a public CLIP. ``config.clip`` and ``config.versions``
     are filled in here.
 
@@ -129,6 +132,8 @@ def save_system(
     config = config.model_copy(update={"sections": sections, "clip": reference, "versions": versions})
     write_json(folder / CONFIG, config.model_dump(mode="json"))
     save_weights(state, folder)
+    hashes = {"sha256": file_hash(folder / WEIGHTS), "files": {CONFIG: file_hash(folder / CONFIG)}}
+    write_json(folder / PROVENANCE, hashes)
 
 
 def _clip(config: SystemConfig, path: Path) -> DenseCLIP:

@@ -20,6 +20,7 @@ from transformers.models.maskformer.modeling_maskformer import (
     MaskFormerTransformerModule,
 )
 
+from deop.errors import NotFiniteError
 from deop.models.backbones import timm_features
 from deop.models.losses import enlarged, labels_at, mask_losses, pairwise_mask_losses
 
@@ -333,14 +334,20 @@ def match(
     Returns:
         For every layer three (M,) index tensors: image, query and ground-truth mask of each of its M pairs, ordered by
         image and mask.
+
+    Raises:
+        NotFiniteError: masks that training has made infinite or not a number.
     """
     costs = []
     for layer in logits:
         focal, overlap = pairwise_mask_losses(layer, targets, valid)
         costs.append(focal_weight * focal + dice_weight * overlap)
     total = torch.stack(costs) if class_costs is None else torch.stack(costs) + class_costs
+    total = total.cpu()
+    if not torch.isfinite(total).all():
+        raise NotFiniteError("the masks are not finite; a lower learning rate may help")
     pairs = []
-    for layer_costs in total.cpu().numpy():
+    for layer_costs in total.numpy():
         found = [
             (image, query, segment)
             for image, count in enumerate(counts)

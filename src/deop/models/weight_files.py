@@ -8,7 +8,6 @@ and these may write files.
 from __future__ import annotations
 
 import collections
-import json
 import pickle
 import re
 import zipfile
@@ -20,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from deop.errors import WeightsError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS
+from deop.errors import StorageError, WeightsError
+from deop.jobs.integrity import PROVENANCE, WEIGHTS, read_json
 from deop.utils.files import file_hash
 
 _DTYPES = {
@@ -55,20 +54,30 @@ def checked_weights(folder: str | Path) -> Path:
     """The weights that an earlier stage wrote into ``folder``.
 
     Raises:
-        WeightsError: no weights, or another SHA-256 than the ``provenance.json`` beside them has.
+        DeopError: no weights, or another SHA-256 than the ``provenance.json`` beside them has, or none there.
     """
     path, provenance = Path(folder) / WEIGHTS, Path(folder) / PROVENANCE
     if not path.is_file():
         raise WeightsError(f"{path} is not there")
-    expected = json.loads(provenance.read_text()).get("sha256") if provenance.exists() else None
-    if expected is not None:
-        check_sha256(path, expected)
+    remedy = f"remove {folder} to have it made again"
+    expected = read_json(provenance, remedy).get("sha256")
+    if not isinstance(expected, str):
+        raise WeightsError(f"{provenance} has no SHA-256 of {path}; {remedy}")
+    check_sha256(path, expected)
     return path
 
 
 def save_weights(state: dict[str, Tensor], folder: Path) -> None:
     """Writes named tensors as ``model.safetensors`` in ``folder``."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS)
+    try:
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / WEIGHTS
+        )
+    except SafetensorError as error:
+        raise StorageError(
+            f"{folder / WEIGHTS} cannot be written ({_first_line(error)}); if the disk is full, make room, and run the "
+            "same command again"
+        ) from None
 
 
 def load_learned(module: nn.Module, path: Path, *, unfinished: bool = False) -> None:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, Field, model_validator
 
 from deop.errors import ConfigError, validated
-from deop.settings.base import Positive, Settings
+from deop.settings.base import Positive, Settings, Whole
 from deop.settings.precision import Asked
 from deop.settings.stages import Clip
 
@@ -59,7 +59,7 @@ class SpeedResources(Settings):
     """
 
     mem_mb: Positive = 1000
-    gpu: Annotated[int, Field(ge=0)] = 0
+    gpu: Whole = 0
     runtime: Positive = 60
 
 
@@ -175,9 +175,13 @@ def load_yaml(path: Path, source: str) -> dict:
         ConfigError: the file does not exist or is not a mapping in YAML.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{source} is not there") from None
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

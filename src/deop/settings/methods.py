@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from deop.errors import ConfigError, unknown
-from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.base import AboveZero, Fraction, NotNegative, Positive, Settings, Whole
 from deop.settings.clip_layers import check_severed_layers
 from deop.settings.files import merged
 from deop.settings.method_base import MethodSettings, Part
@@ -62,7 +62,7 @@ class AnchorSettings(Settings):
     """
 
     kind: Literal["none", "query", "conv", "conv_image"] = "none"
-    layers: Annotated[int, Field(ge=0)] = 1
+    layers: Whole = 1
     heads: Positive = 8
     ffn_width: Positive = 1024
     dropout: Fraction = 0.1
@@ -88,7 +88,7 @@ class DeOPSettings(MethodSettings):
     anchors: AnchorSettings = AnchorSettings()
     visual_prompt_grid: Positive = 24
     renormalise_pooled: bool = False
-    logit_scale: float | None = None
+    logit_scale: AboveZero | None = None
     resampling: Literal["antialias", "release"] = "antialias"
 
     @model_validator(mode="after")
@@ -169,11 +169,11 @@ class MultiPassSettings(MethodSettings):
     unit_no_object: bool = True
     proposal_templates: Templates = ()
     crop_templates: Templates = ()
-    logit_scale: float | None = None
-    class_weight: Annotated[float, Field(ge=0)] = 1.0
-    no_object_weight: Annotated[float, Field(gt=0)] = 0.1
+    logit_scale: AboveZero | None = None
+    class_weight: NotNegative = 1.0
+    no_object_weight: AboveZero = 0.1
     mask_threshold: Fraction = 0.5
-    crop_expand: Annotated[float, Field(gt=0)] = 1.0
+    crop_expand: AboveZero = 1.0
     crop_resampling: Literal["antialias", "release"] = "antialias"
     crop_size: Positive | None = None
     crop_batch: Positive = 128

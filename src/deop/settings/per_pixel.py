@@ -10,20 +10,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deop.settings.base import Fraction, Positive
+from deop.settings.base import AboveZero, Fraction, NotNegative, Positive, Whole
 from deop.settings.method_base import MethodSettings, Part
 from deop.settings.schedule import Augmentation, Schedule
 from deop.settings.templates import Templates, describe_templates
 
-Weight = Annotated[float, Field(ge=0)]
+Weight = NotNegative
 
 
 class Round(Schedule):
     """A round of training of a per-pixel system. ``backbone_lr_factor`` is for its pre-trained backbone."""
 
-    iterations: Annotated[int, Field(ge=0)] = 40000
+    iterations: Whole = 40000
     batch_size: Positive = 16
-    backbone_lr_factor: float = 0.1
+    backbone_lr_factor: NotNegative = 0.1
     augmentation: Augmentation = Augmentation(crop=480)
 
 
@@ -79,7 +79,7 @@ class LSegSettings(PerPixelSettings):
     """
 
     method: Literal["lseg"] = "lseg"
-    temperature: Annotated[float, Field(gt=0)] = 0.07
+    temperature: AboveZero = 0.07
     regularisation: Literal["none", "depthwise", "bottleneck"] = "none"
     blocks: Positive = 1
 
@@ -113,8 +113,8 @@ class ZS3NetSettings(GenerativeSettings):
     noise: Positive | None = None
     generator: Round = Round()
     classifier: Round = Round()
-    unseen_share: Annotated[float, Field(gt=0)] = 0.25
-    unseen_weight: Annotated[float, Field(gt=0)] = 100.0
+    unseen_share: AboveZero = 0.25
+    unseen_weight: AboveZero = 100.0
     self_training: Round | None = None
     confident: Fraction = 0.25
 

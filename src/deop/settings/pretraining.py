@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.base import Fraction, NotNegative, Positive, Settings, Whole
 
 
 class PretrainClip(Settings):
@@ -25,14 +25,14 @@ class PretrainClip(Settings):
     model: str
     text_from: str | None = None
     lock_text: bool = False
-    fresh_layers: Annotated[int, Field(ge=0)] = 0
+    fresh_layers: Whole = 0
     scenes: Literal["simple", "cluttered"] = "simple"
     image_size: Positive = 64
     images: Positive
     batch_size: Positive = 256
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    warmup_images: int = 20_000
+    lr: NotNegative = 1e-3
+    weight_decay: NotNegative = 0.1
+    warmup_images: Whole = 20_000
     patch_dropout: Fraction = 0.5
     objects: tuple[Positive, Positive] = (1, 3)
     common: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class PretrainBackbone(Settings):
     image_size: Positive = 64
     images: Positive
     batch_size: Positive = 128
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    warmup_images: int = 10_000
+    lr: NotNegative = 2e-3
+    weight_decay: NotNegative = 0.05
+    warmup_images: Whole = 10_000
     textures: Positive = 16

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
-from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.base import AboveZero, Fraction, NotNegative, Positive, Settings, Whole
 
 
 class Augmentation(Settings):
@@ -16,7 +12,7 @@ class Augmentation(Settings):
     """
 
     crop: Positive
-    scale: tuple[float, float] = (0.5, 1.5)
+    scale: tuple[AboveZero, AboveZero] = (0.5, 1.5)
     flip: Fraction = 0.5
     colour_jitter: Fraction = 1.0
 
@@ -27,11 +23,11 @@ class Schedule(Settings):
     Norms and embeddings have no weight decay; ``decay_biases`` gives it to biases, as MaskFormer's code does.
     """
 
-    iterations: Annotated[int, Field(ge=0)]
+    iterations: Whole
     batch_size: Positive = 32
-    lr: float = 2e-4
-    weight_decay: float = 1e-4
+    lr: NotNegative = 2e-4
+    weight_decay: NotNegative = 1e-4
     decay_biases: bool = False
-    clip_grad_norm: float = 0.01
-    warmup: int = 0
+    clip_grad_norm: NotNegative = 0.01
+    warmup: Whole = 0
     augmentation: Augmentation

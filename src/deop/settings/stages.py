@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from deop.settings.base import Fraction, Positive, Settings
+from deop.settings.base import AboveZero, Fraction, NotNegative, Positive, Settings, Whole
 from deop.settings.schedule import Schedule
 
 
@@ -37,16 +37,16 @@ class TextPrompts(Settings):
     and DeOP: the same numbers, filled in after the crop is resized and normalised, which is a lighter grey.
     """
 
-    prefix_tokens: Annotated[int, Field(ge=0)] = 16
+    prefix_tokens: Whole = 16
     prefix_words: str = ""
-    init_std: float = 0.02
-    logit_scale: float | None = None
-    iterations: Annotated[int, Field(ge=0)]
+    init_std: NotNegative = 0.02
+    logit_scale: AboveZero | None = None
+    iterations: Whole
     batch_size: Positive = 32
-    lr: float = 0.02
-    weight_decay: float = 5e-4
-    momentum: float = 0.9
-    warmup: int = 100
+    lr: NotNegative = 0.02
+    weight_decay: NotNegative = 5e-4
+    momentum: NotNegative = 0.9
+    warmup: Whole = 100
     samples_per_class: Positive = 32
     crop_size: Positive = 224
     crop_fill: Literal["mean", "release"] = "mean"
@@ -60,8 +60,8 @@ class ClassTerm(Settings):
     ``weight`` is the weight of the cross-entropy, and ``no_object_weight`` that of unmatched queries in it.
     """
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    no_object_weight: Annotated[float, Field(gt=0)] = 0.1
+    weight: AboveZero = 1.0
+    no_object_weight: AboveZero = 0.1
     head_hidden: tuple[Positive, ...] = (1024,)
 
 
@@ -85,7 +85,7 @@ class Proposals(Schedule):
     backbone_args: Annotated[dict, Field(default_factory=dict)]
     pretrained_backbone: bool | str
     frozen_batch_norm: bool = False
-    out_indices: tuple[int, ...] = (1, 2, 3, 4)
+    out_indices: Annotated[tuple[Whole, ...], Field(min_length=1)] = (1, 2, 3, 4)
     queries: Positive = 100
     decoder_layers: Positive = 6
     width: Positive = 256
@@ -93,12 +93,12 @@ class Proposals(Schedule):
     heads: Positive = 8
     dropout: Fraction = 0.0
     decoder_norm: Literal["chained", "outputs"] = "chained"
-    focal_weight: float = 20.0
-    dice_weight: float = 1.0
+    focal_weight: NotNegative = 20.0
+    dice_weight: NotNegative = 1.0
     ignored: Literal["excluded", "background"] = "excluded"
     class_term: ClassTerm | None = None
-    lr: float = 1e-4
-    backbone_lr_factor: float = 0.1
+    lr: NotNegative = 1e-4
+    backbone_lr_factor: NotNegative = 0.1
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -130,11 +130,11 @@ class Segmentation(Schedule):
     """
 
     loss: Literal["labelled", "release"] = "labelled"
-    focal_weight: float = 2.0
+    focal_weight: NotNegative = 2.0
     focal_alpha: Fraction = 0.25
-    focal_gamma: float = 2.0
-    dice_weight: float = 0.8
-    anchors_lr_factor: float = 1.0
+    focal_gamma: NotNegative = 2.0
+    dice_weight: NotNegative = 0.8
+    anchors_lr_factor: NotNegative = 1.0
 
 
 class Inference(Settings):

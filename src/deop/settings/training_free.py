@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from deop.settings.base import Positive
+from deop.settings.base import AboveZero, Positive
 from deop.settings.clip_layers import check_severed_layers
 from deop.settings.methods import MethodSettings, SeveranceSettings
 from deop.settings.templates import Templates, describe_templates
@@ -26,7 +26,7 @@ class TrainingFreeSettings(MethodSettings):
     superpixels: Positive = 150
     severance: SeveranceSettings = SeveranceSettings(kind="gps", alpha={-1: 1})
     templates: Templates = ("a photo of a {}.",)
-    logit_scale: float | None = None
+    logit_scale: AboveZero | None = None
 
     @model_validator(mode="after")
     def _masks_for_guided_severance(self) -> TrainingFreeSettings:

@@ -11,12 +11,13 @@ from deop.errors import validated
 from deop.evaluation.benchmark import machine, scaling, speed
 from deop.jobs.artifacts import describe
 from deop.jobs.configuration_state import describe_state
+from deop.jobs.integrity import write_sealed
 from deop.jobs.job import Job
 from deop.reporting import benchmark_table
 from deop.reporting.origin import described_code, short_commit
 from deop.settings.benchmarks import BENCHMARKS, SpeedBenchmark
 from deop.training.loop import make_accelerator
-from deop.utils.files import write_json, write_text
+from deop.utils.files import write_text
 
 
 def run(job: Job) -> None:
@@ -44,4 +45,4 @@ def run(job: Job) -> None:
         benchmark_table.to_markdown(name, settings, frame, described_code([provenance])),
     )
     # The workflow treats the benchmark as up to date if this file holds its key.
-    write_json(output, {"key": job.key, "rows": benchmark_table.to_rows(frame), "provenance": provenance})
+    write_sealed(output, {"key": job.key, "rows": benchmark_table.to_rows(frame), "provenance": provenance})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import sys
 import time
@@ -20,9 +19,10 @@ from deop.data.downloads.manifests import ARCHIVES, manifest_path, record_files,
 from deop.data.downloads.sources import count, differences
 from deop.errors import DeopError
 from deop.jobs.artifacts import describe
+from deop.jobs.integrity import write_sealed
 from deop.jobs.job import Job
 from deop.settings.downloads import Download
-from deop.utils.files import write_json
+from deop.utils.locks import lock
 
 
 def run(job: Job) -> None:
@@ -31,7 +31,7 @@ def run(job: Job) -> None:
     source = Download.model_validate(job.settings["source"])
     found = provide(source)
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
-    write_json(
+    write_sealed(
         Path(job.output), {"source": source.name, "root": source.root, **found, "provenance": provenance}
     )
 
@@ -80,12 +80,14 @@ def _complete(source: Download, archive: Path) -> None:
 def _alone(archive: Path) -> Iterator[None]:
     """Locks the archive against other processes, because two entries may share one."""
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with archive.with_name(f".{archive.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"another process is at {archive.name}; waiting for it to end", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with archive.with_name(f".{archive.name}.lock").open("w") as file:
+        lock(
+            file,
+            lambda: tqdm.write(
+                f"another process is at {archive.name}; waiting for it to end", file=sys.stderr
+            ),
+            lambda reason: tqdm.write(f"{file.name} cannot be locked ({reason})", file=sys.stderr),
+        )
         yield
 
 

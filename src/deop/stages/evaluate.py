@@ -14,13 +14,14 @@ from deop.data.segmentation import IGNORE, SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.evaluation.metrics import SegmentationMetrics, mean_best_iou
 from deop.jobs.artifacts import describe
+from deop.jobs.integrity import write_sealed
 from deop.jobs.job import Job
 from deop.methods.base import PixelOutput, Segmenter
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config
 from deop.settings.stages import Evaluation
 from deop.training.loop import make_accelerator
-from deop.utils.files import write_json, write_text
+from deop.utils.files import write_text
 from deop.utils.progress import progress_bar
 
 
@@ -58,8 +59,9 @@ def run(job: Job) -> None:
             classes.append(found.classes.cpu())
             overlaps.append(found.iou.cpu())
     scores = metrics.compute()
-    write_text(Path(job.output).with_suffix(".csv"), _confusion_csv(confusions))
-    write_json(
+    confusion = Path(job.output).with_suffix(".csv")
+    write_text(confusion, _confusion_csv(confusions))
+    write_sealed(
         Path(job.output),
         {
             "metrics": {
@@ -86,6 +88,7 @@ def run(job: Job) -> None:
             "images": len(dataset),
             "provenance": describe(job, wall_time_s=round(time.monotonic() - started, 2)),
         },
+        beside=(confusion,),
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deop.data.segmentation import SegmentationDataset
-from deop.jobs.artifacts import artifact
+from deop.jobs.artifacts import TENSORBOARD, artifact
 from deop.jobs.job import Job
 from deop.methods.base import normalise
 from deop.methods.builder import build_clip, build_prompt
@@ -130,8 +130,8 @@ def run(job: Job) -> None:
     prompt = build_prompt(settings, clip)
     # Every crop shows an object, so "no object" is learned in the segmentation stage.
     prompt.no_object.requires_grad_(False)
-    with artifact(job) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
+    with artifact(job, resumes=(TENSORBOARD,)) as workspace:
+        accelerator = make_accelerator(job.precision, workspace.path / TENSORBOARD)
         clip.to(accelerator.device)
         segments = draw_segments(dataset, settings.samples_per_class, job.seed)
         # A resumed run has the same key, so its embeddings are the same.

@@ -11,12 +11,12 @@ import torch
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import resize_short_side
 from deop.jobs.artifacts import describe
+from deop.jobs.integrity import write_sealed
 from deop.jobs.job import Job
 from deop.methods.inference import prepare
 from deop.settings.stages import Evaluation, Speed
 from deop.stages.evaluate import load_tested
 from deop.training.loop import make_accelerator
-from deop.utils.files import write_json
 from deop.utils.progress import progress_bar
 from deop.utils.timing import wait_for
 
@@ -54,7 +54,7 @@ def run(job: Job) -> None:
             if step >= settings.warmup:
                 latencies[name].append(time.perf_counter() - begun)
     medians = {name: statistics.median(values) for name, values in latencies.items()}
-    write_json(
+    write_sealed(
         Path(job.output),
         {
             "systems": {

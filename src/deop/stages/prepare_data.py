@@ -37,7 +37,7 @@ def run(job: Job) -> None:
         raise DeopError(
             f"dataset {name}: its files changed after this run was planned; run the same command again"
         )
-    with artifact(job) as workspace:
+    with artifact(job, resumes=("labels",)) as workspace:
         with progress_bar(desc=f"images of {name}") as bar:
 
             def show(done: int, total: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deop.data.segmentation import HIDDEN
-from deop.jobs.artifacts import artifact
+from deop.jobs.artifacts import TENSORBOARD, artifact
 from deop.jobs.job import Job
 from deop.methods.base import IMAGENET_MEAN, IMAGENET_STD, normalise
 from deop.methods.builder import build_clip, build_prompt, build_proposals
@@ -98,7 +98,7 @@ def training(job: Job) -> Training:
 def run(job: Job) -> None:
     """Trains the network of ``job.settings["proposals"]`` and writes its weights."""
     trained = training(job)
-    with artifact(job) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
+    with artifact(job, resumes=(TENSORBOARD,)) as workspace:
+        accelerator = make_accelerator(job.precision, workspace.path / TENSORBOARD)
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
         save_weights(trained.module.network.state_dict(), workspace.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deop.jobs.artifacts import artifact
+from deop.jobs.artifacts import TENSORBOARD, artifact
 from deop.jobs.job import Job
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder
@@ -65,8 +65,8 @@ def training(job: Job) -> Training:
 def run(job: Job) -> None:
     """Trains a system and writes the tensors that training changed, in this round and in those before it."""
     trained = training(job)
-    with artifact(job) as workspace:
-        accelerator = make_accelerator(job.precision, workspace.path / "tensorboard")
+    with artifact(job, resumes=(TENSORBOARD,)) as workspace:
+        accelerator = make_accelerator(job.precision, workspace.path / TENSORBOARD)
         fit_on_images(trained, job, workspace=workspace, accelerator=accelerator)
         state = trained.module.segmenter.trained_state()
         if "earlier" in job.inputs:  # what this round left as it was

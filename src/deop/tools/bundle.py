@@ -7,10 +7,11 @@ from pathlib import Path
 
 from deop.api.places import BUNDLED_SYSTEMS
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
+from deop.jobs.artifacts import PROVENANCE, provenance_of
+from deop.jobs.integrity import folder_hashes
 from deop.jobs.systems import find_system
 from deop.methods.system import load_system, read_config, save_system
-from deop.utils.files import file_hash, write_json
+from deop.utils.files import write_json
 
 
 def run(system: str, name: str, root: Path = Path(), target: Path = BUNDLED_SYSTEMS) -> Path:
@@ -28,7 +29,7 @@ def run(system: str, name: str, root: Path = Path(), target: Path = BUNDLED_SYST
     folder = target / name
     folder.mkdir(parents=True, exist_ok=True)
     save_system(load_system(found.folder), config, folder)
-    provenance = (provenance_of(found.folder) or {}) | {"sha256": file_hash(folder / WEIGHTS)}
+    provenance = (provenance_of(found.folder) or {}) | folder_hashes(folder)
     write_json(folder / PROVENANCE, provenance | ({"scores": found.scores} if found.scores else {}))
     return folder
 

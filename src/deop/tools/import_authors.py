@@ -17,7 +17,8 @@ from deop.data.class_lists import labelled_classes
 from deop.data.release_names import link_dataset, release_names
 from deop.data.segmentation import SegmentationDataset, read_card
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, code_version
+from deop.jobs.artifacts import PROVENANCE, code_version, provenance_of
+from deop.jobs.integrity import folder_hashes
 from deop.jobs.job import Job
 from deop.jobs.jobs import dump
 from deop.models.weight_files import read_pickled, save_weights
@@ -169,7 +170,7 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
             "stage": "import_authors",
             "source": path.name,
             "source_sha256": source,
-            "sha256": file_hash(partial / WEIGHTS),
+            **folder_hashes(partial),
             **code_version(),
             "tensors": {"in_checkpoint": len(state), "left_out": len(imported.left_out)},
             "left_out": imported.left_out,
@@ -179,6 +180,8 @@ def import_checkpoint(path: Path, output: Path, data: Path | None = None) -> Imp
         named = release_names(own)
         if named != own:
             link_dataset(data, named, partial / "data")
+            linked = (provenance_of(data) or {}) | folder_hashes(partial / "data")
+            write_json(partial / "data" / PROVENANCE, linked)
             data = output / "data"
         job = Job(
             stage="evaluate",

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
+from deop.jobs.artifacts import PROVENANCE, provenance_of
+from deop.jobs.integrity import folder_hashes
 from deop.methods.system import load_system, read_config, save_system
-from deop.utils.files import file_hash, write_json
+from deop.utils.files import write_json
 
 
 def run(system: Path, output: Path) -> None:
@@ -25,7 +26,7 @@ def run(system: Path, output: Path) -> None:
     try:
         save_system(load_system(system), read_config(system), partial, include_clip=True)
         provenance = provenance_of(system) or {}
-        write_json(partial / PROVENANCE, provenance | {"sha256": file_hash(partial / WEIGHTS)})
+        write_json(partial / PROVENANCE, provenance | folder_hashes(partial))
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -23,18 +23,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import TrainingBatches, seed_cpu
-from deop.errors import DeopError
+from deop.errors import DeopError, NotFiniteError
 from deop.jobs.artifacts import Workspace, device_name
 from deop.jobs.job import Job
-from deop.models.weight_files import learned_state, read_pickled
+from deop.models.weight_files import learned_state
 from deop.settings.precision import Precision
 from deop.settings.schedule import Schedule
+from deop.training.checkpoint import load_checkpoint, save_checkpoint
 from deop.training.optim import poly
-from deop.utils.files import whole_file
+from deop.utils.processes import end_with_parent
 from deop.utils.progress import progress_bar
 from deop.utils.timing import part, parts_of
 
-CHECKPOINT = "checkpoint.pt"
 KEPT_BYTES = 256 * 2**20
 """Memory for decoded samples, in each process that loads them."""
 
@@ -109,7 +109,7 @@ def fit(
     denominators: Callable[[object], dict[str, Tensor]] | None = None,
     after_step: Callable[[object], None] | None = None,
 ) -> None:
-    """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's checkpoint if there is one.
+    """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's last sound checkpoint.
 
     Args:
         module: called with a batch, returns named losses. Their sum is minimised.
@@ -122,23 +122,21 @@ def fit(
         after_step: called with the batch after each step.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last checkpoint is kept.
+        NotFiniteError: a loss is not finite; the last checkpoint is kept.
         DeopError: raised while reading a batch.
         WeightsError: the checkpoint cannot be read.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     plain = module
     module, optimizer = accelerator.prepare(module, optimizer)
-    checkpoint = workspace.state / CHECKPOINT
     first = 0
-    if checkpoint.exists():
-        state = read_pickled(checkpoint)
+    if (loaded := load_checkpoint(workspace.state, accelerator.print)) is not None:
+        state, first = loaded
         plain.load_state_dict(state["module"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-        first = state["step"]
         accelerator.print(f"{description}: resuming at step {first} of {iterations}")
     accelerator.init_trackers(description.replace(" ", "_"))
     loader = DataLoader(
@@ -146,6 +144,7 @@ def fit(
         batch_size=None,
         sampler=range(first, iterations),
         num_workers=loader_workers(accelerator.device) if workers is None else workers,
+        worker_init_fn=end_with_parent,
         pin_memory=accelerator.device.type == "cuda",
         collate_fn=_as_arrays if accelerator.device.type == "cpu" else None,
     )
@@ -177,7 +176,8 @@ def fit(
             progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
             accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
         if time.monotonic() - saved > checkpoint_seconds and accelerator.is_main_process:
-            _save(checkpoint, plain, optimizer, scheduler, accelerator, step + 1)
+            state = _state(plain, optimizer, scheduler, accelerator)
+            save_checkpoint(workspace.state, state, step + 1)
             workspace.tick()
             saved = time.monotonic()
         if after_step is not None:
@@ -239,7 +239,7 @@ def accumulate(
         By name, this process's share of the loss; the mean over the processes is the loss of the whole batch.
 
     Raises:
-        FloatingPointError: a loss is not finite.
+        NotFiniteError: a loss is not finite.
     """
     parts = split(batch, micro_batch)
     weights = _part_weights(parts, accelerator, denominators)
@@ -249,20 +249,29 @@ def accumulate(
         last = index == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
-                losses = module(samples)
+                losses = _losses(module, samples, place)
             weighted = [
                 value * weights[index].get(name, weights[index][""]) for name, value in losses.items()
             ]
             total = torch.stack(weighted).sum()
             if not torch.isfinite(total):
                 values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise FloatingPointError(f"{place}: loss is not finite ({values})")
+                raise NotFiniteError(
+                    f"{place}: loss is not finite ({values}); a lower learning rate may help"
+                )
             # Again, because gradient checkpointing has to recompute with the same kernels as in the forward pass.
             with plain_attention(accelerator.device), part("backward"):
                 accelerator.backward(total)
         for name, value in zip(losses, weighted, strict=True):
             shares[name] = shares.get(name, 0) + value.detach()
     return shares
+
+
+def _losses(module: nn.Module, samples: object, place: str) -> dict[str, Tensor]:
+    try:
+        return module(samples)
+    except NotFiniteError as error:  # of a matching, which comes before the losses
+        raise NotFiniteError(f"{place}: {error}") from None
 
 
 def _part_weights(
@@ -350,16 +359,14 @@ def plain_attention(device: torch.device) -> contextlib.AbstractContextManager:
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
-def _save(path: Path, module: nn.Module, optimizer, scheduler, accelerator: Accelerator, step: int) -> None:
-    state = {
+def _state(module: nn.Module, optimizer, scheduler, accelerator: Accelerator) -> dict[str, Any]:
+    """What a checkpoint holds besides the step."""
+    return {
         "module": learned_state(module),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.state_dict(),
         "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-        "step": step,
     }
-    with whole_file(path) as temporary:
-        torch.save(state, temporary)
 
 
 def _to(batch, device: torch.device):

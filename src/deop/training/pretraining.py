@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from deop.jobs.artifacts import artifact
+from deop.jobs.artifacts import TENSORBOARD, artifact
 from deop.jobs.job import Job
 from deop.models.weight_files import save_weights
 from deop.settings.pretraining import PretrainBackbone, PretrainClip
@@ -51,7 +51,7 @@ def pretrain(
         parameter_groups(network, lr=settings.lr, weight_decay=settings.weight_decay), betas=betas, eps=eps
     )
     seen = steps * settings.batch_size
-    with artifact(job, steps=steps, images_seen=seen, **provenance) as workspace:
+    with artifact(job, resumes=(TENSORBOARD,), steps=steps, images_seen=seen, **provenance) as workspace:
         fit(
             step,
             batches,
@@ -60,7 +60,7 @@ def pretrain(
             iterations=steps,
             seed=job.seed,
             workspace=workspace,
-            accelerator=make_accelerator(job.precision, workspace.path / "tensorboard"),
+            accelerator=make_accelerator(job.precision, workspace.path / TENSORBOARD),
             description=job.stage,
             clip_grad_norm=1.0,
             checkpoint_seconds=60,

@@ -28,6 +28,8 @@ from deop.settings.downloads import Download
 from deop.utils.progress import progress_bar
 
 _BLOCK = 1 << 20
+_LONGEST_NAME = 255  # bytes, on most file systems
+_MOST_LINKS = 40  # that an operating system follows
 _DISK_BLOCK = 4096  # files take whole blocks of a file system
 # What a damaged archive or member makes the libraries raise; RuntimeError is one that is encrypted, or compressed
 # by an unknown method.
@@ -72,6 +74,20 @@ class Archive:
             self.members = list(self._zip_members() if format == "zip" else self._tar_members())
         except _CORRUPT as error:
             raise CorruptArchive(f"{path} is not a whole {format} archive: {error}") from None
+        self._check_tree()
+
+    def _check_tree(self) -> None:
+        """Refuses members that cannot all be there: of one name, or below what is no folder."""
+        others = {member.path for member in self.members if member.kind != "folder"}
+        folders = {member.path for member in self.members if member.kind == "folder"}
+        for member in self.members:
+            folders.update(member.path.parents)
+        for path in sorted(others & folders):
+            self._refuse(str(path), "is both a folder and a file or link")
+        links = {member.path: member.info for member in self.members if member.kind == "link"}
+        for path in links:
+            if _leads_in_a_circle(path, links):
+                self._refuse(str(path), "is a link that leads in a circle")
 
     def _zip_members(self) -> Iterator[Member]:
         for info in self._file.infolist():
@@ -107,6 +123,10 @@ class Archive:
 
     def _checked(self, name: str) -> PurePosixPath:
         path = PurePosixPath(name.replace("\\", "/"))
+        if not name.strip("/") or "\0" in name:
+            self._refuse(name, "is no name of a file")
+        if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+            self._refuse(f"{name[:40]}...", f"has a name of more than {_LONGEST_NAME} bytes")
         if path.is_absolute() or (path.parts[:1] and path.parts[0].endswith(":")):
             self._refuse(name, "has an absolute path")
         if ".." in path.parts:
@@ -156,6 +176,28 @@ def _leads_out(path: PurePosixPath) -> bool:
         depth += -1 if part == ".." else 1
         if depth < 0:
             return True
+    return False
+
+
+def _leads_in_a_circle(path: PurePosixPath, links: dict[PurePosixPath, tarfile.TarInfo]) -> bool:
+    """Whether following ``path`` through the links of an archive never ends."""
+    place: list[str] = []
+    ahead, followed = list(path.parts), 0
+    while ahead:
+        part = ahead.pop(0)
+        if part == "..":
+            del place[-1:]
+            continue
+        here = PurePosixPath(*place, part)
+        if here not in links:
+            place.append(part)
+            continue
+        followed += 1
+        if followed > _MOST_LINKS:
+            return True
+        if not links[here].issym():
+            place = []
+        ahead = [*PurePosixPath(links[here].linkname).parts, *ahead]
     return False
 
 

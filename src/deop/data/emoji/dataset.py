@@ -18,6 +18,7 @@ from deop.data.emoji.settings import EmojiScenes
 from deop.data.emoji.textures import draw_texture, texture_names
 from deop.data.segmentation import IGNORE, Entry, write_card, write_label_map, write_split
 from deop.errors import DeopError
+from deop.utils.processes import end_with_parent
 
 # Seeds of the splits differ in this word, so that no scene of one can be a scene of the other.
 _SPLIT_WORD = {"train": 0x7121, "val": 0x7A1}
@@ -146,7 +147,7 @@ def write(
         scenes = list(enumerate(plan_split(settings, split)))
         chunks = [(root, settings, split, scenes[first : first + 50]) for first in range(0, len(scenes), 50)]
         entries: list[Entry] = []
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, initializer=end_with_parent) as pool:
             for written in pool.map(_write_chunk, chunks):
                 entries += written
                 if progress:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from deop.settings.base import Fraction, Positive
+from deop.settings.base import Fraction, Positive, Whole
 from deop.settings.datasets import GeneratedDataset, Vocabulary
 
 
@@ -16,7 +14,7 @@ class EmojiScenes(GeneratedDataset):
     kind: str = "emoji_scenes"
     style: Literal["twemoji", "openmoji"]
     vocabulary: Vocabulary
-    train: Annotated[int, Field(ge=0)]
+    train: Whole
     val: Positive
     image_size: Positive = 96
     objects: tuple[Positive, Positive] = (2, 4)
