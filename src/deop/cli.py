@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from deop.demo.command import demo
 from deop.errors import DeopError, explain
 from deop.jobs.artifacts import code_version
 from deop.jobs.job import Job
@@ -242,6 +243,9 @@ def compare(
         first, second, picture, output, classes, options
     )
     typer.echo(f"{output}: the two agree on {agreement:.1%} of the pixels")
+
+
+app.command(rich_help_panel=PEOPLE)(demo)
 
 
 @app.command(rich_help_panel=PEOPLE)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from deop.demo import markup
 from deop.demo.deadline import deadline
-from deop.demo.limits import Limits, Refused, read_names, read_upload
+from deop.demo.intake import read_names, read_upload
+from deop.demo.limits import Limits, Refused
 from deop.demo.scenes import random_scene
 from deop.demo.store import Store
 from deop.demo.systems import ShownSystem
@@ -85,13 +86,9 @@ class Desk:
         Raises:
             Refused: no picture or names yet, a picture that is no longer kept, or too little time.
         """
-        if not session.picture:
-            raise Refused("Please choose a picture first, or draw a scene.")
         if not session.names:
             raise Refused("Please type at least one class name, as in: bear, grass.")
-        picture = self._pictures.get(session.picture)
-        if picture is None:
-            raise Refused("Your picture made room for those of others. Please choose it again.")
+        picture = self._kept(session)
         system, names = self.systems[index], list(session.names)
         with deadline(self.limits.seconds):
             result = system.segment(session.picture, picture, names, alpha)
@@ -102,6 +99,22 @@ class Desk:
                 shown = system.alpha if alpha is None else alpha
                 region = markup.region(picture, session.point, found, attention, shown)
             return View(markup.painted(result, session.point), markup.legend(result), region)
+
+    def shown_size(self, session: Session) -> tuple[int, int]:
+        """Height and width in pixels of the visitor's picture on the page.
+
+        Raises:
+            Refused: no picture yet, or one that is no longer kept.
+        """
+        return markup.shown_size(self._kept(session))
+
+    def _kept(self, session: Session) -> np.ndarray:
+        if not session.picture:
+            raise Refused("Please choose a picture first, or draw a scene.")
+        picture = self._pictures.get(session.picture)
+        if picture is None:
+            raise Refused("Your picture made room for those of others. Please choose it again.")
+        return picture
 
     def _with_picture(self, session: Session, picture: np.ndarray) -> Session:
         token = secrets.token_hex(8)

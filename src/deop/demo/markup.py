@@ -16,7 +16,7 @@ from deop.demo.systems import Region
 from deop.reporting.contact_sheet import paint_labels
 from deop.reporting.overlay import legend_colours
 
-SHOWN_SIDE = 720
+_SHOWN_SIDE = 720
 """The longer side in pixels of the segmented picture on the page."""
 _FIGURE_SIDE = 260
 
@@ -28,13 +28,25 @@ def message(text: str, *, refused: bool = False) -> str:
     return f'<p class="message {kind}" role="{role}">{escape(text)}</p>'
 
 
+def heading(name: str, kind: str) -> str:
+    """The title of a system."""
+    return f'<div class="panel-head"><h2>{escape(name)}</h2><span>{escape(kind)}</span></div>'
+
+
 def painted(result: Segmentation, point: tuple[float, float] | None) -> Image.Image:
     """The picture with its classes in colour, and a ring at the point (y, x), if there is one."""
     image = Image.fromarray(paint_labels(result.picture, result.labels, legend_colours(len(result.classes))))
-    image = _sized(image, SHOWN_SIDE, Image.Resampling.BICUBIC)
+    image = image.resize(shown_size(result.picture)[::-1], Image.Resampling.BICUBIC)
     if point is not None:
         _ring(image, point)
     return image
+
+
+def shown_size(picture: np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels of a picture (H, W, 3) as it is on the page."""
+    height, width = picture.shape[:2]
+    scale = _SHOWN_SIDE / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def legend(result: Segmentation) -> str:
@@ -105,9 +117,7 @@ def _figure(caption: str, image: Image.Image, point: tuple[float, float]) -> str
     image.save(buffer, "JPEG", quality=85)
     source = base64.b64encode(buffer.getvalue()).decode()
     text = escape(caption)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-    )
+    return f'<figure><img src="data:image/jpeg;base64,{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
 def _sized(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:

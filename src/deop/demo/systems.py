@@ -64,7 +64,9 @@ class ShownSystem:
         self._lock = threading.RLock()
         self._encodings: Store[Encoded] = Store(_ENCODINGS)
         severance = getattr(segmenter.network, "severance", None)
-        self._own = severance if isinstance(severance, Severance) and severance.kind in ("none", "gps") else None
+        self._own = (
+            severance if isinstance(severance, Severance) and severance.kind in ("none", "gps") else None
+        )
         alphas = dict(self._own.alpha) if self._own else {}
         self.alpha = max(alphas.values(), default=0.0)
         shares = {layer: value / self.alpha for layer, value in alphas.items() if value}
