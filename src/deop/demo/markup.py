@@ -63,7 +63,7 @@ def legend(result: Segmentation) -> str:
             f'<span class="bar"><span style="width:{100 * area:.1f}%;background:{colour}"></span></span>'
             f'<span class="number">{100 * area:.1f} %</span></li>'
         )
-    missing = f'<p class="absent">Nowhere: {", ".join(absent)}</p>' if absent else ""
+    missing = f'<p class="absent">Not found: {", ".join(absent)}</p>' if absent else ""
     return f'<ul class="legend" aria-label="Classes and their areas">{"".join(rows)}</ul>{missing}'
 
 
@@ -88,12 +88,12 @@ def region(
         figures.append(_figure("Its anchor heatmap", _heated(thumbnail, found.heatmap), point))
     if attention is not None:
         before, after = attention
-        figures.append(
-            _figure("CLIP attends to, before severance", _heated(thumbnail, before / before.max()), point)
-        )
-        figures.append(
-            _figure(f"and after, with α = {alpha:.2f}", _heated(thumbnail, after / after.max()), point)
-        )
+        for caption, weights in (
+            ("CLIP attends to, before severance", before),
+            (f"and after, with α = {alpha:.2f}", after),
+        ):
+            heated = _heated(thumbnail, weights / weights.max(), patches=True)
+            figures.append(_figure(caption, heated, point))
     whose = "the proposal" if found.proposal is not None else "this pixel"
     return (
         f'<section class="region"><h3>{escape(found.label)}</h3>'
@@ -105,7 +105,7 @@ def region(
 def _ranking(best: Iterable[tuple[str, float]]) -> str:
     rows = [
         f'<li><span class="name">{escape(name)}</span><span class="bar"><span style="width:{100 * score:.1f}%">'
-        f'</span></span><span class="number">{100 * score:.0f} %</span></li>'
+        f'</span></span><span class="number">{100 * score:.1f} %</span></li>'
         for name, score in best
     ]
     return f'<ol class="best">{"".join(rows)}</ol>'
@@ -125,10 +125,12 @@ def _sized(image: Image.Image, side: int, resampling: Image.Resampling) -> Image
     return image.resize([max(1, round(length * scale)) for length in image.size], resampling)
 
 
-def _over(image: Image.Image, weights: np.ndarray) -> np.ndarray:
+def _over(
+    image: Image.Image, weights: np.ndarray, resampling: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
     """Weights (h, w) in [0, 1], resized to an image: (H, W, 1)."""
     grey = Image.fromarray((255 * weights.clip(0, 1)).astype(np.uint8))
-    return np.asarray(grey.resize(image.size, Image.Resampling.BILINEAR), np.float32)[..., None] / 255
+    return np.asarray(grey.resize(image.size, resampling), np.float32)[..., None] / 255
 
 
 def _masked(image: Image.Image, mask: np.ndarray) -> Image.Image:
@@ -137,9 +139,9 @@ def _masked(image: Image.Image, mask: np.ndarray) -> Image.Image:
     return Image.fromarray((np.asarray(image) * share + 255 * (1 - share)).astype(np.uint8))
 
 
-def _heated(image: Image.Image, weights: np.ndarray) -> Image.Image:
-    """Weights as a heatmap over the image in grey."""
-    share = _over(image, weights)
+def _heated(image: Image.Image, weights: np.ndarray, *, patches: bool = False) -> Image.Image:
+    """Weights as a heatmap over the image in grey; smooth, or patch by patch."""
+    share = _over(image, weights, Image.Resampling.NEAREST if patches else Image.Resampling.BILINEAR)
     heat = 255 * matplotlib.colormaps["inferno"](share[..., 0])[..., :3]
     grey = np.asarray(image.convert("L"), np.float32)[..., None].repeat(3, -1)
     return Image.fromarray((0.3 * grey + 0.7 * heat).astype(np.uint8))

@@ -39,10 +39,7 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
         with gr.Row(elem_id="asking", equal_height=True):
             with gr.Column(scale=2, min_width=280):
                 upload = gr.File(
-                    label="Drop a JPEG, PNG or WebP here, or click",
-                    elem_id="upload",
-                    height=132,
-                    type="filepath",
+                    label="Picture (JPEG, PNG or WebP)", show_label=False, elem_id="upload", height=140
                 )
                 draw = gr.Button("Draw a scene", elem_id="draw", variant="secondary")
             with gr.Column(scale=3, min_width=280):
@@ -132,33 +129,37 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
 
 def _panel(desk: Desk, index: int) -> Panel:
     system = desk.systems[index]
-    last = len(system.layers)
+    count = len(system.layers)
+    label = f"Severance α of {'the last layer' if count == 1 else f'{count} layers'}"
+    # One system has its explanations beside the picture; of two, each has them below.
+    group = gr.Row if len(desk.systems) == 1 else gr.Column
     with gr.Column(min_width=300, elem_classes="panel", elem_id=f"panel-{index}"):
         gr.HTML(markup.heading(system.name, system.kind))
-        picture = gr.Image(
-            show_label=False,
-            interactive=False,
-            buttons=[],
-            format="webp",
-            container=False,
-            elem_id=f"picture-{index}",
-            elem_classes="picture",
-            alt_text="The picture with its classes in colour",
-        )
-        alpha = gr.Slider(
-            0,
-            1,
-            value=system.alpha,
-            step=0.05,
-            label=f"Severance α of {'the last layer' if last == 1 else f'{last} layers'}"
-            if system.layers
-            else "Severance: this system has none with an α",
-            interactive=bool(system.layers),
-            buttons=["reset"] if system.layers else [],
-            elem_id=f"alpha-{index}",
-        )
-        legend = gr.HTML(elem_id=f"legend-{index}")
-        region = gr.HTML(markup.hint(), elem_id=f"region-{index}")
+        with group():
+            with gr.Column(min_width=300):
+                picture = gr.Image(
+                    show_label=False,
+                    interactive=False,
+                    buttons=[],
+                    format="webp",
+                    container=False,
+                    elem_id=f"picture-{index}",
+                    elem_classes="picture",
+                    alt_text="The picture with its classes in colour",
+                )
+                alpha = gr.Slider(
+                    0,
+                    1,
+                    value=system.alpha,
+                    step=0.05,
+                    label=label if count else "Severance: this system has none with an α",
+                    interactive=bool(count),
+                    buttons=["reset"] if count else [],
+                    elem_id=f"alpha-{index}",
+                )
+            with gr.Column(min_width=300):
+                legend = gr.HTML(elem_id=f"legend-{index}")
+                region = gr.HTML(markup.hint(), elem_id=f"region-{index}")
     return Panel(picture, alpha, legend, region)
 
 

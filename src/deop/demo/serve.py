@@ -63,9 +63,13 @@ def _serve(desk: Desk, host: str, port: int, at_once: int) -> None:
         button_primary_background_fill_hover="*primary_800",
         button_primary_text_color="white",
         slider_color="*primary_700",
+        color_accent="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
     )
     try:
-        build_page(desk, at_once=at_once).launch(
+        page = build_page(desk, at_once=at_once)
+        page.launch(
             server_name=host,
             server_port=port,
             share=False,
@@ -83,6 +87,7 @@ def _serve(desk: Desk, host: str, port: int, at_once: int) -> None:
         raise DeopError(f"{host}:{port} cannot be listened at: {error}; choose another with --port") from None
     print(f"deop: the page is at http://{host}:{port} (Ctrl+C ends it)", flush=True)
     _wait()
+    page.close(verbose=False)
 
 
 def _wait() -> None:

@@ -77,10 +77,12 @@ class ShownSystem:
     @property
     def kind(self) -> str:
         """In a few words, what the system is."""
-        count, method = len(self.segmenter.classes), self.segmenter.settings.sections["method"]["method"]
-        names = {"deop": "DeOP", "training_free": "CLIP without training"}
-        name = names.get(method, method)
-        return f"{name}, trained with {count} classes" if count and method != "training_free" else name
+        settings = self.segmenter.settings
+        method = settings.sections["method"]["method"]
+        if method == "training_free":
+            return "CLIP without training"
+        name = {"deop": "DeOP"}.get(method, method)
+        return f"{name}, trained with {len(settings.seen_names)} classes" if settings.seen_names else name
 
     def segment(self, token: str, picture: np.ndarray, names: list[str], alpha: float | None) -> Segmentation:
         """The picture (H, W, 3) uint8 in these classes. ``token`` tells pictures apart; alpha None is the own one.
@@ -105,24 +107,20 @@ class ShownSystem:
         with self._alone(), torch.inference_mode():
             encoded = self._encoded(token, picture, alpha)
             result = self.segmenter(encoded, names)
-            row, column = _cell(result.labels.shape, point)
-            label = int(result.labels[row, column])
+            label = int(result.labels[_cell(result.labels.shape, point)])
             output = self.segmenter.output(encoded, names)
             if isinstance(output, PixelOutput):
-                maps = torch.from_numpy(np.stack(list(result.heatmaps.values())))
-                row, column = _cell(tuple(maps.shape[-2:]), point)
-                return Region(names[label], _best(maps[:, row, column], names), None, None)
+                shares = _at(output.scores, point).softmax(0)
+                return Region(names[label], _best(shares, names), None, None)
             scores = self.segmenter.network.class_scores(output).of_proposals[0].float()
-            masks = output.mask_logits[0].float().sigmoid()
-            row, column = _cell(tuple(masks.shape[-2:]), point)
-            proposal = int((masks[:, row, column] * scores[:, label]).argmax())
+            here = _at(output.mask_logits, point).sigmoid()
+            proposal = int((here * scores[:, label]).argmax())
             heatmap = None
             if isinstance(self.segmenter.network, DeOP) and self.segmenter.network.anchors is not None:
                 heatmap = output.heatmaps[0, proposal].float().mean(0)
                 heatmap = (heatmap / heatmap.max().clamp(min=1e-12)).cpu().numpy()
-            return Region(
-                names[label], _best(scores[proposal], names), masks[proposal].cpu().numpy(), heatmap
-            )
+            mask = output.mask_logits[0, proposal].float().sigmoid().cpu().numpy()
+            return Region(names[label], _best(scores[proposal], names), mask, heatmap)
 
     def attention(
         self, picture: np.ndarray, alpha: float | None, point: tuple[float, float]
@@ -194,6 +192,13 @@ def _cell(size: tuple[int, ...], point: tuple[float, float]) -> tuple[int, int]:
     """The row and column at ``point`` (y, x), fractions in [0, 1], of a grid of ``size``."""
     row, column = (min(int(part * side), side - 1) for part, side in zip(point, size, strict=True))
     return max(row, 0), max(column, 0)
+
+
+def _at(maps: Tensor, point: tuple[float, float]) -> Tensor:
+    """Maps (1, C, h, w) at ``point`` (y, x), fractions in [0, 1], as label maps interpolate them: (C,) float32."""
+    y, x = point
+    where = torch.tensor([[[[2 * x - 1, 2 * y - 1]]]], device=maps.device)
+    return F.grid_sample(maps[:1].float(), where, padding_mode="border", align_corners=False)[0, :, 0, 0]
 
 
 def _best(scores: Tensor, names: list[str]) -> list[tuple[str, float]]:
