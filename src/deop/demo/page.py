@@ -33,7 +33,7 @@ class Panel(NamedTuple):
 def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
     """The page of a desk's systems, which computes for ``at_once`` visitors at a time; others wait in a queue."""
     # Files of visitors are deleted a quarter of an hour after they came.
-    with gr.Blocks(title="deop", analytics_enabled=False, delete_cache=(300, 900)) as page:
+    with gr.Blocks(title="deop", fill_width=True, analytics_enabled=False, delete_cache=(300, 900)) as page:
         session = gr.State(Session())
         gr.HTML(_INTRODUCTION, elem_id="introduction")
         with gr.Row(elem_id="asking", equal_height=True):
