@@ -37,7 +37,7 @@ def address(tmp_path_factory):
     log = tmp_path_factory.mktemp("demo") / "log"
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
-    killer = threading.Timer(240, process.kill)  # a page that never comes
+    killer = threading.Timer(600, process.kill)  # a page that never comes
     killer.start()
     try:
         line = process.stdout.readline()
@@ -105,9 +105,9 @@ def test_a_picture_is_uploaded_named_clicked_and_severed(page, tmp_path):
     message(page, "Segmented into 3 classes")
     image = Image.new("RGB", (300, 200), (90, 160, 235))
     image.paste((60, 140, 40), (0, 120, 300, 200))
-    image.save(tmp_path / "my <b>photo</b>.png")
+    image.save(tmp_path / "my <b>photo.png")
     before = page.locator("#picture-0 img").get_attribute("src")
-    choose(page, tmp_path / "my <b>photo</b>.png")
+    choose(page, tmp_path / "my <b>photo.png")
     page.wait_for_function("old => document.querySelector('#picture-0 img').src != old", arg=before)
     for index in (0, 1):
         found = areas(page, index)
