@@ -178,6 +178,14 @@ def test_nothing_is_fetched_from_elsewhere(browser, address):
     assert {host for host in hosts if not host.startswith(("data:", "blob:"))} == {address}
 
 
+def test_files_that_are_too_large_are_not_even_stored(address):
+    """Browsers check the size before they send a file; others do not."""
+    answer = requests.post(
+        f"{address}/gradio_api/upload", files={"files": ("big.png", b"0" * 2_000_000)}, timeout=60
+    )
+    assert answer.status_code == 413
+
+
 def test_ten_visitors_at_once_are_served(address):
     """Through the queue of the page, as browsers ask it."""
     config = requests.get(f"{address}/config", timeout=60).json()

@@ -102,6 +102,7 @@ def test_names_are_names_and_never_files():
     ]
 
 
+@pytest.mark.slow
 def test_a_scene_is_drawn_segmented_and_explained(desk):
     session = desk.draw(Session())
     assert desk.draw(Session()).names != session.names
@@ -144,6 +145,7 @@ def test_what_is_said_of_a_region_is_what_the_system_says(desk, systems):
                 assert found.heatmap.max() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_the_slider_severs_and_leaves_the_system_as_it_was(desk, systems):
     session = desk.draw(Session())
     picture, names = desk._kept(session), list(session.names)
@@ -187,6 +189,7 @@ def test_a_request_that_takes_too_long_is_stopped(systems):
     assert patient.view(patient.draw(Session()), 0).legend
 
 
+@pytest.mark.slow
 def test_ten_requests_at_once_get_what_they_would_get_alone(desk):
     sessions = [desk.draw(Session()) for _ in range(10)]
     asked = [(session, index % 2, index / 10) for index, session in enumerate(sessions)]
