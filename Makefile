@@ -20,11 +20,7 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-<<<<<<< HEAD
-.PHONY: help $(VENV) test lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
-=======
-.PHONY: help $(VENV) test test-faults lint format revisions schemas bundled report publish FORCE
->>>>>>> trust
+.PHONY: help $(VENV) test test-faults lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"

@@ -28,6 +28,7 @@ ORDER = (
     "evaluation",
     "reporting",
     "api",
+    "demo",
     "stages",
     "tools",
     "cli",

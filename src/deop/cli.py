@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 from typer.core import TyperGroup
 
+from deop.demo.command import demo
 from deop.errors import DeopError, explain, of_the_machine
 from deop.jobs.artifacts import code_version
 from deop.jobs.integrity import check_inputs
@@ -255,6 +256,9 @@ def compare(
         first, second, picture, output, classes, options
     )
     typer.echo(f"{output}: the two agree on {agreement:.1%} of the pixels")
+
+
+app.command(rich_help_panel=PEOPLE)(demo)
 
 
 @app.command(rich_help_panel=PEOPLE)

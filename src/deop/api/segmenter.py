@@ -106,6 +106,11 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         return self.settings.name
 
     @property
+    def network(self) -> Segmenter:
+        """The method with its weights, as it computes: on the device, in evaluation mode."""
+        return self._network
+
+    @property
     def classes(self) -> list[str]:
         """The classes of calls without any: those of the training, or of :meth:`set_classes`."""
         return list(self._default.classes) if self._default else []
@@ -203,6 +208,20 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
                 shown = [read[index].permute(1, 2, 0).numpy() for index in indices]
                 batches.append(_Batch(indices, self._network.encode_images(resized), shown))
         return Encoded(batches, several)
+
+    def output(self, encoded: Encoded, classes: Classes | None = None) -> Any:
+        """What the method itself gives for the first of encoded pictures, a batch of one or more: its ``forward``.
+
+        Of systems with mask proposals that is their masks, class scores and heatmaps, such as
+        :class:`deop.methods.masks.SegmenterOutput`; of per-pixel systems :class:`deop.methods.base.PixelOutput`.
+
+        Raises:
+            DeopError: classes that cannot be used.
+        """
+        wanted = self.vocabulary(classes)
+        with self._computing():
+            output = self._network.score(encoded.batches[0].encoded, list(wanted.names))
+        return output if wanted.plain else merged(output, wanted.of_class)
 
     def _resized(self, picture: Tensor) -> Tensor:
         """A picture (3, H, W) uint8 as the network is shown it, (1, 3, h, w) in [0, 1]."""

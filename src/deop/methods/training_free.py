@@ -24,6 +24,9 @@ from deop.settings.methods import method
 from deop.settings.templates import Templates, templates_of
 from deop.settings.training_free import TrainingFreeSettings
 
+_MOST_KEPT = 10_000
+"""Embedded names after which all are dropped, so that a page that is asked for years does not fill the memory."""
+
 
 @method(TrainingFreeSettings)
 class TrainingFree(MaskSegmenter):
@@ -93,6 +96,8 @@ class TrainingFree(MaskSegmenter):
     def text_features(self, names: list[str]) -> Tensor:
         """Embeddings (C, D) of names in ``templates``, L2-normalised; each name is embedded once."""
         templates, device = self.templates, self.clip.device
+        if len(self._text) > _MOST_KEPT:
+            self._text.clear()
         new = [name for name in dict.fromkeys(names) if (name, templates, device) not in self._text]
         if new:
             embedded = template_embeddings(self.clip, new, templates_of(templates)).float()
