@@ -84,7 +84,9 @@ def test_conda_environment_is_python_the_lock_and_the_package() -> None:
     assert all(version in supported for version in versions if version in offered)
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("src", ["words", "photos", "demo"]), ("tests", ["workflow", "dev"])])
+@pytest.mark.parametrize(
+    ("folder", "extras"), [("src", ["words", "photos", "demo"]), ("tests", ["workflow", "dev"])]
+)
 def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:
     distributions = metadata.packages_distributions()
     own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"deop", "tests"}

@@ -19,11 +19,22 @@ from deop.jobs.artifacts import code_version
 from deop.jobs.integrity import check_inputs
 from deop.jobs.job import Job
 from deop.jobs.jobs import done_file
-from deop.jobs.launch import keep_freed_memory
+from deop.jobs.launch import prepare_process
 from deop.jobs.ranks import decided_by_first
 from deop.jobs.systems import find_system
 from deop.settings.system import CONFIG
+from deop.tools.commands import doctor, export, import_authors
 from deop.utils.locks import lock, open_to_lock
+from deop.utils.options import (
+    CORES,
+    DEFAULT_MODEL,
+    ModelOption,
+    Profiles,
+    Project,
+    Proposals,
+    SystemOption,
+    Threads,
+)
 from deop.utils.processes import end_with_parent
 
 STAGES = {
@@ -43,41 +54,7 @@ STAGES = {
     "figure": "Plot tables, or what networks do to each class.",
     "picture": "Draw a network at work on validation scenes.",
 }
-# Read by the BLAS, OpenMP and MKL libraries when they are loaded, so set before a stage imports torch.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
-SystemOption = Annotated[
-    str, typer.Option(help="a trained system: dataset/experiment, as `deop systems` lists them, or a folder")
-]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        "--system",
-        help="a system's folder, dataset/experiment as `deop systems` lists them, a bundled system, a name on the "
-        "Hugging Face hub, or CLIP/WEIGHTS such as ViT-B-16/openai, which needs no training",
-    ),
-]
-DEFAULT_MODEL = "ViT-B-16/openai"
-Proposals = Annotated[
-    str | None,
-    typer.Option(
-        help="for CLIP/WEIGHTS: none, slic, or a MaskFormer, Mask2Former or SAM on the Hugging Face hub"
-    ),
-]
-Project = Annotated[
-    Path | None,
-    typer.Option(
-        help="folder of the workflow that names refer to; DEOP_PROJECT, or this one or one above it"
-    ),
-]
-CORES = os.cpu_count() or 1
 PEOPLE, TOOLS, WORKFLOW = "Your own pictures", "Tools", "Stages of the workflow, which Snakemake calls"
-Profiles = Annotated[
-    list[Path] | None,
-    typer.Option(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
-]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")]
 
 
 class OneLineErrors(TyperGroup):
@@ -144,13 +121,6 @@ def wait_for_others(file: IO) -> bool:
     return lock(file, waiting, unsupported)
 
 
-def _prepare(threads: int) -> None:
-    """What has to be set before a stage is imported."""
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = str(threads)
-    keep_freed_memory()
-
-
 @app.command(rich_help_panel=PEOPLE)
 def segment(
     images: Annotated[
@@ -191,7 +161,7 @@ def segment(
 
     Resumes an interrupted run. Images that cannot be read are listed at the end, with exit status 1.
     """
-    _prepare(threads)
+    prepare_process(threads)
     options = {"proposals": proposals, "project": project, "profiles": profile or [], "dtype": dtype}
     command = importlib.import_module("deop.tools.segment")
     with tempfile.TemporaryDirectory() as folder:
@@ -248,7 +218,7 @@ def compare(
     threads: Threads = CORES,
 ) -> None:
     """Draw what two systems say of a picture side by side, and how far they agree."""
-    _prepare(threads)
+    prepare_process(threads)
     if not picture.is_file():
         raise DeopError(f"{picture} is not there")
     options = {"project": project, "profiles": profile or []}
@@ -282,49 +252,8 @@ def systems(project: Project = None, profile: Profiles = None) -> None:
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def _add_command(stage: str, description: str) -> None:
-    def command(
-        job: Annotated[Path, typer.Argument(help="job file that the workflow's planner wrote")],
-        threads: Threads = 1,
-    ) -> None:
-        _prepare(threads)
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes, whose parent is the launcher
-            end_with_parent()
-        order = read_job(job, stage)
-        with open_to_lock(job) as job_file:
-            if decided_by_first(lambda: wait_for_others(job_file) and Path(done_file(order)).exists()):
-                return
-            check_inputs(order)
-            run = importlib.import_module(f"deop.stages.{stage}").run
-            code_version()  # of what was just imported; files may change while it runs
-            run(order)
-
-    app.command(name=stage.replace("_", "-"), help=description, rich_help_panel=WORKFLOW)(command)
-
-
-for _stage, _description in STAGES.items():
-    _add_command(_stage, _description)
-
-
-@app.command(rich_help_panel=TOOLS)
-def doctor(
-    profiles: Annotated[
-        list[Path] | None,
-        typer.Argument(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
-    ] = None,
-) -> None:
-    """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""
-    from deop.tools.doctor import examine
-
-    keep_freed_memory()  # as every stage does, or training steps would take longer here
-    failed = 0
-    for finding in examine(Path(), *(profiles or [])):
-        failed += finding.status == "fail"
-        typer.secho(f"{finding.status:<5}", nl=False, bold=True, fg=COLOURS[finding.status])
-        typer.echo(f"{finding.subject}: {finding.found}")
-        if finding.remedy:
-            typer.echo(f"      to do: {finding.remedy}")
-    raise typer.Exit(1 if failed else 0)
+app.command(rich_help_panel=TOOLS)(doctor)
+app.command(rich_help_panel=TOOLS)(export)
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -341,36 +270,12 @@ def export_coco(
 
     Resumes an interrupted run.
     """
-    _prepare(threads)
+    prepare_process(threads)
     found = find_system(system, Path(), profile or [])
     command = importlib.import_module("deop.tools.export_coco")
     with open_to_lock(found.folder / CONFIG) as file:
         wait_for_others(file)
         command.run(command.evaluation_of(found, data), results)
-
-
-@app.command(rich_help_panel=TOOLS)
-def export(
-    model: Annotated[str, typer.Argument(help="a system, as --model of deop segment takes it")],
-    to: Annotated[str, typer.Option(help="onnx, or openvino")] = "onnx",
-    classes: Annotated[
-        str | None,
-        typer.Option(
-            help="a vocabulary to freeze into the graph, 'cat, dog' or @FILE; any names if left out"
-        ),
-    ] = None,
-    proposals: Proposals = None,
-    output: Annotated[Path | None, typer.Option(help="file to write")] = None,
-    project: Project = None,
-    profile: Profiles = None,
-    threads: Threads = CORES,
-) -> None:
-    """Write a system as a graph for ONNX Runtime or OpenVINO, and check that it labels as the network does."""
-    _prepare(threads)
-    options = {"proposals": proposals, "project": project, "profiles": profile or []}
-    command = importlib.import_module("deop.tools.export")
-    path, agreement = command.run(model, output, to, classes=classes, options=options)
-    typer.echo(f"{path}: labels {agreement:.2%} of the pixels of a test image as the network does")
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -380,7 +285,7 @@ def pack(
     profile: Profiles = None,
 ) -> None:
     """Copy a trained system with the weights of its CLIP written in, so that the folder can travel alone."""
-    _prepare(1)
+    prepare_process(1)
     importlib.import_module("deop.tools.pack").run(find_system(system, Path(), profile or []).folder, output)
 
 
@@ -399,29 +304,33 @@ def profile_step(
     trains with as many threads as resources in the configuration say; a process beside them loads the images, on a GPU
     as many as there are threads but one.
     """
-    _prepare(threads)
+    prepare_process(threads)
     order = read_job(job, "train_proposals", "train_system")
     typer.echo(importlib.import_module("deop.tools.profile_step").profile_step(order, steps).table())
 
 
-@app.command(name="import-authors", rich_help_panel=TOOLS)
-def import_authors(
-    checkpoint: Annotated[Path, typer.Argument(help="the release's model_final.pth")],
-    output: Annotated[Path, typer.Argument(help="folder to make")],
-    data: Annotated[
-        Path | None, typer.Option(help="a prepared dataset to measure it on, such as data/coco-KEY")
-    ] = None,
-) -> None:
-    """Import the authors' released DeOP checkpoint: every tensor into our networks, or listed as left out."""
-    from deop.tools.import_authors import class_names, import_checkpoint
+app.command(name="import-authors", rich_help_panel=TOOLS)(import_authors)
 
-    imported = import_checkpoint(checkpoint, output, data)
-    for part, tensors in imported.parts.items():
-        typer.echo(f"{part}: {len(tensors)} tensors")
-    typer.echo(f"{len(imported.left_out)} left out:")
-    for name, reason in imported.left_out.items():
-        typer.echo(f"  {name}: {reason}")
-    typer.echo(f"To use it: deop segment --system {output} IMAGES --output FOLDER")
-    if data is not None:
-        typer.echo(f"Class names: {class_names(output, data)}")
-        typer.echo(f"To measure it: deop evaluate {output / 'evaluate.json'}")
+
+def _add_command(stage: str, description: str) -> None:
+    def command(
+        job: Annotated[Path, typer.Argument(help="job file that the workflow's planner wrote")],
+        threads: Threads = 1,
+    ) -> None:
+        prepare_process(threads)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes, whose parent is the launcher
+            end_with_parent()
+        order = read_job(job, stage)
+        with open_to_lock(job) as job_file:
+            if decided_by_first(lambda: wait_for_others(job_file) and Path(done_file(order)).exists()):
+                return
+            check_inputs(order)
+            run = importlib.import_module(f"deop.stages.{stage}").run
+            code_version()  # of what was just imported; files may change while it runs
+            run(order)
+
+    app.command(name=stage.replace("_", "-"), help=description, rich_help_panel=WORKFLOW)(command)
+
+
+for _stage, _description in STAGES.items():
+    _add_command(_stage, _description)

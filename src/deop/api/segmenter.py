@@ -96,11 +96,6 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         self._default = vocabulary(list(settings.class_names)) if settings.class_names else None
 
     @property
-    def network(self) -> Segmenter:
-        """The method with its weights, ready for inference."""
-        return self._network
-
-    @property
     def name(self) -> str:
         """What the system is called."""
         return self.settings.name

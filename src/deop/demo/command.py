@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import socket
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +12,8 @@ import typer
 from deop.api.places import bundled_systems
 from deop.demo.limits import Limits
 from deop.errors import DeopError
+from deop.jobs.launch import prepare_process
+from deop.utils.options import CORES, Profiles, Project, Proposals, Threads
 
 LIMITS = Limits()
 _CLIP = "deop-mini/bundled"
@@ -28,10 +28,7 @@ def demo(
             "package brings if left out"
         ),
     ] = None,
-    proposals: Annotated[
-        str | None,
-        typer.Option(help="for CLIP/WEIGHTS: none, slic, or a MaskFormer, Mask2Former or SAM on the hub"),
-    ] = None,
+    proposals: Proposals = None,
     short_side: Annotated[
         int | None, typer.Option(min=32, help="pixels of the shorter side of pictures as systems see them")
     ] = None,
@@ -50,17 +47,9 @@ def demo(
     seed: Annotated[
         int | None, typer.Option(help="of the scenes that are drawn; others each time if left out")
     ] = None,
-    project: Annotated[
-        Path | None,
-        typer.Option(
-            help="folder of the workflow that names refer to; DEOP_PROJECT, or this one or one above it"
-        ),
-    ] = None,
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads to compute with")] = os.cpu_count() or 1,
+    project: Project = None,
+    profile: Profiles = None,
+    threads: Threads = CORES,
 ) -> None:
     """Serve a page in the browser: segment pictures, click regions, and see what severance does.
 
@@ -72,8 +61,7 @@ def demo(
     if importlib.util.find_spec("gradio") is None:
         raise DeopError('deop demo needs Gradio, which is not installed: pip install "deop[demo]"')
     check_address(host, port)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)  # read when the libraries are loaded
+    prepare_process(threads)
     options = {
         "project": project,
         "profiles": profile or [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from typing import Any
 
@@ -16,6 +17,8 @@ _PLAIN = {
     "use_cpu",
 }
 ON_EACH_NODE = "workflow/scripts/on-each-node"
+# Read by the BLAS, OpenMP and MKL libraries when they are loaded.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -43,6 +46,13 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
             return f"srun --nodes={machines} --ntasks-per-node=1 --kill-on-bad-exit=1 {ON_EACH_NODE} {path}"
         return f"accelerate launch --config_file {path} -m deop"
     return direct
+
+
+def prepare_process(threads: int) -> None:
+    """What has to be set before torch is imported: how many CPU threads it uses, and how memory is kept."""
+    for variable in THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    keep_freed_memory()
 
 
 def keep_freed_memory() -> None:

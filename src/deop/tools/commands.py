@@ -1,0 +1,79 @@
+"""Commands that are tools beside the workflow: their options, and what they print."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deop.jobs.launch import keep_freed_memory, prepare_process
+from deop.utils.options import CORES, Profiles, Project, Proposals, Threads
+
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
+
+
+def doctor(
+    profiles: Annotated[
+        list[Path] | None,
+        typer.Argument(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
+    ] = None,
+) -> None:
+    """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""
+    from deop.tools.doctor import examine
+
+    keep_freed_memory()  # as every stage does, or training steps would take longer here
+    failed = 0
+    for finding in examine(Path(), *(profiles or [])):
+        failed += finding.status == "fail"
+        typer.secho(f"{finding.status:<5}", nl=False, bold=True, fg=COLOURS[finding.status])
+        typer.echo(f"{finding.subject}: {finding.found}")
+        if finding.remedy:
+            typer.echo(f"      to do: {finding.remedy}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="a system, as --model of deop segment takes it")],
+    to: Annotated[str, typer.Option(help="onnx, or openvino")] = "onnx",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="a vocabulary to freeze into the graph, 'cat, dog' or @FILE; any names if left out"
+        ),
+    ] = None,
+    proposals: Proposals = None,
+    output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    project: Project = None,
+    profile: Profiles = None,
+    threads: Threads = CORES,
+) -> None:
+    """Write a system as a graph for ONNX Runtime or OpenVINO, and check that it labels as the network does."""
+    prepare_process(threads)
+    options = {"proposals": proposals, "project": project, "profiles": profile or []}
+    command = importlib.import_module("deop.tools.export")
+    path, agreement = command.run(model, output, to, classes=classes, options=options)
+    typer.echo(f"{path}: labels {agreement:.2%} of the pixels of a test image as the network does")
+
+
+def import_authors(
+    checkpoint: Annotated[Path, typer.Argument(help="the release's model_final.pth")],
+    output: Annotated[Path, typer.Argument(help="folder to make")],
+    data: Annotated[
+        Path | None, typer.Option(help="a prepared dataset to measure it on, such as data/coco-KEY")
+    ] = None,
+) -> None:
+    """Import the authors' released DeOP checkpoint: every tensor into our networks, or listed as left out."""
+    from deop.tools.import_authors import class_names, import_checkpoint
+
+    imported = import_checkpoint(checkpoint, output, data)
+    for part, tensors in imported.parts.items():
+        typer.echo(f"{part}: {len(tensors)} tensors")
+    typer.echo(f"{len(imported.left_out)} left out:")
+    for name, reason in imported.left_out.items():
+        typer.echo(f"  {name}: {reason}")
+    typer.echo(f"To use it: deop segment --system {output} IMAGES --output FOLDER")
+    if data is not None:
+        typer.echo(f"Class names: {class_names(output, data)}")
+        typer.echo(f"To measure it: deop evaluate {output / 'evaluate.json'}")
