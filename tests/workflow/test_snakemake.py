@@ -141,10 +141,6 @@ def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
     assert "the reason" in output
     logs = [log.read_text() for log in (workflow.path / "logs").rglob("*.log")]
     assert "the reason\n" in logs
-    # A second workflow, or a second try, adds to the log of the first.
-    workflow.snakemake(TABLE3, status=1)
-    logs = [log.read_text() for log in (workflow.path / "logs").rglob("*.log")]
-    assert "the reason\nthe reason\n" in logs
 
 
 def test_configuration_errors_are_one_line_before_any_job(workflow):

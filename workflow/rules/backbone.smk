@@ -26,4 +26,4 @@ rule pretrain_backbone:
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("pretrain_backbone"),
     shell:
-        "{params.launch} pretrain-backbone {params.job} --threads {params.threads} 2>&1 | tee -a {log}"
+        "{params.launch} pretrain-backbone {params.job} --threads {params.threads} 2>&1 | tee {log}"

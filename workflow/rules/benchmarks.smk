@@ -38,4 +38,4 @@ rule benchmark:
         launch=plan.launch_alone,
         job=plan.job_file("benchmark"),
     shell:
-        "{params.launch} benchmark {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "{params.launch} benchmark {params.job} --threads {threads} 2>&1 | tee {log}"

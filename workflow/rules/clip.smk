@@ -28,4 +28,4 @@ rule pretrain_clip:
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("pretrain_clip"),
     shell:
-        "{params.launch} pretrain-clip {params.job} --threads {params.threads} 2>&1 | tee -a {log}"
+        "{params.launch} pretrain-clip {params.job} --threads {params.threads} 2>&1 | tee {log}"

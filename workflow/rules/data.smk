@@ -23,7 +23,7 @@ rule download:
     params:
         job=plan.job_file("download"),
     shell:
-        "deop download {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop download {params.job} --threads {threads} 2>&1 | tee {log}"
 
 
 rule prepare_data:
@@ -51,4 +51,4 @@ rule prepare_data:
     params:
         job=plan.job_file("prepare_data"),
     shell:
-        "deop prepare-data {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop prepare-data {params.job} --threads {threads} 2>&1 | tee {log}"

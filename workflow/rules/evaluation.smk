@@ -33,7 +33,7 @@ rule evaluate:
         launch=plan.launch_alone,
         job=plan.job_file("evaluate"),
     shell:
-        "{params.launch} evaluate {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "{params.launch} evaluate {params.job} --threads {threads} 2>&1 | tee {log}"
 
 
 rule measure_speed:
@@ -57,4 +57,4 @@ rule measure_speed:
         launch=plan.launch_alone,
         job=plan.job_file("measure_speed"),
     shell:
-        "{params.launch} measure-speed {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "{params.launch} measure-speed {params.job} --threads {threads} 2>&1 | tee {log}"

@@ -35,4 +35,4 @@ rule figure:
     params:
         job=plan.job_file("figure"),
     shell:
-        "deop figure {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop figure {params.job} --threads {threads} 2>&1 | tee {log}"

@@ -34,4 +34,4 @@ rule picture:
     params:
         job=plan.job_file("picture"),
     shell:
-        "deop picture {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop picture {params.job} --threads {threads} 2>&1 | tee {log}"

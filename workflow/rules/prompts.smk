@@ -28,4 +28,4 @@ rule learn_prompts:
         launch=plan.launch_alone,  # all crops are embedded once: nothing to share out
         job=plan.job_file("learn_prompts"),
     shell:
-        "{params.launch} learn-prompts {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "{params.launch} learn-prompts {params.job} --threads {threads} 2>&1 | tee {log}"

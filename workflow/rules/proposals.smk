@@ -33,4 +33,4 @@ rule train_proposals:
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_proposals"),
     shell:
-        "{params.launch} train-proposals {params.job} --threads {params.threads} 2>&1 | tee -a {log}"
+        "{params.launch} train-proposals {params.job} --threads {params.threads} 2>&1 | tee {log}"

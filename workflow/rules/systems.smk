@@ -34,7 +34,7 @@ rule train_system:
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_system"),
     shell:
-        "{params.launch} train-system {params.job} --threads {params.threads} 2>&1 | tee -a {log}"
+        "{params.launch} train-system {params.job} --threads {params.threads} 2>&1 | tee {log}"
 
 
 rule build_system:
@@ -62,4 +62,4 @@ rule build_system:
     params:
         job=plan.job_file("build_system"),
     shell:
-        "deop build-system {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop build-system {params.job} --threads {threads} 2>&1 | tee {log}"

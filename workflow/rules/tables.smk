@@ -43,7 +43,7 @@ rule table:
     params:
         job=plan.job_file("table"),
     shell:
-        "deop table {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop table {params.job} --threads {threads} 2>&1 | tee {log}"
 
 
 rule claims:
@@ -79,4 +79,4 @@ rule claims:
     params:
         job=plan.job_file("claims"),
     shell:
-        "deop claims {params.job} --threads {threads} 2>&1 | tee -a {log}"
+        "deop claims {params.job} --threads {threads} 2>&1 | tee {log}"
