@@ -85,7 +85,11 @@ def test_conda_environment_is_python_the_lock_and_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("src", ["words", "photos", "demo"]), ("tests", ["workflow", "dev"])]
+    ("folder", "extras"),
+    [
+        ("src", ["words", "photos", "demo", "onnx", "openvino"]),
+        ("tests", ["workflow", "dev", "onnx", "notebooks"]),
+    ],
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:
     distributions = metadata.packages_distributions()

@@ -1,4 +1,4 @@
-"""``deop demo`` as a person uses it: in a real browser, from the command line to what can be read on the page."""
+"""``deop demo`` as a person uses it (docs/demo.md): in a real browser, from the command line to what a page says."""
 
 from __future__ import annotations
 

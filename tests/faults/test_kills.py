@@ -137,9 +137,9 @@ def test_a_lock_is_not_inherited(tmp_path):
         "with open_to_lock(Path(sys.argv[1])) as file:\n"
         "    waited = lock(file, lambda: print('waits', flush=True), print)\n"
         "    if len(sys.argv) > 2 and os.fork() == 0:\n"
-        "        print(os.getpid(), flush=True)\n"
+        "        os.write(1, f'{os.getpid()}\\n'.encode())\n"
         "        time.sleep(600)\n"
-        "    print('has it', waited, flush=True)\n"
+        "    os.write(1, f'has it {waited}\\n'.encode())\n"
     )
     file = tmp_path / "job.json"
     file.touch()

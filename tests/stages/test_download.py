@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def test_stage_downloads_unpacks_and_says_so(source, file_server, tmp_path: Path
     download.run(Job(stage="download", key="k", output=str(output), settings=settings))
     written = json.loads(output.read_text())
     assert written.pop("provenance")["stage"] == "download"
+    assert re.fullmatch("[0-9a-f]{64}", written.pop("sha256"))
     assert written == {
         "source": "data",
         "root": str(tmp_path / "root"),

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from deop.settings.base import MOST
 from deop.settings.benchmarks import BenchmarkClip, ScalingBenchmark, SpeedBenchmark
 from deop.settings.configuration import SECTIONS
 from deop.settings.files import ClipSection, DataSection, MainFile, Resources
@@ -166,7 +167,7 @@ def _valid(value: Schema, places: dict[str, str]) -> str:
             ("maximum", "≤"),
             ("exclusiveMaximum", "<"),
         )
-        if key in value
+        if key in value and value[key] != MOST
     ]
     return " ".join(
         [{"null": "`null`"}.get(str(kind)) or names.get(str(kind), "anything"), ", ".join(bounds)]
