@@ -58,7 +58,11 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
 
         shown = [part for panel in panels for part in (panel.picture, panel.legend, panel.region)]
         alphas = [panel.alpha for panel in panels]
-        work: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": at_once, "api_visibility": "undocumented"}
+        work: dict[str, Any] = {
+            "concurrency_id": "work",
+            "concurrency_limit": at_once,
+            "api_visibility": "undocumented",
+        }
         everything = [session, status, upload, names, *shown]
 
         def refused(before: Session, error: Exception) -> list[Any]:
