@@ -278,14 +278,15 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
             return
         if not isinstance(network, TrainingFree):
             raise DeopError(f"templates={templates!r}: {self.name} was trained with prompts of its own")
-        before = network.templates
         given = templates if isinstance(templates, str) else tuple(templates)
         try:
-            network.templates = TypeAdapter(Templates).validate_python(given)
-            yield
+            checked = TypeAdapter(Templates).validate_python(given)
         except ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise DeopError(f"templates={templates!r}: {reason}") from None
+        before, network.templates = network.templates, checked
+        try:
+            yield
         finally:
             network.templates = before
 

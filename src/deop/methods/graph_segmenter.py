@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deop.errors import DeopError
-from deop.methods.base import PixelOutput, Segmenter, nearest_multiple
+from deop.methods.base import PixelOutput, nearest_multiple
 from deop.methods.builder import Builder
 from deop.methods.deop import DeOP
 from deop.methods.graph import KEY, MASK_OUTPUTS, GraphMetadata
-from deop.methods.masks import MaskSegmenter, Regions, SegmenterOutput
+from deop.methods.masks import MaskOrPixelSegmenter, Regions, SegmenterOutput
 from deop.methods.training_free import TrainingFree
 
 
@@ -94,7 +94,7 @@ class OpenVino:
         return [np.array(value) for value in self._compiled[outputs](inputs).to_tuple()]
 
 
-class GraphSegmenter(MaskSegmenter):
+class GraphSegmenter(MaskOrPixelSegmenter):
     """A graph as a method. It labels; it can be neither trained nor built from settings.
 
     Args:
@@ -167,18 +167,6 @@ class GraphSegmenter(MaskSegmenter):
                 f"nearest: {', '.join(near) or 'none'}. `deop export` without --classes makes a graph for any names"
             )
         return self._columns[name]
-
-    def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
-        if isinstance(output, PixelOutput):
-            return Segmenter.combine(self, output, size)
-        return super().combine(output, size)
-
-    def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
-        if isinstance(output, PixelOutput):
-            return Segmenter.label_map(self, output, size)
-        return super().label_map(output, size)
-
-    class_scores = staticmethod(TrainingFree.class_scores)
 
 
 def read_graph(

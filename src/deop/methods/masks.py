@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deop.methods.base import Segmenter
+from deop.methods.base import PixelOutput, Segmenter
 from deop.models.proposals import ProposalNetwork
 from deop.models.row_strips import resized_strips, rows_within_budget
 from deop.utils.timing import part, parts_of
@@ -132,6 +132,26 @@ class MaskSegmenter(Segmenter):
                 best = scores(strip.flatten(2)).argmax(2)
                 labels.append(classes[best].unflatten(1, strip.shape[2:]))
             return torch.cat(labels, dim=1)
+
+
+class MaskOrPixelSegmenter(MaskSegmenter):
+    """A segmenter that classifies mask proposals if it has any, and else pixels, with a :class:`PixelOutput`."""
+
+    def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
+        if isinstance(output, PixelOutput):
+            return Segmenter.combine(self, output, size)
+        return super().combine(output, size)
+
+    def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
+        if isinstance(output, PixelOutput):
+            return Segmenter.label_map(self, output, size)
+        return super().label_map(output, size)
+
+    @staticmethod
+    def class_scores(output: SegmenterOutput) -> ClassScores:
+        """Class probabilities of the proposals."""
+        probabilities = output.class_logits.float().softmax(-1)[..., :-1]
+        return ClassScores(probabilities, probabilities.new_zeros(probabilities.shape[-1]))
 
 
 def sum_over_proposals(scores: ClassScores, mask_logits: Tensor) -> Tensor:

@@ -6,15 +6,13 @@ the paper trains. With proposals ``none``, classes are those of patches, upsampl
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deop.methods.base import PixelOutput, Segmenter, normalise, to_multiple
+from deop.methods.base import PixelOutput, normalise, to_multiple
 from deop.methods.builder import Builder
-from deop.methods.masks import ClassScores, MaskSegmenter, Regions, SegmenterOutput
+from deop.methods.masks import MaskOrPixelSegmenter, Regions, SegmenterOutput
 from deop.models.anchors import mask_pool
 from deop.models.clip import DenseCLIP
 from deop.models.foreign_proposals import Proposer, make_proposer
@@ -29,7 +27,7 @@ _MOST_KEPT = 10_000
 
 
 @method(TrainingFreeSettings)
-class TrainingFree(MaskSegmenter):
+class TrainingFree(MaskOrPixelSegmenter):
     """A frozen CLIP with proposals that were not trained here, or none.
 
     Args:
@@ -106,19 +104,3 @@ class TrainingFree(MaskSegmenter):
 
     def embed(self, names: list[str]) -> None:
         self.text_features(names)
-
-    def combine(self, output: Any, size: tuple[int, int]) -> Tensor:
-        if isinstance(output, PixelOutput):
-            return Segmenter.combine(self, output, size)
-        return super().combine(output, size)
-
-    def label_map(self, output: Any, size: tuple[int, int]) -> Tensor:
-        if isinstance(output, PixelOutput):
-            return Segmenter.label_map(self, output, size)
-        return super().label_map(output, size)
-
-    @staticmethod
-    def class_scores(output: SegmenterOutput) -> ClassScores:
-        """Class probabilities of the proposals."""
-        probabilities = output.class_logits.float().softmax(-1)[..., :-1]
-        return ClassScores(probabilities, probabilities.new_zeros(probabilities.shape[-1]))
