@@ -109,7 +109,10 @@ def test_a_whole_system_gives_the_labels_of_its_scores(build, propose, example):
 
 
 MEMORY = """
+import re
 import resource
+from pathlib import Path
+
 import torch
 from deop.models.clip import load_clip
 from deop.jobs.launch import keep_freed_memory
@@ -133,12 +136,14 @@ labels = torch.randint(847, (1, 512, 683))
 names = [f"thing {index}" for index in range(847)]
 prediction, *_ = predict(segmenter, torch.rand(1, 3, 512, 683), labels, names, 512)
 assert prediction.shape == labels.shape
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Linux's ru_maxrss of a new process starts at that of its parent, which here is the process of all tests.
+status = Path("/proc/self/status")
+peak = re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text()) if status.exists() else None
+print(int(peak[1]) * 1024 if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 @pytest.mark.slow
 def test_evaluating_847_classes_takes_less_than_3_gb():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    kilobytes = int(done.stdout) / (1024 if sys.platform == "darwin" else 1)
-    assert kilobytes < 3e6
+    assert int(done.stdout) < 3e9
