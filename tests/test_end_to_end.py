@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from forked_stages import forked_stages
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -30,19 +31,22 @@ def folder(tmp_path_factory) -> Path:
     for name in ("Snakefile", "workflow", "profiles", "config", "environment.yml", "requirements.lock"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, path / name)
-    done = snakemake(path)
+    with forked_stages(tmp_path_factory.mktemp("bin") / "forked") as commands:
+        done = snakemake(path, commands=commands)
     assert done.returncode == 0, done.stdout[-6000:]
     return path
 
 
-def environment() -> dict[str, str]:
-    tools = Path(sys.executable).parent
-    return os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+def environment(commands: Path | None = None) -> dict[str, str]:
+    folders = [commands, Path(sys.executable).parent, os.environ["PATH"]]
+    return os.environ | {"PATH": ":".join(str(folder) for folder in folders if folder), "HF_HUB_OFFLINE": "1"}
 
 
-def snakemake(path: Path, *arguments: str) -> subprocess.CompletedProcess:
+def snakemake(path: Path, *arguments: str, commands: Path | None = None) -> subprocess.CompletedProcess:
+    """Runs Snakemake, with the commands of this folder before those that are installed."""
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.run([*COMMAND, *arguments], cwd=path, env=environment(), text=True, check=False, **both)
+    env = environment(commands)
+    return subprocess.run([*COMMAND, *arguments], cwd=path, env=env, text=True, check=False, **both)
 
 
 @pytest.mark.slow
