@@ -13,6 +13,8 @@ import pytest
 import systems
 import torch
 import torch.nn.functional as F
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 from pycocotools import mask as coco_mask
 from safetensors.torch import save_file
@@ -308,7 +310,8 @@ def test_results_beside_the_images_are_not_images_of_the_next_run(tmp_path, pict
 
 
 def test_legends_have_distinct_colours_and_letters_with_accents():
-    from deop.reporting.overlay import legend_colours, legend_font
+    from deop.reporting.legend_font import legend_font
+    from deop.reporting.overlay import legend_colours
 
     colours = legend_colours(24).astype(int)
     apart = np.abs(colours[:, None] - colours).sum(-1) + 999 * np.eye(24, dtype=int)
@@ -316,3 +319,26 @@ def test_legends_have_distinct_colours_and_letters_with_accents():
     font = legend_font(20)
     box = font.getmask("\uffff").getbbox(), bytes(font.getmask("\uffff"))
     assert all(bytes(font.getmask(letter)) != box[1] for letter in "éßøжλ")
+
+
+def test_legends_in_other_scripts_use_a_font_of_the_machine(tmp_path, monkeypatch):
+    from deop.reporting.legend_font import _font_file, legend_font
+
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "dog"])
+    builder.setupCharacterMap({ord("犬"): "dog"})
+    builder.setupGlyf({name: TTGlyphPen(None).glyph() for name in (".notdef", "dog")})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "dog": (800, 0)})
+    builder.setupHorizontalHeader()
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "b.ttf")
+    (tmp_path / "a.ttf").write_text("no font")
+    monkeypatch.setattr(
+        "matplotlib.font_manager.findSystemFonts", lambda: [str(path) for path in tmp_path.iterdir()]
+    )
+    try:
+        assert legend_font(20, "犬").path == str(tmp_path / "b.ttf")
+        assert "DejaVu" in legend_font(20, "犬 dog").path  # in no font: boxes
+    finally:
+        _font_file.cache_clear()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deop.reporting.contact_sheet import paint_labels
+from deop.reporting.legend_font import legend_font
 
 _TEXT = (10, 40)  # pixels, at least and at most
 _STRIP = 256  # rows painted at a time, because painting takes fifty times the memory of the labels
@@ -43,8 +42,8 @@ def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Ima
     text = min(max(min(height, width) // 24, _TEXT[0]), _TEXT[1])
     if len(image) < _TEXT[1]:  # a strip: its legend is taller than it in any case
         text = max(text, 14)
-    font, gap = legend_font(text), text // 2
-    longest = max(font.getlength(names[index]) for index in shown)
+    fonts, gap = {index: legend_font(text, names[index]) for index in shown}, text // 2
+    longest = max(font.getlength(names[index]) for index, font in fonts.items())
     size = (width + round(longest) + text + 3 * gap, max(height, len(shown) * (text + gap) + gap))
     picture = Image.new("RGB", size, "white")
     picture.paste(Image.fromarray(painted), (0, 0))
@@ -52,7 +51,7 @@ def overlay(image: np.ndarray, label: np.ndarray, names: list[str]) -> Image.Ima
     for line, index in enumerate(shown):
         left, top = width + gap, gap + line * (text + gap)
         pen.rectangle([left, top, left + text, top + text], fill=tuple(map(int, colours[index])))
-        pen.text((left + text + gap, top + text // 2), names[index], "black", font=font, anchor="lm")
+        pen.text((left + text + gap, top + text // 2), names[index], "black", font=fonts[index], anchor="lm")
     return picture
 
 
@@ -74,12 +73,6 @@ def _within(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarra
     )
     small = Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX)
     return np.asarray(small), label[rows[:, None], columns]
-
-
-def legend_font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: Latin letters with all accents, Greek, Cyrillic, Arabic, signs."""
-    [folder] = find_spec("matplotlib").submodule_search_locations
-    return ImageFont.truetype(str(Path(folder, "mpl-data/fonts/ttf/DejaVuSans.ttf")), size)
 
 
 def legend_colours(count: int) -> np.ndarray:

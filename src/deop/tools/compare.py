@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from deop.api.load import load
 from deop.errors import DeopError
-from deop.reporting.overlay import legend_font
+from deop.reporting.legend_font import legend_font
 from deop.utils.files import whole_file
 
 
@@ -25,12 +25,12 @@ def run(
     wanted = classes or next((segmenter.classes for segmenter in segmenters if segmenter.classes), None)
     results = [segmenter(picture, wanted) for segmenter in segmenters]
     pictures = [result.plot() for result in results]
-    font, line = legend_font(20), 36
+    line = 36
     size = (sum(one.width for one in pictures), max(one.height for one in pictures) + line)
     sheet = Image.new("RGB", size, "white")
     pen, left = ImageDraw.Draw(sheet), 0
     for name, one in zip((first, second), pictures, strict=True):
-        pen.text((left + 8, line // 2), name, "black", font=font, anchor="lm")
+        pen.text((left + 8, line // 2), name, "black", font=legend_font(20, name), anchor="lm")
         sheet.paste(one, (left, line))
         left += one.width
     try:
