@@ -70,7 +70,7 @@ test: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-faults: $(READY)
-	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) -m faults
+	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) -m faults --hypothesis-profile thorough
 
 lint: $(READY)
 	$(ACTIVATED) $(VENV)/bin/pre-commit run --all-files

@@ -7,10 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+
+# Random inputs are the same in each run. `make test-faults` asks for the profile with many of them.
+hypothesis.settings.register_profile("quick", max_examples=20, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=600)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

@@ -177,10 +177,11 @@ def read_pickled(path: Path, allowed: tuple[Any, ...] = ()) -> Any:
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, the form of OpenAI's own ``ViT-B-16.pt``."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # no archive, or a damaged one, of which offsets and names may be anything
         return False
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     folders = {name.partition("/")[0] for name in names}
     if len(folders) != 1:
         return False

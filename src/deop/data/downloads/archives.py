@@ -12,6 +12,7 @@ import gzip
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -40,7 +41,14 @@ _CORRUPT = (
     gzip.BadGzipFile,
     EOFError,
     RuntimeError,
+    ValueError,
+    struct.error,
 )
+
+
+def _corrupt(error: Exception) -> bool:
+    """Whether ``error`` says that an archive is damaged. Offsets that cannot be are the system's invalid arguments."""
+    return isinstance(error, _CORRUPT) or (isinstance(error, OSError) and error.errno == errno.EINVAL)
 
 
 class CorruptArchive(DeopError):
@@ -72,7 +80,9 @@ class Archive:
         try:
             self._file = zipfile.ZipFile(path) if format == "zip" else tarfile.open(path)
             self.members = list(self._zip_members() if format == "zip" else self._tar_members())
-        except _CORRUPT as error:
+        except Exception as error:
+            if not _corrupt(error):
+                raise
             raise CorruptArchive(f"{path} is not a whole {format} archive: {error}") from None
         self._check_tree()
 
@@ -156,7 +166,9 @@ class Archive:
                     with self._open(member) as source:
                         crc32 = _copy(source, path, progress)
                     records[str(member.path)] = Record(str(member.path), member.size, crc32)
-            except _CORRUPT as error:
+            except Exception as error:
+                if not _corrupt(error):
+                    raise
                 raise CorruptArchive(f"{self.path} is damaged at {str(member.path)!r}: {error}") from None
         return list(records.values())
 
