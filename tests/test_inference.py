@@ -16,7 +16,8 @@ from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSetting
 from deop.settings.schedule import Augmentation
 from deop.settings.stages import Segmentation
 from deop.stages.train_system import SystemStep
-from deop.training.loop import accumulate, make_accelerator
+from deop.training.accumulation import accumulate
+from deop.training.loop import make_accelerator
 
 NAMES = ["dog", "cow", "grass"]
 QUERIES = 5
@@ -106,7 +107,7 @@ def test_gradient_checkpointing_trains_in_the_loop_of_the_stages(build):
     learned = []
     for flag in (False, True):
         step = SystemStep(build(gradient_checkpointing=flag).train(), NAMES)
-        accumulate(step, batch, None, make_accelerator(), "test")
+        accumulate(step, batch, None, make_accelerator())
         learned.append(
             {name: value.grad for name, value in step.named_parameters() if value.grad is not None}
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +99,28 @@ def test_a_killed_main_process_leaves_no_worker_and_no_lock(tmp_path, training, 
     assert again.returncode == 0, told
     assert "another process" not in told
     assert (Path(job.output) / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_is_asked_to_end_saves_its_last_step(tmp_path, training, ended):
+    """SIGTERM to all its processes, as clusters send it some seconds before they kill a job."""
+    file, job = tmp_path / "job.json", training(iterations=100_000)
+    main = start(job, file)
+    ended.append(main.pid)
+    state = Path(f"{job.output}.partial/state")
+    assert wait_until(lambda: children(main.pid) and state.exists())
+    time.sleep(3)
+    for pid in (*children(main.pid), main.pid):
+        os.kill(pid, signal.SIGTERM)
+    told = main.communicate(timeout=120)[1]
+    assert main.returncode == 1, told
+    step = re.search(r"\ndeop: train_proposals: ended by SIGTERM, with a checkpoint of step (\d+)", told)
+    assert step and list(state.glob(f"checkpoint-{int(step[1]):09d}-*.pt")), told
+    again = start(training(iterations=int(step[1]) + 1), file)
+    ended.append(again.pid)
+    again.communicate(timeout=600)
+    assert again.returncode == 0
+    assert json.loads((Path(job.output) / "provenance.json").read_text())["wall_time_s"] > 3
 
 
 WORKER = """

@@ -81,6 +81,9 @@ def test_a_training_that_diverges(training, refused):
     job.settings["proposals"]["lr"] = 1e9
     told = refused(job)
     assert "train_proposals, step " in told and "not finite" in told
+    assert (
+        told.count(".jpg") == job.settings["proposals"]["batch_size"] and "There is no checkpoint yet" in told
+    )
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b"", b"[]", b'{"stage": 1}', b'{"stage": "table"'])

@@ -90,7 +90,8 @@ DIVIDED = textwrap.dedent(
     from deop.settings.schedule import Augmentation
     from deop.settings.stages import ClassTerm, Segmentation
     from deop.settings.methods import AnchorSettings, DeOPSettings, SimBaselineSettings
-    from deop.training.loop import accumulate, make_accelerator
+    from deop.training.accumulation import accumulate
+    from deop.training.loop import make_accelerator
     from deop.stages.train_proposals import ClassLoss, ProposalStep
     from deop.stages.train_system import SystemStep
 
@@ -135,7 +136,7 @@ DIVIDED = textwrap.dedent(
         for micro_batch in (None, 1, 2):
             step = network(kind).train()
             ready = accelerator.prepare(step)
-            losses = accumulate(ready, share, micro_batch, accelerator, "test", step.denominators)
+            losses = accumulate(ready, share, micro_batch, accelerator, step.denominators)
             found = {f"loss/{k}": v.reshape(1) for k, v in accelerator.reduce(losses, reduction="mean").items()}
             found |= {k: v.grad for k, v in step.named_parameters() if v.grad is not None}
             if accelerator.is_main_process:

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from deop.jobs.artifacts import Workspace, require_inputs
 from deop.jobs.job import Job
-from deop.training.loop import fit_on_images, make_accelerator, plain_attention, split
+from deop.training.accumulation import plain_attention, split
+from deop.training.loop import fit_on_images, make_accelerator
 from deop.utils.timing import PartTimes, wait_for
 
 WARM_UP = 3

@@ -6,8 +6,8 @@ a resumed run computes exactly what an uninterrupted one computes.
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from deop.data.segmentation import SegmentationDataset
@@ -29,10 +28,12 @@ from deop.jobs.job import Job
 from deop.models.weight_files import learned_state
 from deop.settings.precision import Precision
 from deop.settings.schedule import Schedule
+from deop.training.accumulation import accumulate
 from deop.training.checkpoint import load_checkpoint, save_checkpoint
 from deop.training.optim import poly
 from deop.utils.processes import end_with_parent
 from deop.utils.progress import progress_bar
+from deop.utils.signals import termination
 from deop.utils.timing import part, parts_of
 
 KEPT_BYTES = 256 * 2**20
@@ -108,8 +109,12 @@ def fit(
     workers: int | None = None,
     denominators: Callable[[object], dict[str, Tensor]] | None = None,
     after_step: Callable[[object], None] | None = None,
+    files: Callable[[int], list[str]] | None = None,
 ) -> None:
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's last sound checkpoint.
+
+    On SIGTERM, which clusters send some seconds before they kill a job, it finishes the step, saves a checkpoint and
+    ends. Of several processes the first does so, and the others end with it.
 
     Args:
         module: called with a batch, returns named losses. Their sum is minimised.
@@ -120,10 +125,11 @@ def fit(
         workers: processes that load batches ahead, 0 for none; None chooses with :func:`loader_workers`.
         denominators: what each loss is a mean over, see :func:`accumulate`; None if all are means over samples.
         after_step: called with the batch after each step.
+        files: called with a step, returns the names of its images, for the error about a loss that is not finite.
 
     Raises:
         NotFiniteError: a loss is not finite; the last checkpoint is kept.
-        DeopError: raised while reading a batch.
+        DeopError: raised while reading a batch; or SIGTERM came.
         WeightsError: the checkpoint cannot be read.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -144,7 +150,7 @@ def fit(
         batch_size=None,
         sampler=range(first, iterations),
         num_workers=loader_workers(accelerator.device) if workers is None else workers,
-        worker_init_fn=end_with_parent,
+        worker_init_fn=_start_worker,
         pin_memory=accelerator.device.type == "cuda",
         collate_fn=_as_arrays if accelerator.device.type == "cpu" else None,
     )
@@ -155,36 +161,58 @@ def fit(
         total=iterations,
         disable=not accelerator.is_local_main_process,
     )
-    saved = time.monotonic()
+    saved, kept = time.monotonic(), first
     module.train()
-    for step, loaded in enumerate(parts_of(progress, "data"), start=first):
-        _seed_step(hash((seed, step)) % 2**31 + accelerator.process_index, accelerator.device)
-        if isinstance(loaded, DeopError):
-            raise loaded
-        batch = _to(loaded, accelerator.device)
-        place = f"{description}, step {step}"
-        losses = accumulate(module, batch, micro_batch, accelerator, place, denominators)
-        with part("optimizer"):
-            if clip_grad_norm:
-                accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step()
-        if step % 10 == 0:
-            whole = accelerator.reduce(losses, reduction="mean")
-            values = {name: value.item() for name, value in whole.items()}
-            progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-            accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
-        if time.monotonic() - saved > checkpoint_seconds and accelerator.is_main_process:
-            state = _state(plain, optimizer, scheduler, accelerator)
-            save_checkpoint(workspace.state, state, step + 1)
-            workspace.tick()
-            saved = time.monotonic()
-        if after_step is not None:
-            after_step(batch)
+    with termination() as terminated:
+        for step, loaded in enumerate(parts_of(progress, "data"), start=first):
+            _seed_step(hash((seed, step)) % 2**31 + accelerator.process_index, accelerator.device)
+            if isinstance(loaded, DeopError):
+                raise loaded
+            batch = _to(loaded, accelerator.device)
+            try:
+                losses = accumulate(module, batch, micro_batch, accelerator, denominators)
+            except NotFiniteError as error:
+                images = f". Its images: {_shortened(files(step))}" if files else ""
+                left = f"The last checkpoint is that of step {kept}" if kept else "There is no checkpoint yet"
+                raise NotFiniteError(f"{description}, step {step}: {error}{images}. {left}") from None
+            with part("optimizer"):
+                if clip_grad_norm:
+                    accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+            if step % 10 == 0:
+                whole = accelerator.reduce(losses, reduction="mean")
+                values = {name: value.item() for name, value in whole.items()}
+                progress.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
+                accelerator.log({**values, "lr": scheduler.get_last_lr()[0]}, step=step)
+            ending = terminated()
+            if time.monotonic() - saved > checkpoint_seconds or ending:
+                if accelerator.is_main_process:
+                    state = _state(plain, optimizer, scheduler, accelerator)
+                    save_checkpoint(workspace.state, state, step + 1)
+                    workspace.tick()
+                saved, kept = time.monotonic(), step + 1
+            if ending and accelerator.is_main_process:
+                raise DeopError(
+                    f"{description}: ended by SIGTERM, with a checkpoint of step {kept}; run the same command to go on"
+                )
+            if after_step is not None:
+                after_step(batch)
     # Not end_training: it would destroy the process group, and the processes still wait for each other (see artifact).
     for tracker in accelerator.trackers:
         tracker.finish()
+
+
+def _start_worker(_: int) -> None:
+    """A process that loads batches lives as long as the one that trains, which SIGTERM does not end at once."""
+    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _shortened(names: list[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class _OrError(Dataset):
@@ -212,98 +240,6 @@ def _seed_step(seed: int, device: torch.device) -> None:
         seed_cpu(seed)
     else:
         set_seed(seed)
-
-
-def accumulate(
-    module: nn.Module,
-    batch,
-    micro_batch: int | None,
-    accelerator: Accelerator,
-    place: str,
-    denominators: Callable[[object], dict[str, Tensor]] | None = None,
-) -> dict[str, Tensor]:
-    """Accumulates the gradients of a batch over its parts and over all processes.
-
-    However the batch is divided, the result is that of one process with the whole batch: each loss is a mean over
-    something (masks, labelled pixels), and a part is weighted by how many of these it holds. Batch norms that are not
-    frozen, and dropout, still differ.
-
-    Args:
-        batch: this process's share of the batch.
-        micro_batch: samples in one forward pass; None for all.
-        place: stage and step, for the error about a loss that is not finite.
-        denominators: called with a part of the batch, returns by name of a loss the number of items in the part that
-            the loss is a mean over. Losses that it does not name are means over samples; None if all are.
-
-    Returns:
-        By name, this process's share of the loss; the mean over the processes is the loss of the whole batch.
-
-    Raises:
-        NotFiniteError: a loss is not finite.
-    """
-    parts = split(batch, micro_batch)
-    weights = _part_weights(parts, accelerator, denominators)
-    shares: dict[str, Tensor] = {}
-    for index, (samples, _) in enumerate(parts):
-        # Processes synchronise gradients once per step, with the last part.
-        last = index == len(parts) - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
-                losses = _losses(module, samples, place)
-            weighted = [
-                value * weights[index].get(name, weights[index][""]) for name, value in losses.items()
-            ]
-            total = torch.stack(weighted).sum()
-            if not torch.isfinite(total):
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise NotFiniteError(
-                    f"{place}: loss is not finite ({values}); a lower learning rate may help"
-                )
-            # Again, because gradient checkpointing has to recompute with the same kernels as in the forward pass.
-            with plain_attention(accelerator.device), part("backward"):
-                accelerator.backward(total)
-        for name, value in zip(losses, weighted, strict=True):
-            shares[name] = shares.get(name, 0) + value.detach()
-    return shares
-
-
-def _losses(module: nn.Module, samples: object, place: str) -> dict[str, Tensor]:
-    try:
-        return module(samples)
-    except NotFiniteError as error:  # of a matching, which comes before the losses
-        raise NotFiniteError(f"{place}: {error}") from None
-
-
-def _part_weights(
-    parts: list[tuple[object, int]],
-    accelerator: Accelerator,
-    denominators: Callable[[object], dict[str, Tensor]] | None,
-) -> list[dict[str, Tensor | float]]:
-    """For each part of a batch, by name of a loss, the weight of the part's mean in that of the whole batch.
-
-    Under ``""`` is the weight by samples. Gradients are averaged over processes, hence the factor of their number.
-    """
-    processes = accelerator.num_processes
-    if len(parts) == 1 and processes == 1:
-        return [{"": 1.0}]
-    counts = [{"": torch.tensor(float(samples), device=accelerator.device)} for _, samples in parts]
-    if denominators is not None:
-        counts = [count | denominators(samples) for count, (samples, _) in zip(counts, parts, strict=True)]
-    table = torch.stack([torch.stack([value.double() for value in count.values()]) for count in counts])
-    whole = accelerator.reduce(table.sum(0)) if processes > 1 else table.sum(0)
-    shares = (table * processes / whole.clamp(min=torch.finfo(whole.dtype).tiny)).float()
-    return [dict(zip(counts[0], row.unbind(), strict=True)) for row in shares]
-
-
-def split(batch, micro_batch: int | None) -> list[tuple[object, int]]:
-    """Parts of at most ``micro_batch`` samples of a batch (a tensor or a dictionary of tensors), and their sizes."""
-    tensors = batch if isinstance(batch, dict) else {"": batch}
-    samples = min((len(value) for value in tensors.values()), default=1)
-    if micro_batch is None or samples <= micro_batch:
-        return [(batch, samples)]
-    split = zip(*(value.split(micro_batch) for value in tensors.values()))
-    named = [dict(zip(tensors, values)) for values in split]
-    return [(one if isinstance(batch, dict) else one[""], len(next(iter(one.values())))) for one in named]
 
 
 def loader_workers(device: torch.device) -> int:
@@ -351,12 +287,8 @@ def fit_on_images(
         micro_batch=job.settings.get("machine", {}).get("micro_batch"),
         denominators=training.module.denominators,
         after_step=after_step,
+        files=lambda step: [training.dataset.image_name(index) for index in batches.samples(step)],
     )
-
-
-def plain_attention(device: torch.device) -> contextlib.AbstractContextManager:
-    """On a CPU, attention as plain matrix products: for a few dozen tokens, fused attention makes a step 25% longer."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
 
 def _state(module: nn.Module, optimizer, scheduler, accelerator: Accelerator) -> dict[str, Any]:
