@@ -90,7 +90,7 @@ def torchscript() -> bytes:
 
 JOB = {"stage": "table", "key": "0" * 12, "output": "results/table3", "settings": {"clip": {"model": "x"}}}
 CARD = {"name": "park", "classes": [{"name": "dog", "raw_id": 1, "kind": "thing"}], "images": {"val": 1}}
-SPLIT = b"image,label,classes,crc32,image_crc32\na.jpg,labels/a.png,0 1,9f,a0\n"
+SPLIT = b"image,label,classes,crc32,image_crc32\na.jpg,labels/a.png,0 1,0000009f,000000a0\n"
 
 
 def convert(folder: Path, pair: Pair, read: Callable) -> None:

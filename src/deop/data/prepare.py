@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from deop.data.card import DatasetCard, ignore_value
+from deop.data.entries import Entry
 from deop.data.pairs import Pair
 from deop.data.raw_dataset import RawDataset, SceneGenerator
-from deop.data.segmentation import Entry, write_card, write_split
+from deop.data.segmentation import write_card, write_split
 from deop.errors import DeopError
 from deop.settings.datasets import DatasetSettings, dataset_opener
 from deop.utils.files import whole_file

@@ -17,7 +17,6 @@ import json
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from deop.data.card import DatasetCard
+from deop.data.entries import COLUMNS, Entry, read_split
 from deop.errors import DeopError
 
 IGNORE = -1
@@ -42,17 +42,6 @@ class Sample(NamedTuple):
 
     image: Tensor
     label: Tensor
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a split file, with the CRC-32 of both files; None before it is known."""
-
-    image: Path
-    label: Path
-    classes: tuple[int, ...]
-    crc32: int | None = None
-    image_crc32: int | None = None
 
 
 def write_label_map(path: Path, label: np.ndarray, ignore: int) -> None:
@@ -83,22 +72,17 @@ class SegmentationDataset(torch.utils.data.Dataset):
         self._kept: dict[int, Sample] = {}
         self._room = keep_bytes
         self.card = read_card(self.root)
-        entries = _read_split(self.root / f"{split}.csv", self.card.image_root)
-        if entries and not entries[0].image.is_file():
+        image_root = self.card.image_root
+        entries = read_split(self.root / f"{split}.csv", None if image_root is None else Path(image_root))
+        if len(entries) and not entries[0].image.is_file():
             raise self._missing(entries[0].image)
         self._lookup: Tensor | None = None
+        self.captioned: Sequence[tuple[int, ...]] = entries.classes
         if seen_only:
-            entries = [entry for entry in entries if set(entry.classes) & set(self.card.seen)]
-        self.captioned = [entry.classes for entry in entries]
-        if seen_only:
+            entries, self.captioned = entries.having(self.card.seen)
             self._lookup = torch.full((len(self.card.classes) + 1,), HIDDEN, dtype=torch.int64)
             self._lookup[IGNORE] = IGNORE  # the last entry
             self._lookup[self.card.seen] = torch.arange(len(self.card.seen))
-            position = {label: index for index, label in enumerate(self.card.seen)}
-            entries = [
-                replace(entry, classes=tuple(position[c] for c in entry.classes if c in position))
-                for entry in entries
-            ]
         self.entries: Sequence[Entry] = entries
         self.names = [self.card.names[index] for index in self.card.seen] if seen_only else self.card.names
 
@@ -210,36 +194,6 @@ def read_card(root: Path) -> DatasetCard:
         raise DeopError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _read_split(path: Path, image_root: str | None) -> list[Entry]:
-    if not path.is_file():
-        raise DeopError(f"{path}: no such split")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # no CSV, or not UTF-8
-        raise DeopError(
-            f"{path}: cannot be read as CSV ({error}); remove {path.parent} to have it prepared again"
-        ) from None
-    missing = {"image", "label", "classes", "crc32", "image_crc32"} - set(table.columns)
-    if missing:
-        raise DeopError(
-            f"{path}: has no column {', '.join(sorted(missing))}; remove {path.parent} to have it prepared again"
-        )
-    images = path.parent if image_root is None else Path(image_root)
-    try:
-        return [
-            Entry(
-                images / row.image,
-                path.parent / row.label,
-                tuple(map(int, row.classes.split())),
-                int(row.crc32, 16),
-                int(row.image_crc32, 16),
-            )
-            for row in table.itertuples()
-        ]
-    except ValueError as error:
-        raise DeopError(f"{path}: {error}; remove {path.parent} to have it prepared again") from None
-
-
 def _checksums(paths: Sequence[Path]) -> list[int | None]:
     """CRC-32 of files, None for missing ones; read in threads."""
 
@@ -273,8 +227,7 @@ def write_split(root: Path, split: str, entries: list[Entry], image_root: Path |
         )
         for entry, label, image in zip(entries, labels, images, strict=True)
     ]
-    columns = ["image", "label", "classes", "crc32", "image_crc32"]
-    pd.DataFrame(rows, columns=columns).to_csv(root / f"{split}.csv", index=False)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(root / f"{split}.csv", index=False)
 
 
 def restore_raw(label: np.ndarray, card: DatasetCard) -> np.ndarray:

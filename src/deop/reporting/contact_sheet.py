@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -42,7 +43,7 @@ def contact_sheet(dataset: SegmentationDataset, *, images: int, columns: int = 6
     count = min(images, len(dataset))
     side = max(dataset[0].image.shape[1:]) if count else 0
     tile = min(max(side, _TILE[0]), _TILE[1])
-    most = max((len(entry.classes) for entry in dataset.entries[:count]), default=0)
+    most = max((len(entry.classes) for entry in islice(dataset.entries, count)), default=0)
     cell = (2 * tile + _MARGIN, tile + most * _LINE + _MARGIN)
     rows = -(-count // columns)
     sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, rows * cell[1] + _MARGIN), "white")

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from deop.data.card import DatasetCard, LabelledClass, ignore_value
-from deop.data.segmentation import Entry, write_card, write_label_map, write_split
+from deop.data.entries import Entry
+from deop.data.segmentation import write_card, write_label_map, write_split
 from deop.jobs.artifacts import Workspace
 from deop.jobs.job import Job, schedule_of
 from deop.training.loop import Training, fit_on_images, make_accelerator

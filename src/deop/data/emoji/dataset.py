@@ -16,7 +16,8 @@ from deop.data.emoji.artwork import concept
 from deop.data.emoji.scenes import compose, random_placement, split_mask, spread_centres
 from deop.data.emoji.settings import EmojiScenes
 from deop.data.emoji.textures import draw_texture, texture_names
-from deop.data.segmentation import IGNORE, Entry, write_card, write_label_map, write_split
+from deop.data.entries import Entry
+from deop.data.segmentation import IGNORE, write_card, write_label_map, write_split
 from deop.errors import DeopError
 from deop.utils.processes import end_with_parent
 
