@@ -54,8 +54,8 @@ elif stage in ("benchmark", "claims", "figure", "picture"):
         )
         output.with_suffix(suffix).write_text(text)
     shows = {"kind": "scene", "rule": "Chosen by lot.", "image": "images/7.jpg"} if stage == "picture" else {}
-    made_from = dict.fromkeys(job["inputs"])  # by role, without a hash
-    output.write_text(json.dumps({"key": job["key"], "inputs": made_from, **shows, **provenance}))
+    made_from = {role: {"path": path, "sha256": None} for role, path in job["inputs"].items()}
+    output.write_text(json.dumps({"key": job["key"], "inputs": made_from, **shows, "provenance": provenance}))
 else:
     output.mkdir(parents=True, exist_ok=True)
     names = ("dataset.json", "contact_sheet.png") if stage == "prepare-data" else ("model.safetensors",)
