@@ -1,4 +1,7 @@
-"""``deop explain``: from a number of a table, whose parts stand-ins made, back to all that made it."""
+"""``deop explain``: from a number of a table, whose parts stand-ins made, back to all that made it.
+
+``CELL`` is the example of docs/reading-results.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 import re
 import shlex
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from typer.testing import CliRunner
 
 from deop.cli import app
 
+ROOT = Path(__file__).parents[2]
 CELL = ("results/table3.csv", "DeOP", "es171.hIoU")
 
 
@@ -73,6 +79,11 @@ def test_what_cannot_be_explained_is_said_with_the_nearest_names(tmp_path, monke
     assert "'LSeg' was not run; nearest that was: DeOP" in refused(CELL[0], "LSeg", CELL[2])
     gone = refused(*CELL)
     assert of_evaluation["path"] in gone and "`snakemake results/table3.csv --config 'seeds=[0]'`" in gone
+
+
+def test_explaining_loads_no_torch():
+    code = "import sys, deop.cli, deop.tools.explain; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.slow
@@ -145,13 +156,20 @@ def test_the_walk_goes_on_where_a_part_is_gone(made):
 
 
 @pytest.mark.slow
-def test_values_given_with_config_and_profiles_are_in_the_command(workflow, monkeypatch):
+def test_profiles_and_values_given_with_config_are_in_the_command_and_weights_of_the_package_are_named(
+    workflow, monkeypatch
+):
     profile = workflow.path / "mine.yaml"
-    profile.write_text("profile: mine\n")
+    profile.write_text("profile: mine\nclip: {retrain: false}\n")
     given = ("--configfile", "mine.yaml", "--config", "seeds=[2]", "evaluation={miou: ground_truth}")
     workflow.snakemake(CELL[0], *given)
     monkeypatch.chdir(workflow.path)
-    command = explained(*CELL).splitlines()[-1].strip()
+    text = explained(*CELL)
+    weights = json.loads((ROOT / "src/deop/models/weights/deop-mini.json").read_text())["sha256"]
+    assert re.search(
+        rf"^  CLIP +deop-mini, weights of the package\n +weights: SHA-256 {weights}$", text, re.M
+    )
+    command = text.splitlines()[-1].strip()
     assert command == (
         "snakemake results/table3.csv --configfile mine.yaml "
         """--config 'seeds=[2]' 'evaluation={"miou": "ground_truth"}'"""
