@@ -17,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from deop.cli import app
+from deop.jobs.lineage import lineage
+from deop.utils.files import file_hash
 
 ROOT = Path(__file__).parents[2]
 CELL = ("results/table3.csv", "DeOP", "es171.hIoU")
@@ -78,7 +80,9 @@ def test_what_cannot_be_explained_is_said_with_the_nearest_names(tmp_path, monke
     assert "coco_stuff.hIoU = 38.2 is the paper's" in of_paper and "measured here: es171.hIoU" in of_paper
     assert "'LSeg' was not run; nearest that was: DeOP" in refused(CELL[0], "LSeg", CELL[2])
     gone = refused(*CELL)
-    assert of_evaluation["path"] in gone and "`snakemake results/table3.csv --config 'seeds=[0]'`" in gone
+    assert (
+        of_evaluation["path"] in gone and f"`snakemake {of_evaluation['path']} --config 'seeds=[0]'`" in gone
+    )
 
 
 def test_explaining_loads_no_torch():
@@ -121,7 +125,7 @@ def test_a_number_leads_to_everything_that_made_it_and_to_the_command_that_makes
 
 
 @pytest.mark.slow
-def test_parts_of_different_commits_and_parts_that_were_changed_are_named(made):
+def test_parts_of_different_commits_and_parts_that_were_changed_are_named(made, monkeypatch):
     assert "commit fedcba" not in explained(*CELL)
     gone = next(Path("results/evaluations").glob("es171-deop-seed1-*.json"))
     Path("commit.txt").write_text("fedcba9876543210")
@@ -141,7 +145,28 @@ def test_parts_of_different_commits_and_parts_that_were_changed_are_named(made):
     csv = Path("results/table3.csv")
     shown = re.search(r"= (\S+)", text)[1]
     csv.write_text(csv.read_text().replace(f",{shown},", ",99.9,"))
-    assert "But the CSV says 99.9" in explained("results/table3.csv", "Baseline", "es20.pAcc")
+    monkeypatch.chdir("results")  # any folder will do
+    assert "But the CSV says 99.9" in explained("table3.csv", "Baseline", "es20.pAcc")
+
+
+def test_a_part_counts_as_made_again_whoever_read_it_before(tmp_path):
+    """Data that was made again between the training of a system and its evaluation."""
+
+    def write(path: str, **inputs: tuple[str, str]) -> str:
+        made = {
+            "stage": path.split("/")[0],
+            "inputs": {role: {"path": p, "sha256": h} for role, (p, h) in inputs.items()},
+        }
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        record = tmp_path / path / "provenance.json"
+        record.write_text(json.dumps(made))
+        return file_hash(record)
+
+    now = write("data/d")
+    system = write("systems/s", data=("data/d", "0" * 64))
+    evaluation = write("evaluations/e", data=("data/d", now), system=("systems/s", system))
+    changed = {part.path: part.changed for part in lineage(tmp_path, "evaluations/e", evaluation)}
+    assert changed == {"data/d": True, "systems/s": False, "evaluations/e": False}
 
 
 @pytest.mark.slow

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from deop.jobs.artifacts import TENSORBOARD, provenance_of, record_of
+from deop.jobs.integrity import read_json
 from deop.jobs.plan import JOBS
 from deop.utils.files import file_hash
 
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     stage: that made it; empty if neither it nor a job file tells.
     made: its provenance, without one that of its job file (``seed``, ``settings``), else empty.
     there: whether it is on disk.
-    changed: whether its record is not the one that what was made from it had read.
+    changed: whether something that was made from it had read another record.
     weights: by role, the SHA-256 of weights of the package that it was made from.
     """
 
@@ -64,35 +64,35 @@ def lineage(root: Path, path: str, sha256: str | None, within: str = "") -> list
     waiting: list[tuple[str, str | None, str]] = [(path, sha256, within)]
     while waiting:
         path, sha256, prefix = waiting.pop(0)
-        if path in found:
-            continue
-        part, inputs = _read(root, path, sha256)
-        found[path] = part
-        waiting += [(each["path"], each["sha256"], "") for role, each in inputs if role.startswith(prefix)]
+        if path not in found:
+            found[path] = _read(root, path)
+            inputs = found[path].made.get("inputs", {})
+            waiting += [
+                (each["path"], each["sha256"], "")
+                for role, each in inputs.items()
+                if "path" in each and role.startswith(prefix)
+            ]
+        part = found[path]  # which others may have read before it was made again
+        if part.there and sha256 is not None and file_hash(record_of(root / path)) != sha256:
+            found[path] = part._replace(changed=True)
     return sorted(
         found.values(), key=lambda part: ORDER.index(part.stage) if part.stage in ORDER else len(ORDER)
     )
 
 
-def _read(root: Path, path: str, sha256: str | None) -> tuple[Part, list[tuple[str, dict[str, Any]]]]:
-    """A part, and by role those that it was made from."""
-    record = record_of(root / path)
-    made = provenance_of(root / path)
-    there = made is not None
-    if made is None or "inputs" not in made:
-        made = _job_of(root, path) | (made or {})
-    inputs = made.get("inputs", {})
-    weights = {role: each["sha256"] for role, each in inputs.items() if "path" not in each}
-    changed = there and sha256 is not None and file_hash(record) != sha256
-    part = Part(path, made.get("stage", ""), made, there, changed, weights)
-    return part, [(role, each) for role, each in inputs.items() if "path" in each]
+def _read(root: Path, path: str) -> Part:
+    """A part, by its record or, if that is gone or says nothing of its inputs, its job file."""
+    record = provenance_of(root / path)
+    made = record if record is not None and "inputs" in record else _job_of(root, path) | (record or {})
+    weights = {role: each["sha256"] for role, each in made.get("inputs", {}).items() if "path" not in each}
+    return Part(path, made.get("stage", ""), made, record is not None, False, weights)
 
 
 def _job_of(root: Path, path: str) -> dict[str, Any]:
     """What the job file of an artifact says of how it is made, as a provenance would; empty without a job file."""
     key = Path(path).name.removesuffix(".json")[-12:]
     for file in (root / JOBS).glob(f"*-{key}.json"):
-        job = json.loads(file.read_text(encoding="utf-8"))
+        job = read_json(file, f"remove {file}; Snakemake writes it again when it plans (snakemake -n)")
         inputs = {role: {"path": each, "sha256": None} for role, each in job["inputs"].items()}
         inputs |= {role: {"sha256": sha256} for role, sha256 in job.get("weights", {}).items()}
         return {"stage": job["stage"], "seed": job["seed"], "settings": job["settings"], "inputs": inputs}

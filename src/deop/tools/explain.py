@@ -75,7 +75,7 @@ def find_cell(file: Path, row: str, column: str) -> Cell:
             if tables
             else f"{missing} is not there, nor a table beside it that the workflow made, such as results/table3.csv"
         )
-    remedy = f"remove it and run `snakemake {file.parent.name}/{record.stem}.csv`"
+    remedy = f"remove it and run `snakemake {file.absolute().parent.name}/{record.stem}.csv`"
     made = read_json(record, remedy).get("provenance") or {}
     if "table" not in made.get("settings", {}):
         what = f"is of stage {made['stage']}" if "stage" in made else "does not say what it shows"
@@ -99,8 +99,8 @@ def find_cell(file: Path, row: str, column: str) -> Cell:
     if rows[row].experiment is None:
         measured = [each.label for each in table.rows if each.experiment is not None]
         raise DeopError(f"{file}: {row!r} was not run; nearest that was: {_nearest(row, measured)}")
-    root = file.parent.parent
-    return Cell(root, record.relative_to(root), made, table, rows[row], *columns[column])
+    root = record.absolute().parents[1]
+    return Cell(root, record.absolute().relative_to(root), made, table, rows[row], *columns[column])
 
 
 def explain(file: Path, row: str, column: str) -> str:
@@ -138,14 +138,15 @@ def _chain(cell: Cell, seed: int) -> list[Part]:
     """What one seed's value comes from, the evaluation or the measurement of speed first.
 
     Raises:
-        DeopError: the table does not say what it read, or that is gone.
+        DeopError: that is gone, or a record on the way is damaged.
     """
     of_speed = cell.metric == "FPS"
     role = f"speed/{cell.dataset.name}" if of_speed else f"{cell.row.experiment}/{cell.dataset.name}/{seed}"
     read = cell.made["inputs"][role]
     if not record_of(cell.root / read["path"]).is_file():
         raise DeopError(
-            f"{read['path']}, from which {cell.record} has this number, is not there; `{_command(cell)}` makes it again"
+            f"{read['path']}, from which {cell.record} has this number, is not there; "
+            f"`{_command(cell, read['path'])}` makes it again"
         )
     return lineage(cell.root, read["path"], read["sha256"], f"{cell.row.experiment}/" if of_speed else "")
 
@@ -174,7 +175,7 @@ def _headline(cell: Cell, values: dict[int, float | None]) -> Iterator[str]:
     if written != _number(mean):
         yield (
             f"But the CSV says {written or 'nothing'}: it or the evaluations were changed since it was written. "
-            f"`{_command(cell)}` writes it again."
+            f"Remove it and run `{_command(cell)}` to have it written again."
         )
 
 
@@ -292,8 +293,8 @@ def _again(cell: Cell) -> Iterator[str]:
     yield f"  {_command(cell)}"
 
 
-def _command(cell: Cell) -> str:
-    """The call of Snakemake that makes the table, with the profiles and values that it was made with."""
+def _command(cell: Cell, target: str = "") -> str:
+    """The call of Snakemake that makes a file, by default the table, with the table's profiles and values."""
     state = cell.made.get("configuration") or {}
     values: dict[str, Any] = {"seeds": list(cell.table.seeds)}
     for key, value in state.get("overrides", {}).items():
@@ -302,7 +303,7 @@ def _command(cell: Cell) -> str:
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-    command = ["snakemake", cell.record.with_suffix(".csv").as_posix()]
+    command = ["snakemake", target or cell.record.with_suffix(".csv").as_posix()]
     if state.get("profiles"):
         command += ["--configfile", *state["profiles"]]
     return shlex.join(
