@@ -36,7 +36,7 @@ help:
 	@echo "make bundled              copy the trained system es171/deop into the package, as deop.load('deop-mini')"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
-	@echo "                          refused if there are uncommitted changes"
+	@echo "                          refused if there are uncommitted changes, or parts that another commit made"
 	@echo "make .venv                create the environment alone; all other targets do this first"
 
 # Python 3.11.4 is needed for the extraction filters of tarfile, which make unpacking archives safe (see pyproject.toml).
@@ -112,6 +112,9 @@ results/report.html: $(READY) FORCE
 	$(SNAKEMAKE)
 	$(SNAKEMAKE) --report $@ --report-stylesheet workflow/report/style.css
 
+# Before the run, so that hours are not spent on what is refused, and after it.
+OF_ONE_COMMIT := $(VENV)/bin/python -m deop.tools.published --check '$(SEEDS)'
+
 publish: $(READY)
 	@changes="$$(git status --porcelain)" || exit; \
 	if [ -n "$$changes" ]; then \
@@ -121,7 +124,9 @@ publish: $(READY)
 	    exit 1; \
 	fi
 	files="$$($(VENV)/bin/python -m deop.tools.published)" && \
+	    $(OF_ONE_COMMIT) && \
 	    $(SNAKEMAKE) $$files --config 'seeds=$(SEEDS)' && \
+	    $(OF_ONE_COMMIT) && \
 	    mkdir -p $(PUBLISHED_DIR) && \
 	    cp $$files $(PUBLISHED_DIR)/
 

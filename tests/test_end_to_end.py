@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -155,6 +157,25 @@ def test_datasets_come_with_a_picture_to_look_at(folder):
 @pytest.mark.slow
 def test_a_second_run_has_nothing_to_do(folder):
     assert "Nothing to be done" in snakemake(folder).stdout
+
+
+@pytest.mark.slow
+def test_a_number_leads_to_the_clip_and_to_the_command_that_makes_it(folder):
+    command = ["deop", "explain", TABLE, "DeOP", "es20.hIoU"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *_, last = done.stdout.splitlines()
+    shown = pd.read_csv(folder / TABLE, index_col="method").loc["DeOP", "es20.hIoU"]
+    assert first == f"{TABLE}: DeOP, es20.hIoU = {shown:.1f}"
+    assert "changed or made again" not in done.stdout and "not there any more" not in done.stdout
+    named = re.findall(r"^  (\w+) +(\S+-[0-9a-f]{12})", done.stdout, re.M)
+    kinds = ["evaluation", "system", "training", "proposals", "backbone", "prompts", "CLIP", "CLIP", "data"]
+    assert [kind for kind, _ in named] == kinds
+    last_round, _ = [path for kind, path in named if kind == "CLIP"]
+    weights = hashlib.sha256((folder / last_round / "model.safetensors").read_bytes()).hexdigest()
+    assert f"weights: SHA-256 {weights}" in done.stdout
+    assert f"log: logs/train_system/{Path(dict(named)['training']).name}.log" in done.stdout
+    assert last.strip() == f"snakemake {TABLE} --configfile config/tiny.yaml --config 'seeds=[0]'"
 
 
 def inputs_of(folder: Path, stage: str, artifact: str) -> dict[str, str]:

@@ -300,7 +300,7 @@ def test_results_are_asked_of_snakemake_even_when_they_exist(checkout: Checkout)
     assert checkout.calls()[-2:] == ["snakemake results/figures/scene.png", deop_command]
 
 
-def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
+def test_publishing_refuses_uncommitted_changes_and_parts_of_other_commits(checkout: Checkout) -> None:
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=checkout.folder, check=True)
@@ -313,9 +313,14 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     checkout.calls()
     listing = " ".join(f"results/{name}" for name in names)
     (checkout.venv / "bin" / "python").write_text(
-        f'#!/bin/sh\n[ "$*" = "-m deop.tools.published" ] && echo {listing}\n'
+        f"""#!/bin/sh
+if [ "$*" = "-m deop.tools.published" ]; then echo {listing}
+elif [ "$*" = "-m deop.tools.published --check [0,1,2]" ]; then echo checked >> calls; [ ! -e mixed ]
+else exit 1
+fi
+"""
     )
-    (checkout.folder / ".git" / "info" / "exclude").write_text("calls\n")
+    (checkout.folder / ".git" / "info" / "exclude").write_text("calls\nmixed\n")
 
     (checkout.folder / "changed.py").touch()
     run = checkout.make("publish")
@@ -324,13 +329,20 @@ def test_publishing_refuses_uncommitted_changes(checkout: Checkout) -> None:
     assert checkout.calls() == []
 
     (checkout.folder / "changed.py").unlink()
+    published = checkout.folder / "docs" / "results" / "mini"
+    (checkout.folder / "mixed").touch()  # parts of another commit
+    assert checkout.make("publish").returncode != 0
+    assert checkout.calls() == ["checked"] and not published.exists()
+
+    (checkout.folder / "mixed").unlink()
     run = checkout.make("publish")
     assert run.returncode == 0, run.stderr
-    # All that is published, with three seeds.
-    command = checkout.calls()[0].split()
+    # Checked before the run and after it. All that is published, with three seeds.
+    calls = checkout.calls()
+    assert calls[0] == calls[-1] == "checked"
+    command = calls[1].split()
     assert command[0] == "snakemake" and command[-2:] == ["--config", "seeds=[0,1,2]"]
     assert set(command[1:-2]) == {f"results/{name}" for name in names}
-    published = checkout.folder / "docs" / "results" / "mini"
     assert {path.name: path.read_text() for path in published.iterdir()} == {
         r.name: r.suffix for r in results
     }

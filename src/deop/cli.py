@@ -23,7 +23,7 @@ from deop.jobs.launch import prepare_process
 from deop.jobs.ranks import decided_by_first
 from deop.jobs.systems import find_system
 from deop.settings.system import CONFIG
-from deop.tools.commands import doctor, export, import_authors
+from deop.tools.commands import doctor, explain_number, export, import_authors
 from deop.utils.locks import lock, open_to_lock
 from deop.utils.options import (
     CORES,
@@ -253,6 +253,7 @@ def systems(project: Project = None, profile: Profiles = None) -> None:
 
 
 app.command(rich_help_panel=TOOLS)(doctor)
+app.command(name="explain", rich_help_panel=TOOLS)(explain_number)
 app.command(rich_help_panel=TOOLS)(export)
 
 

@@ -224,6 +224,7 @@ def test_files_are_the_same_for_the_same_input_and_the_json_is_last(tmp_path, mo
     made = json.loads((folder / "made.json").read_text())
     assert made.pop("code").startswith("commit 0123456789ab")
     assert made.pop("inputs").keys() == job.inputs.keys()
+    assert made.pop("provenance")["stage"] == "figure"
     assert made == {
         "key": "abc123",
         "profile": "mini",

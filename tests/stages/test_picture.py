@@ -121,8 +121,9 @@ def test_files_are_whole_and_the_same_again_and_json_is_written_last(draw, monke
     Image.open(folder / f"{kind}.png").verify()
     assert b"<svg" in (folder / f"{kind}.svg").read_bytes()
     values = json.loads((folder / f"{kind}.json").read_text())
-    assert (values["key"], values["kind"], values["config_hash"]) == ("k", kind, "k")
-    assert "rule" in values["rule"] and values["wall_time_s"] > 0
+    made = values["provenance"]
+    assert (values["key"], values["kind"], made["config_hash"]) == ("k", kind, "k")
+    assert "rule" in values["rule"] and made["wall_time_s"] > 0
     before = {path.suffix: path.read_bytes() for path in folder.iterdir()}
     draw(kind)
     assert all((folder / f"{kind}{end}").read_bytes() == before[end] for end in (".png", ".svg"))

@@ -1,8 +1,8 @@
 """Stands in for ``deop`` and for ``accelerate launch ... -m deop`` in workflow tests.
 
 Tables are written by the real stage. Every other stage writes the files that the rules expect, at once, with
-content that follows from the job's key and, of evaluations, from ``made.txt`` if there is one. It fails if an input is
-missing, and notes each run in ``ran.txt``.
+content that follows from the job's key and, of evaluations, from ``made.txt`` if there is one. Provenance is real, but
+for the commit, which ``commit.txt`` may name. It fails if an input is missing, and notes each run in ``ran.txt``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 import sys
 from pathlib import Path
 
+from deop.jobs.artifacts import describe
 from deop.jobs.integrity import folder_hashes, write_sealed
+from deop.jobs.job import Job
 
 arguments = sys.argv[1:]
 if arguments[0] == "launch":
@@ -28,7 +30,9 @@ if stage == "table":
 for path in job["inputs"].values():
     assert Path(path).exists(), f"{path} is missing"
 
-provenance = {"commit": "0123456789abcdef", "dirty": False, "version": "0.1.0", "wall_time_s": 60.0}
+commit = Path("commit.txt").read_text() if Path("commit.txt").exists() else "0123456789abcdef"
+of_commit = {"commit": commit, "dirty": False, "dirty_inputs": [], "version": "0.1.0"}
+provenance = describe(Job.model_validate(job), wall_time_s=60.0) | of_commit
 output, score = Path(job["output"]), int(job["key"], 16) / 16**12
 if stage == "evaluate":
     metrics = dict.fromkeys(("pAcc", "mIoU", "mIoU_truth", "hIoU", "seen", "unseen"), score)
@@ -36,7 +40,7 @@ if stage == "evaluate":
     system = json.loads((Path(job["inputs"]["system"]) / "config.json").read_text())
     result = {"metrics": metrics, "passes": 1.0, "per_class_iou": {}, "provenance": provenance}
     result |= {
-        "method": system["method"],
+        "method": system["sections"]["method"],
         "made": Path("made.txt").read_text() if Path("made.txt").exists() else "",
     }
     output.with_suffix(".csv").write_text("image,truth,predicted,pixels\n")
@@ -54,13 +58,13 @@ elif stage in ("benchmark", "claims", "figure", "picture"):
         )
         output.with_suffix(suffix).write_text(text)
     shows = {"kind": "scene", "rule": "Chosen by lot.", "image": "images/7.jpg"} if stage == "picture" else {}
-    made_from = dict.fromkeys(job["inputs"])  # by role, without a hash
-    output.write_text(json.dumps({"key": job["key"], "inputs": made_from, **shows, **provenance}))
+    made_from = {role: {"path": path, "sha256": None} for role, path in job["inputs"].items()}
+    output.write_text(json.dumps({"key": job["key"], "inputs": made_from, **shows, "provenance": provenance}))
 else:
     output.mkdir(parents=True, exist_ok=True)
     names = ("dataset.json", "contact_sheet.png") if stage == "prepare-data" else ("model.safetensors",)
     for name in names:
         (output / name).write_text(job["key"])
     if stage == "build-system":
-        (output / "config.json").write_text(json.dumps(job["settings"]))
+        (output / "config.json").write_text(json.dumps({"sections": job["settings"]}))
     (output / "provenance.json").write_text(json.dumps(provenance | folder_hashes(output)))

@@ -9,9 +9,11 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 TENSORBOARD = "tensorboard"
 """The folder of a training's logs, which a resumed run adds to."""
+PACKAGES = ("accelerate", "numpy", "open_clip_torch", "timm", "torchvision", "transformers")
+"""Packages that results depend on, besides torch."""
 
 
 def require_inputs(job: Job) -> None:
@@ -94,6 +98,21 @@ def provenance_of(path: str | Path) -> dict[str, Any] | None:
     return values.get("provenance") if record == path else values
 
 
+def read_inputs(job: Job) -> dict[str, dict[str, str | None]]:
+    """What a job reads, by role.
+
+    Returns:
+        ``path``, and ``sha256`` of its record (:func:`record_of`), which holds the hashes of its files; None without a
+        record. Weights that come with the package have no path, and the SHA-256 of the weights themselves.
+    """
+    records = {role: record_of(Path(path)) for role, path in job.inputs.items()}
+    found: dict[str, dict[str, str | None]] = {
+        role: {"path": job.inputs[role], "sha256": file_hash(record) if record.is_file() else None}
+        for role, record in records.items()
+    }
+    return found | {role: {"sha256": sha256} for role, sha256 in job.weights.items()}
+
+
 def _dirty_inputs(job: Job) -> list[str]:
     """Returns the artifacts under a job that were made by code with uncommitted changes, sorted."""
     found: set[str] = set()
@@ -110,32 +129,48 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({cpu_name() or platform.machine()})"
+    return _of_this_host(device.type)
+
+
+def _of_this_host(device: str) -> str:
+    return f"{device} ({cpu_name() or platform.machine()})"
 
 
 def _computed_with() -> dict[str, Any]:
-    """Returns device, precision and number of processes of this process's stage.
+    """Returns device, precision and number of processes of this process's stage, its threads, and the version of torch.
 
-    A stage that made no Accelerator ran on the CPU in full precision.
+    A stage that made no Accelerator ran on the CPU in full precision. One that loaded no torch is not made to, which
+    would take longer than its work.
     """
-    import torch
+    alone = {"device": _of_this_host("cpu"), "precision": "fp32", "processes": 1}
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {**alone, "threads": int(os.environ.get("OMP_NUM_THREADS", "1")), "torch": version("torch")}
     from accelerate.state import AcceleratorState, is_initialized
 
-    if not is_initialized():
-        return {"device": device_name(torch.device("cpu")), "precision": "fp32", "processes": 1}
-    state = AcceleratorState()
-    precision = "fp32" if state.mixed_precision == "no" else state.mixed_precision
-    return {"device": device_name(state.device), "precision": precision, "processes": state.num_processes}
+    if is_initialized():
+        state = AcceleratorState()
+        precision = "fp32" if state.mixed_precision == "no" else state.mixed_precision
+        alone = {
+            "device": device_name(state.device),
+            "precision": precision,
+            "processes": state.num_processes,
+        }
+    return {**alone, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _machine() -> dict[str, Any]:
+    """Returns the operating system, the number of CPU cores and the memory in GiB of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"platform": platform.platform(), "cpus": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)}
 
 
 def describe(job: Job, **more: Any) -> dict[str, Any]:
-    """Returns the provenance of a job's output: what ran, on which device, commit and configuration.
+    """Returns the provenance of a job's output: what ran, on which machine, commit, configuration and inputs.
 
     ``dirty`` says whether the code differed from the commit; ``dirty_inputs`` are the artifacts under the output for
-    which it did.
+    which it did. ``inputs`` are those of :func:`read_inputs`.
     """
-    import torch
-
     return {
         "stage": job.stage,
         "config_hash": job.key,
@@ -146,9 +181,10 @@ def describe(job: Job, **more: Any) -> dict[str, Any]:
         "configuration": told_state(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **_computed_with(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **_machine(),
         "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "inputs": read_inputs(job),
         "settings": job.settings,
         **more,
     }

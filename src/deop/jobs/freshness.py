@@ -11,19 +11,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deop.jobs.artifacts import record_of
+from deop.jobs.artifacts import read_inputs
 from deop.jobs.job import Job
-from deop.utils.files import file_hash
 
 
 def identity(job: Job) -> dict[str, Any]:
     """What the JSON of a result must hold for :func:`is_current`.
 
     Returns:
-        ``key``: that of the job. ``inputs``: by role, a hash of the input, None if it has no record (see
-        :func:`deop.jobs.artifacts.record_of`).
+        ``key``: that of the job. ``inputs``: as :func:`deop.jobs.artifacts.read_inputs` gives them.
     """
-    return {"key": job.key, "inputs": {role: _hash(Path(path)) for role, path in job.inputs.items()}}
+    return {"key": job.key, "inputs": read_inputs(job)}
 
 
 def is_current(job: Job, root: Path) -> bool:
@@ -33,15 +31,12 @@ def is_current(job: Job, root: Path) -> bool:
     """
     try:
         found = json.loads((root / job.output).read_text(encoding="utf-8"))
-        key, read = found["key"], found.get("inputs", {})
+        key, inputs = found["key"], found.get("inputs", {})
+        read = {role: inputs[role]["sha256"] for role in job.inputs if role in inputs}
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    now = {role: _hash(root / path) for role, path in job.inputs.items()}
+    here = job.model_copy(update={"inputs": {role: str(root / path) for role, path in job.inputs.items()}})
+    now = {role: each["sha256"] for role, each in read_inputs(here).items()}
     return key == job.key and all(
-        None in (read.get(role), now[role]) or read[role] == now[role] for role in now
+        None in (read.get(role), now[role]) or read[role] == now[role] for role in job.inputs
     )
-
-
-def _hash(path: Path) -> str | None:
-    record = record_of(path)
-    return file_hash(record)[:16] if record.is_file() else None

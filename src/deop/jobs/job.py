@@ -15,6 +15,7 @@ class Job(Settings):
 
     key: the hash of everything that determines the output.
     inputs: by role (``data``, ``clip``, ``prompts``, ``proposals``, ``system``), the path of an artifact.
+    weights: by role (``clip``, ``backbone``), the SHA-256 of weights that come with the package, which it uses instead.
     settings: by section (``clip``, ``proposals``, ``method``), values that the stage validates with the settings model
         of that section.
     precision: what the stage computes in, if it runs networks through Accelerate.
@@ -25,6 +26,7 @@ class Job(Settings):
     seed: int = 0
     output: str
     inputs: Annotated[dict[str, str], Field(default_factory=dict)]
+    weights: Annotated[dict[str, str], Field(default_factory=dict)]
     settings: Annotated[dict[str, dict], Field(default_factory=dict)]
     precision: Precision = "fp32"
 

@@ -60,8 +60,8 @@ class Jobs:
             output: the path of its output without the key. Names in it are for readers and not part of the key: if
                 several ask for the same job, the first names it, and an artifact on disk keeps the name it has.
             settings: the settings that determine the output, by section.
-            inputs: by role, the jobs whose outputs it reads. An input given as text, such as the checksum of bundled
-                weights, is part of the key but not a path to read.
+            inputs: by role, the jobs whose outputs it reads. An input given as text is the SHA-256 of weights that come
+                with the package: part of the key, but not a path to read.
             seed: of the random numbers that it draws.
             local: settings that do not change the output, such as where this machine keeps its data. They are not
                 part of the key, and are added to ``settings`` or replace sections of the same name.
@@ -81,6 +81,7 @@ class Jobs:
             if stage not in NAMED:
                 output = f"{self._named_on_disk(output, key)}-{key}{'.json' if stage in ONE_FILE else ''}"
             paths = {role: job.output for role, job in inputs.items() if isinstance(job, Job)}
+            weights = {role: job for role, job in inputs.items() if not isinstance(job, Job)}
             everything = settings | (local or {})
             job = Job(
                 stage=stage,
@@ -88,6 +89,7 @@ class Jobs:
                 seed=seed,
                 output=output,
                 inputs=paths,
+                weights=weights,
                 settings=everything,
                 precision=precision or "fp32",
             )

@@ -12,7 +12,7 @@ from deop.errors import DeopError
 from deop.jobs.artifacts import provenance_of
 from deop.reporting.formats import latex_table, markdown_page
 from deop.reporting.origin import ORIGIN_COLUMNS, in_precision
-from deop.reporting.table_settings import COUNTS, MIOU, TableSettings, described, deviates, listed
+from deop.reporting.table_settings import COUNTS, MIOU, TableSettings, described, deviates, listed, scores_of
 from deop.settings.methods import method_settings
 
 NOT_RUN = "not run"
@@ -45,15 +45,11 @@ def by_seed(table: TableSettings, evaluations: dict[str, dict], paths: dict[str,
             for seed in table.seeds:
                 role = f"{row.experiment}/{dataset.name}/{seed}"
                 evaluation = evaluations[role]
-                counts = {"passes": evaluation["passes"]} if "passes" in evaluation else {}
+                speed = None
                 if "FPS" in table.metrics:  # measured with the first seed only
-                    speed = evaluations[f"speed/{dataset.name}"]
-                    counts["FPS"] = speed["systems"][row.experiment]["images_per_s"]
-                percent = {
-                    name: None if value is None else 100 * value
-                    for name, value in evaluation["metrics"].items()
-                }
-                metrics = percent | counts
+                    systems = evaluations[f"speed/{dataset.name}"]["systems"]
+                    speed = systems[row.experiment]["images_per_s"]
+                metrics = scores_of(evaluation, speed)
                 for metric in (*table.metrics, *dataset.more_metrics):
                     if metric not in metrics:
                         valid = ", ".join(metrics)

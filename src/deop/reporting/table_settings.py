@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from deop.settings.base import Settings
 
@@ -70,6 +71,13 @@ class TableSettings(Settings):
             for dataset in self.datasets
             for metric in (*self.metrics, *dataset.more_metrics)
         ]
+
+
+def scores_of(evaluation: dict[str, Any], images_per_s: float | None = None) -> dict[str, float | None]:
+    """Percentages and counts of an evaluation by metric, with the speed of its system if that was measured."""
+    percent = {name: None if value is None else 100 * value for name, value in evaluation["metrics"].items()}
+    counts = {"passes": evaluation.get("passes"), "FPS": images_per_s}
+    return percent | {name: value for name, value in counts.items() if value is not None}
 
 
 def deviates(table: TableSettings, metric: str) -> bool:

@@ -40,4 +40,4 @@ def run(job: Job) -> None:
         save_figure(picture.figure, output.with_suffix(suffix))
     provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
     # The workflow knows by the key and inputs in this file whether the picture is up to date.
-    write_json(output, {**identity(job), "kind": kind, **picture.shows, **provenance})
+    write_json(output, {**identity(job), "kind": kind, **picture.shows, "provenance": provenance})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from deop.errors import validated
+from deop.jobs.artifacts import describe
 from deop.jobs.freshness import identity
 from deop.jobs.job import Job
 from deop.reporting import results_table
@@ -24,6 +26,7 @@ def run(job: Job) -> None:
     Raises:
         DeopError: an evaluation that lacks a metric of the table.
     """
+    started = time.monotonic()
     table = validated(TableSettings, job.settings["table"], "table job", ("settings", "table"))
     evaluations = {role: json.loads(Path(path).read_text()) for role, path in job.inputs.items()}
     scores = results_table.measured(table, evaluations, job.inputs)
@@ -39,5 +42,6 @@ def run(job: Job) -> None:
     for row in table.rows:
         if row.experiment is not None:
             write_json(output.parent / "metrics" / output.stem / f"{row.experiment}.json", values[row.label])
+    provenance = describe(job, wall_time_s=round(time.monotonic() - started, 2))
     # From the key and inputs in this file, the workflow tells whether the table is up to date.
-    write_json(output, {**identity(job), **origin, "methods": values})
+    write_json(output, {**identity(job), **origin, "methods": values, "provenance": provenance})

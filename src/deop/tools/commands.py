@@ -34,6 +34,20 @@ def doctor(
     raise typer.Exit(1 if failed else 0)
 
 
+def explain_number(
+    table: Annotated[
+        Path, typer.Argument(help="a table in the workflow's results, such as results/table3.csv")
+    ],
+    row: Annotated[str, typer.Argument(help="the method, as the table calls it, such as DeOP")],
+    column: Annotated[str, typer.Argument(help="dataset and metric, such as es171.hIoU")],
+) -> None:
+    """Walk from a number to what made it: seeds, evaluations, systems, trainings, data, weights, commits, machine.
+
+    The last line is the command that makes it again.
+    """
+    typer.echo(importlib.import_module("deop.tools.explain").explain(table, row, column))
+
+
 def export(
     model: Annotated[str, typer.Argument(help="a system, as --model of deop segment takes it")],
     to: Annotated[str, typer.Option(help="onnx, or openvino")] = "onnx",
