@@ -153,7 +153,7 @@ def fit(
         desc=description,
         initial=first,
         total=iterations,
-        disable=not accelerator.is_local_main_process,
+        disable=not accelerator.is_main_process,
     )
     saved = time.monotonic()
     module.train()
