@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import re
@@ -131,7 +132,7 @@ def start(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., subprocess
     for process in started:
         if process.poll() is None:
             process.kill()
-            cluster.run("scancel", "--state=PENDING,RUNNING", f"--user={os.getuid()}")
+            cluster.run("scancel", "--user", getpass.getuser())
 
 
 def ends(process: subprocess.Popen, folder: Path) -> str:
