@@ -20,12 +20,13 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test test-faults lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
+.PHONY: help $(VENV) test test-faults test-slurm lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
-	@echo "make test                 run all tests"
+	@echo "make test                 run all tests but those of make test-slurm"
 	@echo "make test-faults          run the tests that inject faults: kills, damaged files, no room (docs/reliability.md)"
+	@echo "make test-slurm           run the tests on a Slurm cluster of two nodes, which they start on this machine"
 	@echo "make lint                 run ruff, mypy, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
 	@echo "make revisions            check that stages whose code changed have new revisions (src/deop/jobs/revisions.py)"
@@ -67,10 +68,14 @@ results/%: $(READY) FORCE
 	$(SNAKEMAKE) $@
 
 test: $(READY)
-	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slurm"
 
 test-faults: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) -m faults --hypothesis-profile thorough
+
+# Where Slurm or munge is missing, the tests are skipped and say so.
+test-slurm: $(READY)
+	$(ACTIVATED) $(VENV)/bin/python -m pytest -m slurm tests/slurm
 
 lint: $(READY)
 	$(ACTIVATED) $(VENV)/bin/pre-commit run --all-files

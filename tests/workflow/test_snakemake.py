@@ -233,9 +233,17 @@ def test_snakemakes_own_commands_work_as_typed(shipped):
 
 
 CLUSTER = """
+from dataclasses import dataclass, field
 from pathlib import Path
 from snakemake.executors import dryrun
-from snakemake_interface_executor_plugins.settings import CommonSettings
+from snakemake_interface_executor_plugins.settings import CommonSettings, ExecutorSettingsBase
+
+
+@dataclass
+class ExecutorSettings(ExecutorSettingsBase):
+    requeue: bool = field(default=False, metadata={"help": ""})
+    init_seconds_before_status_checks: int = field(default=40, metadata={"help": ""})
+
 
 common_settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False, job_deploy_sources=False)
 
@@ -243,7 +251,8 @@ common_settings = CommonSettings(non_local_exec=True, implies_no_shared_fs=False
 class Executor(dryrun.Executor):
     def run_job(self, job):
         with open("submitted.txt", "a") as file:
-            print(job.name, job.threads, job.resources["gpu"], file=file)
+            asked = ("nodes", "gpu", "gres", "mem_mb", "runtime")
+            print(job.name, job.threads, *(job.resources.get(name) for name in asked), file=file)
         for path in (*job.output, job.benchmark):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).touch()
@@ -259,6 +268,7 @@ def test_the_slurm_command_of_the_docs_asks_for_the_resources_of_the_configurati
     shipped.environment["PYTHONPATH"] += f":{plugin.parent}"
     command = re.search(r"^snakemake .+/slurm .+$", (ROOT / "docs/paper-profile.md").read_text(), re.M)[0]
     shipped.run(*command.replace(TABLE3, "results/speed.csv").split())
-    assert (shipped.path / "submitted.txt").read_text() == "benchmark 8 1\n"
+    submitted = shipped.path / "submitted.txt"
+    assert submitted.read_text() == "benchmark 8 None 1 None 16000 120\n"
     for view in ("--dag", "--summary"):
         shipped.run(*command.split(), view)

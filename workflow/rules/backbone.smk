@@ -18,9 +18,7 @@ rule pretrain_backbone:
         "../../environment.yml"
     threads: plan.resources.pretrain_backbone.threads
     resources:
-        mem_mb=plan.resources.pretrain_backbone.mem_mb,
-        gpu=plan.resources.pretrain_backbone.gpu,
-        runtime=plan.resources.pretrain_backbone.runtime,
+        **plan.asked("pretrain_backbone"),
     params:
         launch=plan.launch,
         threads=lambda wildcards, threads: max(1, threads // plan.processes),

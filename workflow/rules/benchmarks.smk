@@ -31,9 +31,7 @@ rule benchmark:
         "../../environment.yml"
     threads: plan.threads_alone("benchmark", workflow.resource_settings.cores)
     resources:
-        mem_mb=plan.resources.benchmark.mem_mb,
-        gpu=plan.resources.benchmark.gpu,
-        runtime=plan.resources.benchmark.runtime,
+        **plan.asked("benchmark"),
     params:
         launch=plan.launch_alone,
         job=plan.job_file("benchmark"),

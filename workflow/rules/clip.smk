@@ -20,9 +20,7 @@ rule pretrain_clip:
         "../../environment.yml"
     threads: plan.resources.pretrain_clip.threads
     resources:
-        mem_mb=plan.resources.pretrain_clip.mem_mb,
-        gpu=plan.resources.pretrain_clip.gpu,
-        runtime=plan.resources.pretrain_clip.runtime,
+        **plan.asked("pretrain_clip"),
     params:
         launch=plan.launch,
         threads=lambda wildcards, threads: max(1, threads // plan.processes),

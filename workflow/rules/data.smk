@@ -17,9 +17,7 @@ rule download:
         "../../environment.yml"
     threads: plan.resources.download.threads
     resources:
-        mem_mb=plan.resources.download.mem_mb,
-        gpu=plan.resources.download.gpu,
-        runtime=plan.resources.download.runtime,
+        **plan.asked("download"),
     params:
         job=plan.job_file("download"),
     shell:
@@ -45,9 +43,7 @@ rule prepare_data:
         "../../environment.yml"
     threads: plan.resources.prepare_data.threads
     resources:
-        mem_mb=plan.resources.prepare_data.mem_mb,
-        gpu=plan.resources.prepare_data.gpu,
-        runtime=plan.resources.prepare_data.runtime,
+        **plan.asked("prepare_data"),
     params:
         job=plan.job_file("prepare_data"),
     shell:

@@ -26,9 +26,7 @@ rule evaluate:
         "../../environment.yml"
     threads: plan.resources.evaluate.threads
     resources:
-        mem_mb=plan.resources.evaluate.mem_mb,
-        gpu=plan.resources.evaluate.gpu,
-        runtime=plan.resources.evaluate.runtime,
+        **plan.asked("evaluate"),
     params:
         launch=plan.launch_alone,
         job=plan.job_file("evaluate"),
@@ -50,9 +48,7 @@ rule measure_speed:
         "../../environment.yml"
     threads: plan.threads_alone("measure_speed", workflow.resource_settings.cores)
     resources:
-        mem_mb=plan.resources.measure_speed.mem_mb,
-        gpu=plan.resources.measure_speed.gpu,
-        runtime=plan.resources.measure_speed.runtime,
+        **plan.asked("measure_speed"),
     params:
         launch=plan.launch_alone,
         job=plan.job_file("measure_speed"),

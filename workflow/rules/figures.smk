@@ -29,9 +29,7 @@ rule figure:
         "../../environment.yml"
     threads: plan.resources.figure.threads
     resources:
-        mem_mb=plan.resources.figure.mem_mb,
-        gpu=plan.resources.figure.gpu,
-        runtime=plan.resources.figure.runtime,
+        **plan.asked("figure"),
     params:
         job=plan.job_file("figure"),
     shell:

@@ -28,9 +28,7 @@ rule picture:
         "../../environment.yml"
     threads: plan.resources.picture.threads
     resources:
-        mem_mb=plan.resources.picture.mem_mb,
-        gpu=plan.resources.picture.gpu,
-        runtime=plan.resources.picture.runtime,
+        **plan.asked("picture"),
     params:
         job=plan.job_file("picture"),
     shell:

@@ -21,9 +21,7 @@ rule learn_prompts:
         "../../environment.yml"
     threads: plan.resources.learn_prompts.threads
     resources:
-        mem_mb=plan.resources.learn_prompts.mem_mb,
-        gpu=plan.resources.learn_prompts.gpu,
-        runtime=plan.resources.learn_prompts.runtime,
+        **plan.asked("learn_prompts"),
     params:
         launch=plan.launch_alone,  # all crops are embedded once: nothing to share out
         job=plan.job_file("learn_prompts"),

@@ -25,9 +25,7 @@ rule train_proposals:
         "../../environment.yml"
     threads: plan.resources.train_proposals.threads
     resources:
-        mem_mb=plan.resources.train_proposals.mem_mb,
-        gpu=plan.resources.train_proposals.gpu,
-        runtime=plan.resources.train_proposals.runtime,
+        **plan.asked("train_proposals"),
     params:
         launch=plan.launch,
         threads=lambda wildcards, threads: max(1, threads // plan.processes),

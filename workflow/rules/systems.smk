@@ -26,9 +26,7 @@ rule train_system:
         "../../environment.yml"
     threads: plan.resources.train_system.threads
     resources:
-        mem_mb=plan.resources.train_system.mem_mb,
-        gpu=plan.resources.train_system.gpu,
-        runtime=plan.resources.train_system.runtime,
+        **plan.asked("train_system"),
     params:
         launch=plan.launch,
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
@@ -56,9 +54,7 @@ rule build_system:
         "../../environment.yml"
     threads: plan.resources.build_system.threads
     resources:
-        mem_mb=plan.resources.build_system.mem_mb,
-        gpu=plan.resources.build_system.gpu,
-        runtime=plan.resources.build_system.runtime,
+        **plan.asked("build_system"),
     params:
         job=plan.job_file("build_system"),
     shell:

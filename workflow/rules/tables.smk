@@ -37,9 +37,7 @@ rule table:
         "../../environment.yml"
     threads: plan.resources.table.threads
     resources:
-        mem_mb=plan.resources.table.mem_mb,
-        gpu=plan.resources.table.gpu,
-        runtime=plan.resources.table.runtime,
+        **plan.asked("table"),
     params:
         job=plan.job_file("table"),
     shell:
@@ -73,9 +71,7 @@ rule claims:
         "../../environment.yml"
     threads: plan.resources.claims.threads
     resources:
-        mem_mb=plan.resources.claims.mem_mb,
-        gpu=plan.resources.claims.gpu,
-        runtime=plan.resources.claims.runtime,
+        **plan.asked("claims"),
     params:
         job=plan.job_file("claims"),
     shell:

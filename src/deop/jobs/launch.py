@@ -41,10 +41,16 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
         or values.get("num_processes", 1) != 1
         or not values.keys() <= _PLAIN
     ):
+        launcher = f"accelerate launch --config_file {path} -m deop"
+        if values.get("use_cpu"):
+            # Left alone, the launcher joins processes on CPUs through MPI, and does not join them where there is none.
+            launcher = f"accelerate launch --multi_gpu --config_file {path} -m deop"
         machines = values.get("num_machines", 1)
         if machines > 1:
-            return f"srun --nodes={machines} --ntasks-per-node=1 --kill-on-bad-exit=1 {ON_EACH_NODE} {path}"
-        return f"accelerate launch --config_file {path} -m deop"
+            # A step has all CPUs of the job's machines, but its one task on each may be bound to a single one.
+            step = f"srun --nodes={machines} --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1"
+            launcher = f"{step} {ON_EACH_NODE} {launcher}"
+        return f"ACCELERATE_USE_CPU=true {launcher}" if values.get("use_cpu") else launcher
     return direct
 
 

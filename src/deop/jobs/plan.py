@@ -56,6 +56,7 @@ class Plan:
         evaluations: the evaluation of each of these systems on the dataset that it was trained on, if there is one.
         resources: by stage, what a job asks of Snakemake.
         processes: number of processes of a training job on each machine; they share its threads.
+        machines: number of machines of a training job.
         launch: the command that runs ``deop`` as the configured Accelerate launch file says.
         launch_alone: the same, but as a single process.
         config_files: the files of the configuration that results depend on, relative to ``root``.
@@ -71,7 +72,8 @@ class Plan:
         self.systems, self.evaluations = results.systems, results.evaluations
         self.config_files = self._config.files
         file, launch = self._config.launch_file, self._config.launch_settings
-        self.processes = max(1, launch.get("num_processes", 1) // launch.get("num_machines", 1))
+        self.machines = launch.get("num_machines", 1)
+        self.processes = max(1, launch.get("num_processes", 1) // self.machines)
         self.resources = _of_jobs(self._config.main.resources, self.processes)
         self.launch, self.launch_alone = (
             launch_command(file, launch),
@@ -123,6 +125,28 @@ class Plan:
     def job_file(self, stage: str) -> Callable[[Any], str]:
         """A Snakemake params function: the file in which the job of ``stage`` with these wildcards is written."""
         return lambda wildcards: str(_job_file(self._job(stage, wildcards)))
+
+    def asked(self, stage: str) -> dict[str, Any]:
+        """What the rule of ``stage`` asks for besides threads, as Snakemake's resources.
+
+        Memory and wall time grow with each attempt at a job, in case they are why the last one failed. A training job
+        on several machines has one task on each: its own ``srun`` starts them, which ``mpi`` tells Snakemake's plugin
+        for Slurm. Memory is that of each machine, and GPUs those of all.
+        """
+        of_stage = getattr(self.resources, stage)
+        asked: dict[str, Any] = {
+            "mem_mb": lambda wildcards, attempt: attempt * of_stage.mem_mb,
+            "runtime": lambda wildcards, attempt: attempt * of_stage.runtime,
+            "gpu": of_stage.gpu,
+        }
+        if stage in LAUNCHED and self.machines > 1:
+            asked |= {"nodes": self.machines, "tasks": self.machines, "mpi": "srun"}
+            if of_stage.gpu:
+                # Without the first, the plugin would ask for as many tasks per GPU; without the second, the GPUs of a
+                # job could lie unevenly on its machines.
+                asked |= {"tasks_per_gpu": 0, "gres": f"gpu:{of_stage.gpu}"}
+                asked["gpu"] *= self.machines
+        return asked
 
     def threads_alone(self, stage: str, cores: int | None) -> Callable[[Any], int]:
         """A Snakemake threads function of jobs that measure speed.

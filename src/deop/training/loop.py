@@ -159,7 +159,7 @@ def fit(
         desc=description,
         initial=first,
         total=iterations,
-        disable=not accelerator.is_local_main_process,
+        disable=not accelerator.is_main_process,
     )
     saved, kept = time.monotonic(), first
     module.train()
