@@ -2,7 +2,8 @@
 
 Tables are written by the real stage. Every other stage writes the files that the rules expect, at once, with
 content that follows from the job's key and, of evaluations, from ``made.txt`` if there is one. Provenance is real, but
-for the time and the commit, which ``commit.txt`` may name. It fails if an input is missing, and notes each run in ``ran.txt``.
+for the time and the commit, which ``commit.txt`` may name. It fails if an input is missing, and notes each run in
+``ran.txt``.
 """
 
 from __future__ import annotations
