@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS
+from deop.jobs.integrity import PROVENANCE, WEIGHTS
 from deop.jobs.jobs import dump
 from deop.methods.base import Segmenter
 from deop.methods.builder import Builder

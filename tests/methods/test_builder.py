@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deop.errors import DeopError
-from deop.jobs.artifacts import bundle
 from deop.methods import builder
 from deop.methods.builder import build_proposals
+from deop.models.bundled import bundle
 from deop.settings.stages import Proposals
 from deop.utils.files import file_hash, write_json
 

@@ -21,7 +21,8 @@ from deop.api.pictures import is_list, read_picture
 from deop.api.result import Segmentation
 from deop.api.vocabulary import Background, Classes, Vocabulary, vocabulary
 from deop.errors import DeopError
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS, provenance_of
+from deop.jobs.artifacts import provenance_of
+from deop.jobs.integrity import PROVENANCE, WEIGHTS
 from deop.methods.base import PixelOutput, Segmenter
 from deop.methods.graph_segmenter import GraphSegmenter
 from deop.methods.inference import prepare

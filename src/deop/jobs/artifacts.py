@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deop import __version__
 from deop.errors import DeopError
 from deop.jobs.configuration_state import told_state
-from deop.jobs.integrity import PROVENANCE, WEIGHTS, folder_hashes, read_json
+from deop.jobs.integrity import PROVENANCE, folder_hashes, read_json
 from deop.jobs.job import Job
 from deop.settings.precision import cpu_name
 from deop.utils.files import file_hash, move_into_place, write_json, write_text
@@ -270,19 +269,3 @@ def artifact(job: Job, *, resumes: tuple[str, ...] = (), **more: Any) -> Iterato
     elif workspace.output.exists():
         shutil.rmtree(workspace.output)
     move_into_place(workspace.path, workspace.output)
-
-
-def bundle(folder: Path, name: str, package_weights: Path) -> Path:
-    """Makes the weights that a pre-training wrote into ``folder`` the bundled ones called ``name``.
-
-    They are copied into the package with a JSON that says how they were made and how accurate they are; it holds their
-    SHA-256, which is checked whenever they are loaded.
-    """
-    target = package_weights / f"{name}.safetensors"
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(folder / WEIGHTS, target)
-    sha256 = file_hash(target)
-    provenance, accuracy = (json.loads((folder / part).read_text()) for part in (PROVENANCE, "accuracy.json"))
-    provenance.pop("files", None)  # hashes of files that stay behind
-    write_json(target.with_suffix(".json"), {**provenance, "sha256": sha256, "accuracy": accuracy})
-    return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -303,8 +302,6 @@ def load_clip(
             )
         tokenizer = _tokenizer(model, config["text_cfg"], cache_dir)
         path = None if pretrained is None else find_clip_weights(model, pretrained, cache_dir)
-        if pretrained == "bundled":
-            check_sha256(path, json.loads(path.with_suffix(".json").read_text())["sha256"])
         if path is not None and weights_sha256 is not None:
             check_sha256(path, weights_sha256)
         quick_gelu = uses_quick_gelu(model, pretrained, path, quick_gelu)

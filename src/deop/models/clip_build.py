@@ -15,6 +15,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from torch import Tensor, nn
 
 from deop.errors import WeightsError
+from deop.models.bundled import read_bundled
 from deop.models.weight_files import is_torchscript, read_weights
 from deop.utils.files import file_hash
 
@@ -31,11 +32,10 @@ def build_clip_model(
     """
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     weights = None
+    read = read_bundled if pretrained == "bundled" else read_weights
     if path is not None:
         weights = {
-            name.removeprefix(prefix): value
-            for name, value in read_weights(path).items()
-            if name.startswith(prefix)
+            name.removeprefix(prefix): value for name, value in read(path).items() if name.startswith(prefix)
         }
     # open_clip's own loading of files can run code in them.
     with _without_warning_of_random_weights():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deop.data.emoji.artwork import concepts
 from deop.data.emoji.captioned import CaptionedScenes
 from deop.evaluation.clip_accuracy import clip_accuracy
-from deop.jobs.artifacts import PROVENANCE, WEIGHTS
+from deop.jobs.integrity import PROVENANCE, WEIGHTS
 from deop.jobs.job import Job
 from deop.models.clip import load_clip
 from deop.models.clip_build import has_quick_gelu

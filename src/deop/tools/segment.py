@@ -21,7 +21,7 @@ from deop.api.vocabulary import Background, vocabulary
 from deop.data.image_places import OVERLAY, find_images
 from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
-from deop.jobs.artifacts import WEIGHTS
+from deop.jobs.integrity import WEIGHTS
 from deop.settings.system import CONFIG
 from deop.utils.files import file_hash, write_json
 from deop.utils.progress import progress_bar
