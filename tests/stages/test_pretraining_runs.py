@@ -13,12 +13,17 @@ from deop.jobs.job import Job
 from deop.models.clip import load_clip
 from deop.stages import pretrain_backbone, pretrain_clip
 
-SMALL = {"images": 32, "batch_size": 16, "image_size": 32, "warmup_images": 16, "textures": 1}
+SMALL = {"images": 32, "batch_size": 16, "warmup_images": 16, "textures": 1}
 
 
 @pytest.mark.slow
 def test_a_backbone_is_written_in_half_precision_without_its_classifier(tmp_path):
-    settings = {"backbone": "resnet10t", "backbone_args": {"channels": [8, 8, 16, 16]}, **SMALL}
+    settings = {
+        "backbone": "resnet10t",
+        "backbone_args": {"channels": [8, 8, 16, 16]},
+        "image_size": 32,
+        **SMALL,
+    }
     job = Job(
         stage="pretrain_backbone",
         key="k",
@@ -38,7 +43,7 @@ def test_a_backbone_is_written_in_half_precision_without_its_classifier(tmp_path
 
 @pytest.mark.slow
 def test_a_second_round_of_clip_starts_from_the_first(tmp_path):
-    settings = {"model": "deop-mini", "accuracy_scenes": 4, **SMALL, "image_size": 64}
+    settings = {"model": "deop-mini", "accuracy_scenes": 4, **SMALL}
     for output, inputs in (("first", {}), ("second", {"clip": str(tmp_path / "first")})):
         job = Job(
             stage="pretrain_clip",

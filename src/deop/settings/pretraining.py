@@ -10,7 +10,7 @@ from deop.settings.base import Fraction, NotNegative, Positive, Settings, Whole
 
 
 class PretrainClip(Settings):
-    """Contrastive pre-training of the mini CLIP on generated scenes and captions.
+    """Contrastive pre-training of the mini CLIP on generated scenes and captions, of its own image size.
 
     ``scenes`` are simple, with one caption that names what is shown, or cluttered, with a caption for each name
     (:data:`deop.data.emoji.captioned.SCENES`). ``textures`` is the number of pictures of each texture and style, parts
@@ -27,7 +27,6 @@ class PretrainClip(Settings):
     lock_text: bool = False
     fresh_layers: Whole = 0
     scenes: Literal["simple", "cluttered"] = "simple"
-    image_size: Positive = 64
     images: Positive
     batch_size: Positive = 256
     lr: NotNegative = 1e-3

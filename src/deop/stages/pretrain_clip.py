@@ -143,8 +143,9 @@ def run(job: Job) -> None:
         _start_from(model, load_file(checked_weights(earlier)), settings.fresh_layers)
     elif settings.text_from is not None:
         _take_text_tower(model, settings.text_from)
+    size = model.visual.image_size[0]
     scenes = CaptionedScenes(
-        image_size=settings.image_size,
+        image_size=size,
         batch_size=settings.batch_size,
         objects=settings.objects,
         steps=settings.images // settings.batch_size,
@@ -162,7 +163,7 @@ def run(job: Job) -> None:
         if settings.common:
             vocabularies["common"] = settings.common
         return {
-            name: clip_accuracy(clip, things, image_size=settings.image_size, scenes=settings.accuracy_scenes)
+            name: clip_accuracy(clip, things, image_size=size, scenes=settings.accuracy_scenes)
             for name, things in vocabularies.items()
         }
 
