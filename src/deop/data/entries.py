@@ -1,6 +1,6 @@
-"""The lines of a split file, kept in arrays: a million images take 100 MB, and loaders' processes share them.
+"""The lines of a split file, kept in arrays: a million images take a quarter of a gigabyte.
 
-As objects, they would take ten times that, and a forked process would copy each object that it touches.
+As objects, they take four times that, and a forked process of a loader copies each object that it touches.
 """
 
 from __future__ import annotations
