@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -182,6 +183,67 @@ def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
 
 class Interrupted(Exception):
     pass
+
+
+def test_steps_whose_loss_is_not_finite_are_left_out_up_to_a_limit(tmp_path, capfd):
+    class Step(torch.nn.Linear):
+        def forward(self, batch):
+            if batch["step"].item() in stop_at:
+                raise Interrupted
+            return {"error": (super().forward(batch["x"]) ** 2).mean()}
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"x": torch.randn(4, 3, generator=generator), "step": torch.tensor([step])} for step in range(8)
+    ]
+    for step in (2, 5):
+        batches[step]["x"][1, 0] = float("inf")
+
+    def train(folder, limit):
+        torch.manual_seed(0)
+        step = Step(3, 1)
+        with artifact(Job(stage="toy", key="0" * 12, output=str(tmp_path / folder))) as workspace:
+            fit(
+                step,
+                batches,
+                optimizer=torch.optim.SGD(step.parameters(), lr=0.1),
+                schedule=cosine(8),
+                iterations=8,
+                seed=0,
+                workspace=workspace,
+                accelerator=make_accelerator(),
+                description="toy",
+                checkpoint_seconds=0,
+                workers=0,
+                files=lambda step: [f"image{step}.jpg"],
+                skip_not_finite=limit,
+            )
+        provenance = json.loads((tmp_path / folder / "provenance.json").read_text())
+        assert provenance["skipped_steps"] == 2
+        return step.weight.detach().clone()
+
+    stop_at: set[int] = set()
+    torch.manual_seed(0)
+    expected, schedule = torch.nn.Linear(3, 1), cosine(8)
+    for step, batch in enumerate(batches):
+        if step not in (2, 5):
+            gradients = torch.autograd.grad((expected(batch["x"]) ** 2).mean(), list(expected.parameters()))
+            with torch.no_grad():
+                for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
+                    parameter -= 0.1 * schedule(step) * gradient
+    weights = train("whole", 2)
+    torch.testing.assert_close(weights, expected.weight)
+    told = capfd.readouterr().out
+    assert "toy, step 5" in told and "image5.jpg. Skipped, as 2 of at most 2 steps" in told
+
+    # A run that resumes after the first remembers it.
+    stop_at = {4}
+    with pytest.raises(Interrupted):
+        train("broken", 2)
+    stop_at = set()
+    assert torch.equal(train("broken", 2), weights)
+    with pytest.raises(DeopError, match=r"step 5.*image5\.jpg\. The last checkpoint is that of step 5"):
+        train("limited", 1)
 
 
 def test_the_scale_of_losses_in_half_precision_survives_a_kill(tmp_path):

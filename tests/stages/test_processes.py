@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib
+import json
 import os
 import signal
 import socket
@@ -62,6 +63,8 @@ FIT = textwrap.dedent(
     class Batches(torch.utils.data.Dataset):
         def __getitem__(self, step):
             batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+            if step == 4:
+                batch[5] = float("nan")  # of two processes, the second has it
             return batch[accelerator.process_index :: accelerator.num_processes]
         def __len__(self):
             return 12
@@ -70,7 +73,8 @@ FIT = textwrap.dedent(
     step, accelerator = Step(), make_accelerator()
     with artifact(Job(stage="toy", key="0" * 12, output=sys.argv[1])) as workspace:
         fit(step, Batches(), optimizer=torch.optim.SGD(step.parameters(), lr=0.1), schedule=cosine(12, 2),
-            iterations=12, seed=0, workspace=workspace, accelerator=accelerator, description="toy", clip_grad_norm=0.5)
+            iterations=12, seed=0, workspace=workspace, accelerator=accelerator, description="toy", clip_grad_norm=0.5,
+            skip_not_finite=1)
         save_weights(step.state_dict(), workspace.path)
     """
 )
@@ -194,13 +198,18 @@ def test_two_processes_share_a_batch_and_publish_once(tmp_path, dataset):
 
 @pytest.mark.slow
 def test_gradients_of_processes_are_averaged(tmp_path):
-    """Without batch norm, two processes with half a batch each learn what one learns from all of it."""
+    """Without batch norm, two processes with half a batch each learn what one learns from all of it.
+
+    Both leave out a step in which the loss of one of them is not finite.
+    """
     script = tmp_path / "fit.py"
     script.write_text(FIT)
     weights = []
     for processes in (1, 2):
         launch(processes, str(script), str(tmp_path / f"fit-{processes}"))
         weights.append(load_file(tmp_path / f"fit-{processes}/model.safetensors"))
+        provenance = json.loads((tmp_path / f"fit-{processes}/provenance.json").read_text())
+        assert provenance["skipped_steps"] == 1
     one, two = weights
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)

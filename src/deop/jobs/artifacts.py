@@ -198,6 +198,7 @@ class Workspace:
         path: the folder in which the files of the artifact are written. Of several processes, all but the first
             (``rank`` 0) have one of their own, which is removed with ``state``.
         state: the folder of what is needed to resume; removed when the artifact is complete.
+        provenance: further entries of the provenance, known only when the artifact is made.
     """
 
     def __init__(self, output: Path, rank: int = 0) -> None:
@@ -205,6 +206,7 @@ class Workspace:
         self.partial = output.with_name(output.name + ".partial")
         self.state = self.partial / "state"
         self.path = self.state / f"rank{rank}" if rank else self.partial
+        self.provenance: dict[str, Any] = {}
         self._clock = self.partial / "seconds"
         self._started = time.monotonic()
 
@@ -260,7 +262,7 @@ def artifact(job: Job, *, resumes: tuple[str, ...] = (), **more: Any) -> Iterato
         PartialState().wait_for_everyone()
     if workspace.rank:
         return
-    provenance = describe(job, wall_time_s=round(workspace.seconds(), 2), **more)
+    provenance = describe(job, wall_time_s=round(workspace.seconds(), 2), **more, **workspace.provenance)
     shutil.rmtree(workspace.state)
     workspace._clock.unlink(missing_ok=True)
     write_json(workspace.path / PROVENANCE, provenance | folder_hashes(workspace.path))

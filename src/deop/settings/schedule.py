@@ -21,6 +21,7 @@ class Schedule(Settings):
     """AdamW with a polynomial learning rate schedule, the same for every method.
 
     Norms and embeddings have no weight decay; ``decay_biases`` gives it to biases, as MaskFormer's code does.
+    ``skip_not_finite`` is how many steps with a loss that is not finite are left out, before one ends the training.
     """
 
     iterations: Whole
@@ -30,4 +31,5 @@ class Schedule(Settings):
     decay_biases: bool = False
     clip_grad_norm: NotNegative = 0.01
     warmup: Whole = 0
+    skip_not_finite: Whole = 0
     augmentation: Augmentation

@@ -37,30 +37,60 @@ def accumulate(
         By name, this process's share of the loss; the mean over the processes is the loss of the whole batch.
 
     Raises:
-        NotFiniteError: a loss is not finite.
+        NotFiniteError: a loss is not finite, in one of the processes; raised in all of them.
     """
     parts = split(batch, micro_batch)
     weights = _part_weights(parts, accelerator, denominators)
     shares: dict[str, Tensor] = {}
+    error: NotFiniteError | None = None
     for index, (samples, _) in enumerate(parts):
         # Processes synchronise gradients once per step, with the last part.
         last = index == len(parts) - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
-            with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
-                losses = module(samples)
-            weighted = [
-                value * weights[index].get(name, weights[index][""]) for name, value in losses.items()
-            ]
-            total = torch.stack(weighted).sum()
-            if not torch.isfinite(total):
-                values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-                raise NotFiniteError(f"loss is not finite ({values}); a lower learning rate may help")
+            if error is None:
+                try:
+                    weighted = _weighted_losses(module, samples, weights[index], accelerator)
+                except NotFiniteError as found:
+                    error = found
+            if last:
+                error = _error_of_any(error, accelerator)
+            if error is not None:
+                continue
             # Again, because gradient checkpointing has to recompute with the same kernels as in the forward pass.
             with plain_attention(accelerator.device), part("backward"):
-                accelerator.backward(total)
-        for name, value in zip(losses, weighted, strict=True):
+                accelerator.backward(torch.stack(list(weighted.values())).sum())
+        for name, value in weighted.items():
             shares[name] = shares.get(name, 0) + value.detach()
+    if error is not None:
+        raise error
     return shares
+
+
+def _weighted_losses(
+    module: nn.Module, samples, weights: dict[str, Tensor | float], accelerator: Accelerator
+) -> dict[str, Tensor]:
+    """The losses of a part, each times its weight.
+
+    Raises:
+        NotFiniteError: their sum is not finite, or ``module`` says so itself.
+    """
+    with accelerator.autocast(), plain_attention(accelerator.device), part("losses"):
+        losses = module(samples)
+    weighted = {name: value * weights.get(name, weights[""]) for name, value in losses.items()}
+    if not torch.isfinite(torch.stack(list(weighted.values())).sum()):
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+        raise NotFiniteError(f"loss is not finite ({values}); a lower learning rate may help")
+    return weighted
+
+
+def _error_of_any(error: NotFiniteError | None, accelerator: Accelerator) -> NotFiniteError | None:
+    """The error of this process, or one that says that another process has one. None of them goes on alone."""
+    if accelerator.num_processes == 1:
+        return error
+    failed = torch.tensor(float(error is not None), device=accelerator.device)
+    if accelerator.reduce(failed).item() and error is None:
+        return NotFiniteError("the loss of another process is not finite; a lower learning rate may help")
+    return error
 
 
 def _part_weights(

@@ -110,6 +110,7 @@ def fit(
     denominators: Callable[[object], dict[str, Tensor]] | None = None,
     after_step: Callable[[object], None] | None = None,
     files: Callable[[int], list[str]] | None = None,
+    skip_not_finite: int = 0,
 ) -> None:
     """Trains ``module`` in place for ``iterations`` steps, resuming from the workspace's last sound checkpoint.
 
@@ -126,16 +127,18 @@ def fit(
         denominators: what each loss is a mean over, see :func:`accumulate`; None if all are means over samples.
         after_step: called with the batch after each step.
         files: called with a step, returns the names of its images, for the error about a loss that is not finite.
+        skip_not_finite: how many steps with a loss that is not finite are left out, before one is an error. Their
+            number becomes an entry of the artifact's provenance, ``skipped_steps``.
 
     Raises:
-        NotFiniteError: a loss is not finite; the last checkpoint is kept.
+        NotFiniteError: a loss is not finite, ``skip_not_finite`` times before; the last checkpoint is kept.
         DeopError: raised while reading a batch; or SIGTERM came.
         WeightsError: the checkpoint cannot be read.
     """
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     plain = module
     module, optimizer = accelerator.prepare(module, optimizer)
-    first = 0
+    first = skipped = 0
     if (loaded := load_checkpoint(workspace.state, accelerator.print)) is not None:
         state, first = loaded
         plain.load_state_dict(state["module"], strict=False)
@@ -143,6 +146,7 @@ def fit(
         scheduler.load_state_dict(state["scheduler"])
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
+        skipped = state["skipped"]
         accelerator.print(f"{description}: resuming at step {first} of {iterations}")
     accelerator.init_trackers(description.replace(" ", "_"))
     loader = DataLoader(
@@ -173,8 +177,19 @@ def fit(
                 losses = accumulate(module, batch, micro_batch, accelerator, denominators)
             except NotFiniteError as error:
                 images = f". Its images: {_shortened(files(step))}" if files else ""
-                left = f"The last checkpoint is that of step {kept}" if kept else "There is no checkpoint yet"
-                raise NotFiniteError(f"{description}, step {step}: {error}{images}. {left}") from None
+                found = f"{description}, step {step}: {error}{images}."
+                if skipped == skip_not_finite:
+                    left = (
+                        f"The last checkpoint is that of step {kept}"
+                        if kept
+                        else "There is no checkpoint yet"
+                    )
+                    raise NotFiniteError(f"{found} {left}") from None
+                skipped += 1
+                accelerator.print(f"{found} Skipped, as {skipped} of at most {skip_not_finite} steps")
+                optimizer.zero_grad()
+                scheduler.step()
+                continue
             with part("optimizer"):
                 if clip_grad_norm:
                     accelerator.clip_grad_norm_(module.parameters(), clip_grad_norm)
@@ -189,7 +204,7 @@ def fit(
             ending = terminated()
             if time.monotonic() - saved > checkpoint_seconds or ending:
                 if accelerator.is_main_process:
-                    state = _state(plain, optimizer, scheduler, accelerator)
+                    state = _state(plain, optimizer, scheduler, accelerator) | {"skipped": skipped}
                     save_checkpoint(workspace.state, state, step + 1)
                     workspace.tick()
                 saved, kept = time.monotonic(), step + 1
@@ -199,6 +214,8 @@ def fit(
                 )
             if after_step is not None:
                 after_step(batch)
+    if skip_not_finite:
+        workspace.provenance["skipped_steps"] = skipped
     # Not end_training: it would destroy the process group, and the processes still wait for each other (see artifact).
     for tracker in accelerator.trackers:
         tracker.finish()
@@ -287,6 +304,7 @@ def fit_on_images(
         micro_batch=job.settings.get("machine", {}).get("micro_batch"),
         denominators=training.module.denominators,
         after_step=after_step,
+        skip_not_finite=settings.skip_not_finite,
         files=lambda step: [training.dataset.image_name(index) for index in batches.samples(step)],
     )
 
