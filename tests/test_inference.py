@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from deop.methods.inference import folded, prepare
 from deop.models.clip import load_clip
 from deop.models.prompts import TextPrompt
 from deop.settings.methods import AnchorSettings, DeOPSettings, SeveranceSettings
+from deop.settings.precision import Runtime
 from deop.settings.schedule import Augmentation
 from deop.settings.stages import Segmentation
 from deop.stages.train_system import SystemStep
@@ -52,11 +54,13 @@ def build(small_proposals) -> Callable:
 
 
 @pytest.mark.parametrize(
-    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+    "runtime", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in get_args(Runtime)[1:])]
 )
-def test_a_prepared_system_gives_the_same_masks_and_logits(build, compiled):
+def test_a_prepared_system_gives_the_same_masks_and_logits(build, runtime):
+    if runtime in ("onnxruntime", "openvino"):
+        pytest.importorskip(runtime)
     plain = build().eval()
-    ready = prepare(copy.deepcopy(plain), CPU, compiled=compiled)
+    ready = prepare(copy.deepcopy(plain), CPU, runtime=runtime)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in ready.proposals.modules())
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in plain.proposals.modules())
     for size in ((32, 48), (64, 40)):

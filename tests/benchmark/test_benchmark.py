@@ -76,7 +76,7 @@ def test_one_pass_costs_what_one_pass_does_and_crops_cost_by_number(networks, se
     assert by_system["DeOP", shown, classes] < 1.1 * by_system["DeOP", shown, base]
     few, many = (by_system["SimBaseline", crops, base] for crops in sorted(speed.clips["deop-mini"].crops))
     clip = load_clip("deop-mini", None)
-    crop = count_flop(lambda: clip.visual(torch.rand(1, 3, 64, 64)).pooled)
+    crop = count_flop(lambda: clip.visual(torch.rand(1, 3, 96, 96)).pooled)
     assert many - few == pytest.approx(2 * crop, rel=0.02)
 
 
@@ -111,10 +111,22 @@ def test_cases_cover_the_rows_that_were_asked_for(section):
         "ZegFormer": 1,
     }
     clip = speed.clips["deop-mini"]
-    compiled = speed.model_copy(update={"clips": {"deop-mini": clip.model_copy(update={"compiled": True})}})
-    more = set(speed_cases(compiled, "deop-mini")) - set(speed_cases(speed, "deop-mini"))
-    assert {(case.system, case.shown, case.classes) for case in more if case.compiled} == {
-        (system, clip.base_crops, speed.base_classes) for system in ("DeOP", "SimBaseline")
+    runtimes = ("compiled", "onnxruntime", "openvino")
+    clips = {"deop-mini": clip.model_copy(update={"runtimes": runtimes})}
+    asked = speed.model_copy(update={"clips": clips, "precisions": ("fp32", "bf16")})
+    found = speed_cases(asked, "deop-mini")
+    assert set(speed_cases(speed, "deop-mini")) < set(found)
+    assert Counter(
+        (case.runtime, case.precision, case.system) for case in found if case.runtime != "torch"
+    ) == {
+        (runtime, precision, system): 1
+        for runtime in runtimes
+        for precision in ("fp32", "bf16")
+        for system in ("DeOP", "SimBaseline")
+        if (runtime, precision) != ("onnxruntime", "bf16")
+    }
+    assert {(case.shown, case.classes) for case in found if case.runtime != "torch"} == {
+        (clip.base_crops, speed.base_classes)
     }
     varied = scaling_cases(scaling)
     assert [case.classes for case in varied["classes"]] == sorted(scaling.classes)
@@ -226,8 +238,11 @@ def test_what_cannot_be_measured_is_said_before_it_is_tried(section, edit, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["speed", "scaling"])
 def test_the_rows_and_columns_that_are_written(config, root, section, tmp_path, monkeypatch, name):
-    clip = section["clips"]["deop-mini"] | {"compiled": name == "speed"}
-    plan = Plan(config | {"benchmark": section | {"clips": {"deop-mini": clip}}}, root)
+    if name == "speed":
+        pytest.importorskip("openvino")
+        clip = section["clips"]["deop-mini"] | {"runtimes": ["openvino"]}
+        section = section | {"clips": {"deop-mini": clip}, "precisions": ["fp32", "bf16"]}
+    plan = Plan(config | {"benchmark": section}, root)
     job = next(job for job in plan.jobs.values() if job.stage == "benchmark" and name in job.output)
     monkeypatch.chdir(tmp_path)
     Path(job.output).parent.mkdir()
@@ -245,15 +260,13 @@ def test_the_rows_and_columns_that_are_written(config, root, section, tmp_path, 
     of_parts = rows[[f"{name}_ms" for name in PARTS if name != "text"]].sum(axis=1)
     assert (of_parts <= 1.01 * rows.latency_median_ms).all() and (rows.text_ms > 0).all()
     if name == "speed":
-        base = table[(table.system == "SimBaseline") & (table.crops == 2) & ~table.compiled]
-        base = base.latency_median_ms.item()
-        assert table[table.compiled].system.tolist() == ["DeOP", "SimBaseline"]
-        torch.testing.assert_close(
-            torch.tensor(rows.ratio_to_simbaseline.tolist()),
-            torch.tensor((base / rows.latency_median_ms).tolist()),
-            rtol=0.02,
-            atol=1e-3,
-        )
+        assert table[table.runtime == "openvino"].system.tolist() == ["DeOP", "SimBaseline"] * 2
+        latency = table.set_index(["system", "crops", "runtime", "precision"]).latency_median_ms
+        bare = table[table.system.isin(BARE) & (table.precision == "fp32")].latency_median_ms.sum()
+        for row in rows.itertuples():
+            base = latency.loc["SimBaseline", 2, row.runtime, row.precision].item()
+            assert row.ratio_to_simbaseline == pytest.approx(base / row.latency_median_ms, rel=0.02, abs=1e-3)
+            assert row.ratio_to_bare == pytest.approx(row.latency_median_ms / bare, rel=0.02, abs=1e-3)
     else:
         assert set(table["by"]) == {"classes", "image", "proposals", "batch"}
     assert json.loads(Path(job.output).read_text())["key"] == job.key

@@ -18,24 +18,21 @@ from deop.settings.precision import cpu_name
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("proposals", "clip_visual", "text", "anchors", "scoring", "upsampling", "crops")
-MATMUL_CASE = "matmul"
 
 
 def speed(settings: SpeedBenchmark, device: torch.device) -> pd.DataFrame:
     """One line a case, CLIP and precision; see :data:`deop.reporting.benchmark_table.COST_NOTES` for the columns."""
     frames = []
     for model, clip in settings.clips.items():
-        cases = speed_cases(settings, model)
-        for precision in settings.precisions:
-            frame = measure(settings, clip, cases, precision, device, f"{model}, {precision}")
-            latency = frame["latency_median_ms"]
-            base = (
-                (frame["system"] == "SimBaseline") & (frame["crops"] == clip.base_crops) & ~frame["compiled"]
-            )
-            bare = frame["system"].isin(BARE)
-            frame["ratio_to_simbaseline"] = (latency[base].item() / latency).where(~bare)
-            frame["ratio_to_bare"] = (latency / latency[bare].sum()).where(~bare)
-            frames.append(frame)
+        frame = measure(settings, clip, speed_cases(settings, model), device, model)
+        latency, bare = frame["latency_median_ms"], frame["system"].isin(BARE)
+        base = frame[(frame["system"] == "SimBaseline") & (frame["crops"] == clip.base_crops)]
+        compared = base.set_index(["precision", "runtime"])["latency_median_ms"]
+        alike = pd.MultiIndex.from_frame(frame[["precision", "runtime"]])
+        frame["ratio_to_simbaseline"] = (compared.reindex(alike).to_numpy() / latency).where(~bare)
+        plain = latency[bare & (frame["precision"] == settings.precisions[0])].sum()
+        frame["ratio_to_bare"] = (latency / plain).where(~bare)
+        frames.append(frame)
     return pd.concat(frames, ignore_index=True).round(3)
 
 
@@ -51,7 +48,8 @@ def scaling(settings: ScalingBenchmark, device: torch.device) -> pd.DataFrame:
     }
     frames = []
     for precision in settings.precisions:
-        frame = measure(settings, settings.clip, cases, precision, device, f"scaling, {precision}")
+        of_precision = [case._replace(precision=precision) for case in cases]
+        frame = measure(settings, settings.clip, of_precision, device, f"scaling, {precision}")
         frame.index = pd.Index(range(len(cases)))
         for by, group in varied.items():
             lines = frame.loc[[cases.index(case) for case in group]]
@@ -65,40 +63,40 @@ def measure(
     settings: Rounds,
     clip: BenchmarkClip,
     cases: list[Case],
-    precision: str,
     device: torch.device,
     description: str,
 ) -> pd.DataFrame:
-    """The measured columns of cases on one CLIP, in one precision, a product of matrices among them."""
+    """The measured columns of cases on one CLIP. A product of matrices in each precision is timed with them."""
     torch.manual_seed(0)
     networks = Networks(cases[0].clip, clip, device)
 
-    def cast(call: Callable[[], object]) -> Callable[[], object]:
+    def cast(case: Case, call: Callable[[], object]) -> Callable[[], object]:
         def in_precision() -> object:
-            with torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES):
+            with torch.autocast(device.type, DTYPES.get(case.precision), enabled=case.precision in DTYPES):
                 return call()
 
         return in_precision
 
+    precisions = dict.fromkeys(case.precision for case in cases)
     calls: dict[Case | str, Callable[[], object]] = {
-        MATMUL_CASE: matmul_call(device, DTYPES.get(precision, torch.float32))
+        precision: matmul_call(device, DTYPES.get(precision, torch.float32)) for precision in precisions
     }
     found = {case: networks.call(case) for case in cases}
-    calls |= {case: cast(call.run) for case, call in found.items()}
+    calls |= {case: cast(case, call.run) for case, call in found.items()}
     with torch.inference_mode():
-        text = {case: timed(cast(call.embed), device) for case, call in found.items() if call.embed}
+        text = {case: timed(cast(case, call.embed), device) for case, call in found.items() if call.embed}
         measured = interleave(
             calls,
             device,
             rounds=settings.rounds,
             budget_s=settings.budget_s,
             description=description,
-            counted_in={case: case._replace(compiled=False) for case in cases if case.compiled},
+            counted_in={case: case._replace(runtime="torch") for case in cases if case.runtime != "torch"},
         )
-    rate = measured[MATMUL_CASE].flop / measured[MATMUL_CASE].median
+    rates = {precision: measured[precision].flop / measured[precision].median for precision in precisions}
     return pd.DataFrame(
         [
-            _row(case, found[case], text.get(case, 0.0), measured[case], rate, precision, device)
+            _row(case, found[case], text.get(case, 0.0), measured[case], rates[case.precision], device)
             for case in cases
         ]
     )
@@ -110,7 +108,6 @@ def _row(
     text_s: float,
     measured: Measured,
     matmul_rate: float,
-    precision: str,
     device: torch.device,
 ) -> dict[str, Any]:
     latency, parts = measured.median, dict(measured.parts)
@@ -120,14 +117,14 @@ def _row(
         "clip": case.clip,
         "classes": case.classes or None,
         "crops": case.shown if case.system in ("SimBaseline", "ZegFormer") else None,
-        "precision": precision,
+        "precision": case.precision,
         "device": device.type,
         "latency_median_ms": 1000 * latency,
         "latency_p90_ms": 1000 * float(np.quantile(measured.seconds, 0.9)),
         "images_per_s": case.batch / latency,
-        # Compilation lays weights out anew, and CUDA's graphs hold memory of their own, neither of which is seen here.
-        "peak_mb": None if case.compiled else call.weights_mb + measured.added_mb,
-        "compiled": case.compiled,
+        # Others lay weights out anew, and CUDA's graphs hold memory of their own, neither of which is seen here.
+        "peak_mb": call.weights_mb + measured.added_mb if case.runtime == "torch" else None,
+        "runtime": case.runtime,
         **of_parts,
         "text_ms": 1000 * text_s,
         "other_ms": max(0.0, 1000 * (latency - sum(parts.values()))) if parts else None,

@@ -58,7 +58,7 @@ def interleave(
     """Measures calls in turns (A B C, A B C, ...), so that other load on the machine affects all of them alike.
 
     Each call is first run twice as a warm-up, once to count its operations and once to measure its memory, which both
-    slow a run down. No further round begins after ``budget_s`` seconds. The operations of compiled code cannot be
+    slow a run down. No further round begins after ``budget_s`` seconds. The operations of other runtimes cannot be
     counted: ``counted_in`` names another call with the same operations.
     """
     measured, counted_in = {name: Measured() for name in calls}, counted_in or {}

@@ -120,7 +120,7 @@ class Networks:
             }[case.system]
             templates = {"proposal_templates": TEMPLATES, "crop_templates": TEMPLATES}
             built = kind(clip, proposals, settings(**templates), seen_names=class_names(case.classes)[::2])
-        return prepare(built, self._device, compiled=case.compiled)
+        return prepare(built, self._device, runtime=case.runtime, precision=case.precision)
 
     def _proposal_network(self, case: Case, *, prepared: bool = True) -> DrawnMasks:
         """The network of ``case.queries`` queries with the case's masks, by default ``prepared`` as in

@@ -43,8 +43,8 @@ class Segmenter(nn.Module, ABC):
     :meth:`denominators`, too.
 
     Attributes:
-        compiled_methods: names of the methods that do most of the work, of tensors alone: what torch.compile compiles
-            (:mod:`deop.methods.inference`).
+        compiled_methods: names of the methods that do most of the work, of tensors alone: what torch.compile and other
+            runtimes make anew (:mod:`deop.methods.inference`).
         gradient_checkpointing: in training, compute blocks of CLIP again for the gradient instead of keeping what is in
             them, where gradients flow through CLIP.
         size_divisibility: images are padded to multiples of this many pixels (:meth:`padded`).

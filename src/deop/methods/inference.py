@@ -1,4 +1,4 @@
-"""A trained system made ready for inference: batch-norm folding and torch.compile."""
+"""A trained system made ready for inference: batch-norm folding, torch.compile, and other runtimes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
 from torch.utils._pytree import tree_map_only
 
+from deop.errors import DeopError
 from deop.methods.base import Segmenter
 from deop.methods.masks import MaskSegmenter
+from deop.methods.runtimes import GraphMethod
 from deop.models.proposals import ProposalNetwork
+from deop.settings.precision import Precision, Runtime
 
 AnySegmenter = TypeVar("AnySegmenter", bound=Segmenter)
 AnyProposals = TypeVar("AnyProposals", bound=ProposalNetwork)
@@ -25,25 +28,37 @@ def prepare(
     segmenter: AnySegmenter,
     device: torch.device,
     *,
-    compiled: bool = False,
+    runtime: Runtime = "torch",
+    precision: Precision = "fp32",
     size_divisibility: int = 1,
     upsample: Literal["masks", "scores"] = "masks",
 ) -> AnySegmenter:
     """The system on ``device``, in evaluation mode, with its backbone's batch norms part of the convolutions.
 
     It can answer, but no longer be trained or saved. ``size_divisibility`` and ``upsample`` are as
-    :class:`deop.settings.stages.Evaluation` has them. With ``compiled``, torch.compile makes its two networks anew for
-    the first size of images (a minute or so on a CPU) and for a second one; from then on for any. On a GPU they are a
-    CUDA graph for as long as the size stays the same.
+    :class:`deop.settings.stages.Evaluation` has them.
+
+    Its two networks are computed by ``runtime``. ``compiled``: torch.compile makes them anew for the first size of
+    images (a minute or so on a CPU) and for a second one; from then on for any. On a GPU they are a CUDA graph for as
+    long as the size stays the same. ``onnxruntime`` and ``openvino`` (:mod:`deop.methods.runtimes`): they are made anew
+    for every size, and compute in ``precision``, where PyTorch goes by the caller's autocast.
+
+    Raises:
+        DeopError: a runtime that is not installed, or does not compute on this device or in this precision.
     """
     segmenter = segmenter.eval().requires_grad_(False)
     segmenter.size_divisibility, segmenter.upsample = size_divisibility, upsample
     if isinstance(segmenter, MaskSegmenter) and isinstance(segmenter.proposals, ProposalNetwork):
         segmenter.proposals = with_folded_norms(segmenter.proposals)
     segmenter = segmenter.to(device)
-    if compiled:
-        for method in segmenter.compiled_methods:
-            setattr(segmenter, method, _compiled(getattr(segmenter, method), device))
+    if runtime in ("onnxruntime", "openvino") and device.type != "cpu":
+        raise DeopError(f"runtime {runtime} computes on the CPU, not on {device}")
+    for name in segmenter.compiled_methods if runtime != "torch" else ():
+        method = getattr(segmenter, name)
+        replaced = (
+            _compiled(method, device) if runtime == "compiled" else GraphMethod(method, runtime, precision)
+        )
+        setattr(segmenter, name, replaced)
     return segmenter
 
 

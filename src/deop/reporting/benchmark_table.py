@@ -18,8 +18,8 @@ COST_NOTES = (
     f"matrices ({MATMUL['cpu']} a side, on a GPU {MATMUL['cuda']}) of the same precision reached in the same run.",
 )
 SPEED_NOTE = (
-    "ratio_to_simbaseline: how many times faster than SimBaseline ({crops}). ratio_to_bare: latency over the sum of "
-    "the two rows *alone*."
+    "ratio_to_simbaseline: how many times faster than SimBaseline on the same runtime in the same precision ({crops}). "
+    "ratio_to_bare: latency over the sum of the two rows *alone* in {precision}."
 )
 
 
@@ -38,7 +38,7 @@ def to_markdown(name: str, settings: Rounds, frame: pd.DataFrame, code: str) -> 
     notes = [*COST_NOTES]
     if isinstance(settings, SpeedBenchmark):
         compared = "; ".join(f"{model}: at {clip.base_crops} crops" for model, clip in settings.clips.items())
-        notes.append(SPEED_NOTE.format(crops=compared))
+        notes.append(SPEED_NOTE.format(crops=compared, precision=settings.precisions[0]))
     if constant:
         notes.insert(
             0, "In all rows: " + ", ".join(f"{key} {value}" for key, value in constant.items()) + "."

@@ -60,5 +60,5 @@ def parts(frame: pd.DataFrame, *, title: str, notes: list[str]) -> Figure:
 
 def _label(row) -> str:
     crops = "" if pd.isna(row.crops) else f", {int(row.crops)} crops"
-    compiled = ", compiled" if row.compiled else ""
-    return f"{row.system}, {int(row.classes)} classes{crops}{compiled}"
+    runtime = "" if row.runtime == "torch" else f", {row.runtime}"
+    return f"{row.system}, {int(row.classes)} classes{crops}{runtime}"

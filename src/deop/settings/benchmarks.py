@@ -12,20 +12,20 @@ from deop.settings.base import Positive, Settings
 from deop.settings.clip_layers import check_model, check_severed_layers
 from deop.settings.files import merged
 from deop.settings.methods import DeOPSettings
+from deop.settings.precision import Precision
 from deop.settings.stages import Proposals
 
 MOST_CLASSES = 847
 """Class names there are: those of the full ADE20K."""
 Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
-Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class BenchmarkClip(Settings):
     """One CLIP, the size of the images, and what is built on it.
 
     ``network`` is DeOP's, ``proposals`` are of all systems. ``crops`` are the numbers of proposals that SimBaseline
-    shows CLIP; ``base_crops`` is what other systems are compared with. Proposals beyond those shown are empty. With
-    ``compiled``, DeOP and SimBaseline are also measured as torch.compile makes them anew.
+    shows CLIP; ``base_crops`` is what other systems are compared with. Proposals beyond those shown are empty.
+    ``runtimes`` are those besides PyTorch on which DeOP and SimBaseline are measured too.
     """
 
     image: tuple[Positive, Positive]
@@ -33,7 +33,7 @@ class BenchmarkClip(Settings):
     proposals: Proposals
     crops: Annotated[tuple[Positive, ...], Field(min_length=1)]
     base_crops: Positive
-    compiled: bool = False
+    runtimes: tuple[Literal["compiled", "onnxruntime", "openvino"], ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> BenchmarkClip:
@@ -45,7 +45,7 @@ class BenchmarkClip(Settings):
 
 
 class Rounds(Settings):
-    """How long each measurement is repeated: systems take turns, ``rounds`` times with each CLIP and precision.
+    """How long each measurement is repeated: systems take turns, ``rounds`` times with each CLIP.
 
     No further round begins after ``budget_s`` seconds; each system is timed once at least. ``threads`` are those of the
     CPU.

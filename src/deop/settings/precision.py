@@ -10,6 +10,8 @@ from typing import Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Full precision, or what PyTorch's automatic mixed precision computes matrix products and convolutions in."""
+Runtime = Literal["torch", "compiled", "onnxruntime", "openvino"]
+"""What computes the networks of a system: PyTorch, torch.compile, or graphs on other runtimes (CPU only)."""
 Asked = Literal["auto", "fp32", "bf16", "fp16"]
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is Arm's name

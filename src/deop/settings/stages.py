@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from deop.settings.base import AboveZero, Fraction, NotNegative, Positive, Settings, Whole
+from deop.settings.precision import Runtime
 from deop.settings.schedule import Schedule
 
 
@@ -157,18 +158,20 @@ class Evaluation(Inference):
     ``batch_size`` is the number of images of one size that are computed at once. ``miou`` says which classes mIoU
     averages over: those that occur in the ground truth or the prediction, or in the ground truth alone.
 
-    ``compiled`` uses torch.compile. It takes a minute or more, which pays off if many images have the same size.
+    ``runtime`` is what computes the networks. ``compiled`` is torch.compile; ``openvino`` and ``onnxruntime`` compute
+    on the CPU, and need the package's extras ``openvino`` and ``onnx``. All three take up to a minute to start, and pay
+    off if many images have the same size.
     """
 
     batch_size: Positive = 1
     miou: Literal["occurring", "ground_truth"] = "occurring"
-    compiled: bool = False
+    runtime: Runtime = "torch"
 
     @property
     def inference(self) -> dict[str, Any]:
         """The arguments of :func:`deop.methods.inference.prepare`."""
         return {
-            "compiled": self.compiled,
+            "runtime": self.runtime,
             "size_divisibility": self.size_divisibility,
             "upsample": self.upsample,
         }

@@ -37,7 +37,7 @@ def run(job: Job) -> None:
     settings = Evaluation.model_validate(job.settings["evaluation"])
     dataset = SegmentationDataset(job.inputs["data"], "val").check_labels()
     accelerator = make_accelerator(job.precision)
-    segmenter = prepare(load_tested(job), accelerator.device, **settings.inference)
+    segmenter = prepare(load_tested(job), accelerator.device, precision=job.precision, **settings.inference)
     metrics = SegmentationMetrics(
         len(dataset.names),
         dataset.card.unseen,

@@ -37,7 +37,8 @@ def run(job: Job) -> None:
     jobs = {name: system_job(job, name) for name in job.settings["systems"]}
     tested = {name: Evaluation.model_validate(each.settings["evaluation"]) for name, each in jobs.items()}
     segmenters = {
-        name: prepare(load_tested(each), device, **tested[name].inference) for name, each in jobs.items()
+        name: prepare(load_tested(each), device, precision=job.precision, **tested[name].inference)
+        for name, each in jobs.items()
     }
     dataset = SegmentationDataset(next(iter(jobs.values())).inputs["data"], "val")
     latencies: dict[str, list[float]] = {name: [] for name in jobs}
