@@ -25,19 +25,19 @@ def name_in(job: Job) -> str:
 def test_layers_are_quoted_or_not_and_a_profile_may_differ_from_the_defaults(root, config, edit):
     """The shipped files quote them because DVC's reader refuses integer keys."""
     alpha = config["network"]["severance"]["alpha"]
-    assert alpha == {"-3": 1, "-2": 1, "-1": 1}
+    assert alpha == {"-2": 1, "-1": 1}
     experiments = root / "config/experiments.yaml"
     before = Plan(config, root)
     edit(experiments, "experiments", "gps_05_1", "severance", "alpha", to={-2: 0.5, -1: 1})
     assert set(Plan(config, root).jobs) == set(before.jobs)
     # What Snakemake makes of a profile with integer keys put over the defaults: both spellings, the profile's last.
-    spellings = ({"-3": None, "-2": 0, "-1": 1}, alpha | {-3: None, -2: 0, -1: 1})
+    spellings = ({"-2": None, "-1": 0.5}, alpha | {-2: None, -1: 0.5})
     plans = []
     for spelling in spellings:
         config["network"]["severance"] = {"alpha": spelling}
         plans.append(set(Plan(config, root).jobs))
         networks = Configuration(config, root).experiments
-        assert networks["gps"]["es171"].severance.alpha == {-2: 0, -1: 1}
+        assert networks["gps"]["es171"].severance.alpha == {-1: 0.5}
     assert plans[0] == plans[1] != set(before.jobs)
     config["network"]["severance"] = {"alpha": {"last": 1}}
     with pytest.raises(ConfigError, match=r"network\.severance\.alpha\.last.*integer.*'last'"):

@@ -107,9 +107,9 @@ def test_the_weights_that_a_text_tower_comes_from_are_part_of_the_key(root, conf
     (tmp_path / "resnet10t.json").write_text(json.dumps({"sha256": "00"}))
     config["clip"]["retrain"] = True
     config["variants"]["large"] = {}
-    config["pretrain_clip"] |= {"text_from": "deop-mini", "rounds": [{"images": 1000}]}
+    config["pretrain_clip"] |= {"grown_from": "deop-mini", "rounds": [{"images": 1000}]}
     with pytest.raises(
-        ConfigError, match=r"pretrain_clip.text_from: no weights are bundled for model 'deop-mini'"
+        ConfigError, match=r"pretrain_clip.grown_from: no weights are bundled for model 'deop-mini'"
     ):
         Plan(config, root)
     keys = set()
@@ -203,7 +203,7 @@ def test_a_variant_changes_what_it_names_for_the_experiments_that_name_it(root, 
     assert new["learn_prompts"] == 1 and new_jobs(before, after) == new
     system = next(after.jobs[key] for key in jobs(after) - jobs(before) if key[0] == "build_system")
     assert system.settings["clip"]["model"] == "ViT-B-16"
-    assert system.settings["method"]["severance"]["alpha"] == {"-3": 1, "-2": 1, "-1": 0.25}
+    assert system.settings["method"]["severance"]["alpha"] == {"-2": 1, "-1": 0.25}
     config["variants"]["larger"] = {"prompts": {"lrr": 1}}
     with pytest.raises(ConfigError, match=r"config with variant 'larger': prompts: unknown key 'lrr'; valid"):
         Plan(config, root)

@@ -145,7 +145,7 @@ def test_openais_torchscript_archives_by_path_with_their_activation(tmp_path: Pa
     model = open_clip.create_model("deop-mini", force_quick_gelu=True).eval()
     path = tmp_path / "ViT.pt"
     torch.jit.script(Archive(model)).save(str(path))
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 96, 96)
     torch.testing.assert_close(
         load_clip("deop-mini", str(path)).visual(image).pooled, model.encode_image(image)
     )
@@ -165,7 +165,7 @@ def test_a_file_that_open_clip_knows_gets_its_activation(tmp_path: Path, monkeyp
     }
     other = {"url": "https://example.org/other.pt", "quick_gelu": not quick}
     tags(monkeypatch, known={"url": known[quick], "quick_gelu": quick}, other=other)
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 96, 96)
     loaded = load_clip("deop-mini", str(path))
     torch.testing.assert_close(loaded.visual(image).pooled, model.encode_image(image))
     needed = "QuickGELU" if quick else "GELU"
@@ -188,7 +188,7 @@ def test_a_file_that_may_need_either_activation_is_refused_until_the_user_says_w
         load_clip("ViT-B-16-quickgelu", str(path), quick_gelu=False)
     url = "https://example.org/weights.pt"
     tags(monkeypatch, one={"url": url, "quick_gelu": True}, other={"url": url})
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         gelu, quick = (
             load_clip("deop-mini", str(path), quick_gelu=said).visual(image).pooled for said in (False, True)

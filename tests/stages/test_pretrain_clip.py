@@ -1,35 +1,14 @@
-"""What pre-training of the mini CLIP starts from."""
+"""What the pre-training of the mini CLIP minimises."""
 
 from __future__ import annotations
 
 import copy
 
-import open_clip
-import pytest
 import torch
 from open_clip.loss import ClipLoss
 
 from deop.models.clip import load_clip
-from deop.stages.pretrain_clip import ContrastiveStep, _start_from, _take_text_tower, contrastive_loss
-
-
-def test_a_larger_model_starts_from_the_text_tower_of_the_bundled_one():
-    torch.manual_seed(0)
-    small, large = load_clip("deop-mini", "bundled"), open_clip.create_model("deop-mini-large")
-    image = large.visual.conv1.weight.clone()
-    tokens = small.tokenize(["a picture of a dog", "snow"])
-    assert not torch.allclose(large.encode_text(tokens), small.model.encode_text(tokens))
-    _take_text_tower(large, "deop-mini")
-    torch.testing.assert_close(large.encode_text(tokens), small.model.encode_text(tokens))
-    assert torch.equal(large.visual.conv1.weight, image)
-
-
-def test_a_text_tower_of_another_size_is_refused():
-    model = open_clip.create_model("ViT-B-32")
-    with pytest.raises(
-        ValueError, match="text_from: the text tower of 'deop-mini' does not fit: positional_emb"
-    ):
-        _take_text_tower(model, "deop-mini")
+from deop.stages.pretrain_clip import ContrastiveStep, contrastive_loss
 
 
 def test_the_contrastive_loss_is_that_of_clip_where_each_image_has_one_caption():
@@ -57,7 +36,7 @@ def test_a_locked_text_tower_gives_the_same_embeddings_and_does_not_learn():
     torch.manual_seed(0)
     clip = load_clip("deop-mini", "bundled")
     batch = {
-        "image": torch.rand(2, 3, 64, 64),
+        "image": torch.rand(2, 3, 96, 96),
         "caption": ["a dog", "snow", "a dog"],
         "match": torch.tensor([[True, False, True], [False, True, False]]),
     }
@@ -71,20 +50,3 @@ def test_a_locked_text_tower_gives_the_same_embeddings_and_does_not_learn():
     losses[1].backward()
     assert locked.model.visual.conv1.weight.grad.abs().sum() > 0 and locked.model.logit_scale.grad is not None
     assert locked.model.token_embedding.weight.grad is None and locked.model.text_projection.grad is None
-
-
-def test_a_round_with_fresh_layers_keeps_the_others_at_another_image_size():
-    torch.manual_seed(0)
-    weights = load_clip("deop-mini", "bundled").model.half().state_dict()
-    model = open_clip.create_model("deop-mini", force_image_size=96)
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    _start_from(model, dict(weights), fresh_layers=1)
-    after = model.state_dict()
-    block = "visual.transformer.resblocks.{}.attn.in_proj_weight"
-    assert torch.equal(after[block.format(4)], weights[block.format(4)].float())
-    assert torch.equal(after[block.format(5)], own[block.format(5)])
-    assert torch.equal(after["visual.proj"], own["visual.proj"])
-    assert torch.equal(after["text_projection"], weights["text_projection"].float())
-    assert after["visual.positional_embedding"].shape == (145, 192)
-    with pytest.raises(ValueError, match="do not fit"):
-        _start_from(open_clip.create_model("deop-mini-large"), dict(weights), fresh_layers=0)

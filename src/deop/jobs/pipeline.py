@@ -188,9 +188,9 @@ class Pipeline:
         # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
         inputs: Inputs = {}
         for index, values in enumerate(self._profile.pretrain_clip):
-            if index == 0 and values.text_from is not None:
-                keys = ("pretrain_clip.text_from", "no text_from")
-                inputs = {"text": _bundled_sha256(values.text_from, *keys)}
+            if index == 0 and values.grown_from is not None:
+                keys = ("pretrain_clip.grown_from", "no grown_from")
+                inputs = {"grown_from": _bundled_sha256(values.grown_from, *keys)}
             settings = {"pretrain_clip": dump(values)}
             output = f"checkpoints/clip/{name_of(clip.model, f'round{index + 1}')}"
             inputs = {"clip": self._compute("pretrain_clip", output, settings, inputs, seed=index)}

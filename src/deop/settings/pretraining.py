@@ -17,13 +17,14 @@ class PretrainClip(Settings):
     of which the scenes show. ``common_share`` is the share of emoji that are drawn from those in ``common``.
     ``accuracy_scenes`` is the number of new scenes on which the accuracy of the finished CLIP is measured.
 
-    ``text_from`` names a model with bundled weights: the first round takes over its text tower, instead of starting
-    from random weights. ``lock_text`` keeps the text tower as it is. Of the weights that a later round starts from, the
-    last ``fresh_layers`` layers of the image tower, its last norm and its projection are initialised anew.
+    ``grown_from`` names a model with bundled weights: the first round starts from them, instead of random ones, with
+    layers added to the image tower. ``lock_text`` keeps the text tower as it is. Of the weights that a later round
+    starts from, the last ``fresh_layers`` layers of the image tower, its last norm and its projection are initialised
+    anew.
     """
 
     model: str
-    text_from: str | None = None
+    grown_from: str | None = None
     lock_text: bool = False
     fresh_layers: Whole = 0
     scenes: Literal["simple", "cluttered"] = "simple"

@@ -14,7 +14,6 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,12 +24,12 @@ from deop.jobs.integrity import PROVENANCE, WEIGHTS
 from deop.jobs.job import Job
 from deop.models.clip import load_clip
 from deop.models.clip_build import has_quick_gelu
+from deop.models.clip_growth import grow_from, start_from
 from deop.models.weight_files import checked_weights
 from deop.settings.pretraining import PretrainClip
 from deop.training.pretraining import pretrain
 
 _MAX_LOGIT_SCALE = math.log(100)  # as CLIP does
-_FRESH_GAIN = 3.0
 
 
 class ContrastiveStep(nn.Module):
@@ -87,48 +86,6 @@ def contrastive_loss(logits: Tensor, match: Tensor) -> Tensor:
     return (per_image[match].mean() + per_caption[match].mean()) / 2
 
 
-def _take_text_tower(model: nn.Module, source: str) -> None:
-    """Copies the text tower of the bundled model ``source`` (everything but its image tower) into ``model``.
-
-    Raises:
-        ValueError: the text tower of ``source`` is of another size.
-    """
-    weights = load_clip(source, "bundled").model.state_dict()
-    text = {name: value for name, value in weights.items() if not name.startswith("visual.")}
-    own = model.state_dict()
-    if wrong := [name for name, value in text.items() if name not in own or own[name].shape != value.shape]:
-        raise ValueError(
-            f"pretrain_clip.text_from: the text tower of {source!r} does not fit: {', '.join(wrong[:5])}"
-        )
-    model.load_state_dict(text, strict=False)
-
-
-def _start_from(model: nn.Module, weights: dict[str, Tensor], fresh_layers: int) -> None:
-    """Loads the weights of an earlier round, whose image size and pooling may have been others.
-
-    The last ``fresh_layers`` layers of the image tower, its last norm and its projection stay as they are in ``model``.
-    What the fresh layers write is scaled up: otherwise the patches of the trained layers below, which keep their scale,
-    would outweigh it.
-
-    Raises:
-        ValueError: weights of a model of another width or depth.
-    """
-    blocks = model.visual.transformer.resblocks
-    fresh = [f"visual.transformer.resblocks.{len(blocks) - 1 - index}." for index in range(fresh_layers)]
-    fresh += ["visual.ln_post.", "visual.proj"] if fresh_layers else []
-    weights = {name: value.float() for name, value in weights.items()}  # written in half precision
-    resize_pos_embed(weights, model)
-    kept = {name: value for name, value in weights.items() if not name.startswith(tuple(fresh))}
-    try:
-        model.load_state_dict(model.state_dict() | kept)
-    except RuntimeError as error:
-        raise ValueError(f"pretrain_clip: weights of the round before do not fit: {error}") from error
-    with torch.no_grad():
-        for block in blocks[len(blocks) - fresh_layers :]:
-            for linear in (block.attn.out_proj, block.mlp.c_proj):
-                linear.weight.mul_(_FRESH_GAIN)
-
-
 def run(job: Job) -> None:
     """Trains the model of ``job.settings["pretrain_clip"]`` and writes ``model.safetensors`` (fp16).
 
@@ -140,9 +97,9 @@ def run(job: Job) -> None:
     earlier = Path(job.inputs["clip"]) if "clip" in job.inputs else None
     model = open_clip.create_model(settings.model, force_patch_dropout=settings.patch_dropout)
     if earlier is not None:
-        _start_from(model, load_file(checked_weights(earlier)), settings.fresh_layers)
-    elif settings.text_from is not None:
-        _take_text_tower(model, settings.text_from)
+        start_from(model, load_file(checked_weights(earlier)), settings.fresh_layers)
+    elif settings.grown_from is not None:
+        grow_from(model, load_clip(settings.grown_from, "bundled").model.state_dict())
     size = model.visual.image_size[0]
     scenes = CaptionedScenes(
         image_size=size,

@@ -30,7 +30,7 @@ FOLDER = Path("docs/pictures")
 PUBLISHED = Path("docs/results/mini")
 SCENES = 60  # over which the accuracies are
 SEED = 7  # of the scenes: neither training nor validation
-LAYERS = (-3, -2, -1)
+LAYERS = (-2, -1)
 """The layers in which the mini CLIP mixes its patches (docs/mini-profile.md)."""
 _SHOWN = 0
 _ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -146,7 +146,7 @@ def alpha_sweep() -> Figure:
         axis.remove()
     plot = figure.add_subplot(space[1, :])
     plot.plot(_ALPHAS, [100 * value for value in accuracies], "o-", color=COLOURS[0])
-    plot.set(xlabel=r"$\alpha$ of the last three layers", ylabel="pixels right, %", ylim=(0, None))
+    plot.set(xlabel=r"$\alpha$ of the last two layers", ylabel="pixels right, %", ylim=(0, None))
     notes = [
         f"Above, the first of {SCENES} scenes, a colour for each class; below, all of them, with {len(names)} names.",
         _UNTRAINED,
