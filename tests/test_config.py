@@ -191,7 +191,7 @@ def test_severed_layers_that_the_clip_does_not_have_are_refused(root, config, ed
 
 def test_each_variants_severance_is_checked_with_its_own_clip(root, config):
     network = config["variants"]["large"]["network"]
-    network["severance"]["alpha"] = {-9: 1}
+    network["severance"] = {"alpha": {-9: 1}}
     Plan(config, root)  # deop-mini, without the variant, has 6 layers
     network["severance"]["alpha"] = {-10: 1}
     message = (

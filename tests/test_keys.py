@@ -31,13 +31,13 @@ def test_layers_are_quoted_or_not_and_a_profile_may_differ_from_the_defaults(roo
     edit(experiments, "experiments", "gps_05_1", "severance", "alpha", to={-2: 0.5, -1: 1})
     assert set(Plan(config, root).jobs) == set(before.jobs)
     # What Snakemake makes of a profile with integer keys put over the defaults: both spellings, the profile's last.
-    spellings = ({"-2": None, "-1": 0.5}, alpha | {-2: None, -1: 0.5})
+    spellings = ({"-2": None, "-1": 1}, alpha | {-2: None, -1: 1})
     plans = []
     for spelling in spellings:
         config["network"]["severance"] = {"alpha": spelling}
         plans.append(set(Plan(config, root).jobs))
         networks = Configuration(config, root).experiments
-        assert networks["gps"]["es171"].severance.alpha == {-1: 0.5}
+        assert networks["gps"]["es171"].severance.alpha == {-1: 1}
     assert plans[0] == plans[1] != set(before.jobs)
     config["network"]["severance"] = {"alpha": {"last": 1}}
     with pytest.raises(ConfigError, match=r"network\.severance\.alpha\.last.*integer.*'last'"):

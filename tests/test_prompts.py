@@ -89,11 +89,11 @@ def test_gradients_reach_every_map_and_no_clip_weight(mini: DenseCLIP, severance
 @torch.no_grad()
 def test_maps_are_added_at_the_inputs_of_the_blocks(mini: DenseCLIP) -> None:
     """Layer 0 stands beside the positional embedding; the others change what enters their own block."""
-    prompts = VisualPrompts(mini.width, depth=3, grid=8)
+    prompts = VisualPrompts(mini.width, depth=3, grid=12)
     torch.nn.init.normal_(prompts.class_token)
     torch.nn.init.normal_(prompts.patches)
     tower = mini.model.visual
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, 96, 96)
     result = mini.visual(image, visual_prompts=prompts)
 
     maps = torch.cat([prompts.class_token[:, None], prompts.patches.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
@@ -102,7 +102,7 @@ def test_maps_are_added_at_the_inputs_of_the_blocks(mini: DenseCLIP) -> None:
     x = tower.ln_pre(x + tower.positional_embedding + maps[0])
     for layer, block in enumerate(tower.transformer.resblocks):
         x = block(x + maps[layer] if layer in (1, 2) else x)
-    expected = (tower.ln_post(x[:, 1:]) @ tower.proj).mT.unflatten(2, (8, 8))
+    expected = (tower.ln_post(x[:, 1:]) @ tower.proj).mT.unflatten(2, (12, 12))
     torch.testing.assert_close(result.patches, expected, atol=1e-5, rtol=0)
 
 

@@ -17,6 +17,8 @@ import pytest
 import requests
 from PIL import Image
 
+from deop.data.emoji.artwork import draw
+
 pytest.importorskip("gradio", reason="the page is an extra: pip install 'deop[demo]'")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -105,6 +107,9 @@ def test_a_picture_is_uploaded_named_clicked_and_severed(page, tmp_path):
     message(page, "Segmented into 3 classes")
     image = Image.new("RGB", (300, 200), (90, 160, 235))
     image.paste((60, 140, 40), (0, 120, 300, 200))
+    for name, place in (("koala", (30, 60)), ("tulip", (190, 70))):
+        drawn = Image.fromarray(draw(name, "twemoji", 90))
+        image.paste(drawn, place, drawn)
     image.save(tmp_path / "my <b>photo.png")
     before = page.locator("#picture-0 img").get_attribute("src")
     choose(page, tmp_path / "my <b>photo.png")

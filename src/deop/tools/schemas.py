@@ -152,10 +152,9 @@ def _dataset(defs: Schema, model: type[BaseModel]) -> Schema:
 
 def _pretrain_clip(defs: Schema) -> Schema:
     common = {"anyOf": [_TEXT, defs[PretrainClip.__name__]["properties"]["common"]]}
-    one = _with(defs, PretrainClip, without=("model",), common=common)
-    return one | {
-        "properties": one["properties"] | {"rounds": {"type": "array", "items": one, "minItems": 1}}
-    }
+    section = _with(defs, PretrainClip, without=("model",), common=common)
+    rounds = {"type": "array", "items": _with(defs, PretrainClip, common=common), "minItems": 1}
+    return section | {"properties": section["properties"] | {"rounds": rounds}}
 
 
 def _benchmark(defs: Schema) -> Schema:
