@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
+_ALONE = "DEOP_TEST_ALONE"
 
 # Random inputs are the same in each run. `make test-faults` asks for the profile with many of them.
 hypothesis.settings.register_profile("quick", max_examples=20, derandomize=True, deadline=None, database=None)
@@ -96,3 +99,23 @@ def file_server() -> Iterator:
 
     with FileServer() as server:
         yield server
+
+
+@pytest.fixture
+def in_own_process(request) -> bool:
+    """Runs the test in a pytest of its own and returns True there; in this process returns False, once it has passed.
+
+    For runtimes such as OpenVINO, whose threads have ended a process that later started others.
+    """
+    if os.environ.get(_ALONE) == request.node.nodeid:
+        return True
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid],
+        cwd=request.config.rootpath,
+        env=os.environ | {_ALONE: request.node.nodeid},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
+    return False

