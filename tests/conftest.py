@@ -105,7 +105,7 @@ def file_server() -> Iterator:
 def in_own_process(request) -> bool:
     """Runs the test in a pytest of its own and returns True there; in this process returns False, once it has passed.
 
-    For runtimes such as OpenVINO, whose threads have ended a process that later started others.
+    For runtimes such as OpenVINO, which leave threads and settings in a process for the tests after them.
     """
     if os.environ.get(_ALONE) == request.node.nodeid:
         return True
