@@ -22,8 +22,8 @@ def package(tmp_path, monkeypatch):
     """A folder of bundled weights with ``deop-mini``, in place of the package's."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    for suffix in ("safetensors", "json"):
-        shutil.copy(pretrained.BUNDLED / f"deop-mini.{suffix}", folder)
+    for name in ("deop-mini.safetensors", "deop-mini.json", "deop-mini-text.safetensors"):
+        shutil.copy(pretrained.BUNDLED / name, folder)
     monkeypatch.setattr(pretrained, "BUNDLED", folder)
     return folder
 
@@ -37,17 +37,13 @@ def made(folder, weights):
     return folder
 
 
-def test_a_clip_is_bundled_without_the_text_tower_of_another(package, tmp_path):
-    text = {
-        name: value
-        for name, value in load_file(package / "deop-mini.safetensors").items()
-        if not name.startswith("visual.")
-    }
+def test_clips_share_the_file_of_their_text_tower(package, tmp_path):
+    text = load_file(package / "deop-mini-text.safetensors")
     torch.manual_seed(0)
     larger = open_clip.create_model("deop-mini-large").half().state_dict()
     weights = {name: value for name, value in larger.items() if name.startswith("visual.")} | text
     weights["logit_scale"] = torch.tensor(3.0, dtype=torch.float16)
-    path = bundle(made(tmp_path / "clip", weights), "deop-mini-large", package, text_tower="deop-mini")
+    path = bundle(made(tmp_path / "clip", weights), "deop-mini-large", package, text_tower="deop-mini-text")
     assert path.stat().st_size < 0.5 * (tmp_path / "clip/model.safetensors").stat().st_size
     about = json.loads(path.with_suffix(".json").read_text())
     assert about["steps"] == 3 and about["accuracy"] == {"top 1": 0.5}
@@ -55,9 +51,17 @@ def test_a_clip_is_bundled_without_the_text_tower_of_another(package, tmp_path):
     assert all(torch.equal(loaded[name], weights[name].float()) for name in weights)
 
     # The text tower is the one that it was trained with, or none.
-    other = text | {"text_projection": 2 * text["text_projection"]}
-    save_file(load_file(package / "deop-mini.safetensors") | other, package / "deop-mini.safetensors")
-    with pytest.raises(WeightsError, match="trained with another text tower than that of deop-mini"):
+    save_file(text | {"text_projection": 2 * text["text_projection"]}, package / "deop-mini-text.safetensors")
+    with pytest.raises(WeightsError, match=r"deop-mini-text.safetensors has SHA-256"):
         load_clip("deop-mini-large", "bundled")
-    with pytest.raises(WeightsError, match="has another text tower than deop-mini"):
-        bundle(tmp_path / "clip", "deop-mini-large", package, text_tower="deop-mini")
+    with pytest.raises(WeightsError, match=r"has another text tower than .*deop-mini-text.safetensors"):
+        bundle(tmp_path / "clip", "deop-mini-large", package, text_tower="deop-mini-text")
+
+
+def test_the_first_clip_of_a_text_tower_writes_its_file(package, tmp_path):
+    before = load_clip("deop-mini", "bundled").model.state_dict()
+    made(tmp_path / "clip", {name: value.half() for name, value in before.items()})
+    (package / "deop-mini-text.safetensors").unlink()
+    bundle(tmp_path / "clip", "deop-mini", package, text_tower="deop-mini-text")
+    after = load_clip("deop-mini", "bundled").model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)

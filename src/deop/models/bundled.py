@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -22,53 +21,47 @@ def bundle(folder: Path, name: str, target: Path, text_tower: str | None = None)
     They are copied into ``target`` with a JSON that has their provenance, accuracy and SHA-256.
 
     Args:
-        text_tower: a bundled CLIP whose text tower these weights were trained with; they are written without their own.
+        text_tower: name of the file that the text tower of a CLIP is kept in, so that several CLIPs can share it. It is
+            written if there is none.
 
     Raises:
-        WeightsError: weights whose text tower is another.
+        WeightsError: a file ``text_tower`` with another text tower.
     """
     weights = read_weights(checked_weights(folder))
     provenance, accuracy = (json.loads((folder / part).read_text()) for part in (PROVENANCE, "accuracy.json"))
     provenance.pop("files", None)  # hashes of files that stay behind
     about = {**provenance, "accuracy": accuracy}
-    if text_tower is not None:
-        shared = _text_of(read_weights(target / f"{text_tower}.safetensors"))
-        own = _text_of(weights)
-        if own.keys() != shared.keys() or not all(torch.equal(own[key], shared[key]) for key in own):
-            raise WeightsError(f"{folder} has another text tower than {text_tower}")
-        weights = {key: value for key, value in weights.items() if key not in own}
-        about["text_tower"] = {"model": text_tower, "sha256": _digest(shared)}
-    path = target / f"{name}.safetensors"
     target.mkdir(exist_ok=True)
+    if text_tower is not None:
+        text = {key: value for key, value in weights.items() if not key.startswith(("visual.", "logit_"))}
+        shared = target / f"{text_tower}.safetensors"
+        if not shared.exists():
+            save_file(text, shared)
+        elif not _same(text, read_weights(shared)):
+            raise WeightsError(f"{folder} has another text tower than {shared}")
+        weights = {key: value for key, value in weights.items() if key not in text}
+        about["text_tower"] = {"name": text_tower, "sha256": file_hash(shared)}
+    path = target / f"{name}.safetensors"
     save_file(weights, path)
     write_json(path.with_suffix(".json"), {**about, "sha256": file_hash(path)})
     return path
 
 
 def read_bundled(path: Path) -> dict[str, Tensor]:
-    """The tensors of bundled weights, with those of a text tower that they share with another CLIP.
+    """The tensors of bundled weights, with those of the text tower that is kept in another file.
 
     Raises:
-        WeightsError: a file that is not the one that the JSON beside it is about, or another text tower.
+        WeightsError: a file that is not the one that the JSON is about.
     """
     about = json.loads(path.with_suffix(".json").read_text())
     check_sha256(path, about["sha256"])
     weights = read_weights(path)
     if (shared := about.get("text_tower")) is None:
         return weights
-    text = _text_of(read_weights(path.with_name(f"{shared['model']}.safetensors")))
-    if _digest(text) != shared["sha256"]:
-        raise WeightsError(f"{path} was trained with another text tower than that of {shared['model']}")
-    return text | weights
+    text = path.with_name(f"{shared['name']}.safetensors")
+    check_sha256(text, shared["sha256"])
+    return read_weights(text) | weights
 
 
-def _text_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in weights.items() if not key.startswith(("visual.", "logit_"))}
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def _same(weights: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return weights.keys() == other.keys() and all(torch.equal(weights[key], other[key]) for key in weights)
