@@ -139,6 +139,18 @@ def test_a_picture_is_uploaded_named_clicked_and_severed(page, tmp_path):
     assert "α = 1.00" in page.locator("#region-0").inner_text()
 
 
+def test_a_region_is_explained_without_a_mouse(page):
+    chosen = page.locator("#explain-0 input")
+    chosen.focus()
+    page.keyboard.press("ArrowDown")  # the largest class is the first
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#region-1 .best li")
+    largest = page.locator("#legend-0 .legend li .name").first.inner_text()
+    assert page.locator("#region-0 h3").inner_text() == largest == chosen.input_value()
+    # The other panel names the class that it sees at the same place.
+    assert page.locator("#explain-1 input").input_value() == page.locator("#region-1 h3").inner_text()
+
+
 def test_hostile_files_and_names_are_refused_politely(page, tmp_path):
     (tmp_path / "photo.jpg").write_text("<script>alert(1)</script>")
     choose(page, tmp_path / "photo.jpg")

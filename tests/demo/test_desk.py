@@ -145,6 +145,19 @@ def test_what_is_said_of_a_region_is_what_the_system_says(desk, systems):
                 assert found.heatmap.max() == pytest.approx(1)
 
 
+def test_a_region_is_pointed_at_by_its_class(desk):
+    session = desk.draw(Session())
+    before = desk.view(session, 0)
+    assert before.explained is None and 1 <= len(before.found) <= len(session.names)
+    for name in before.found:
+        pointed = desk.point_at(session, 0, None, name)
+        after = desk.view(pointed, 0)
+        assert after.explained == name and after.found == before.found
+        assert all(0 < part < 1 for part in pointed.point)
+    with pytest.raises(Refused, match="no region of unicorn now"):
+        desk.point_at(session, 0, None, "unicorn")
+
+
 @pytest.mark.slow
 def test_the_slider_severs_and_leaves_the_system_as_it_was(desk, systems):
     session = desk.draw(Session())

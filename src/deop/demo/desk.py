@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 
 from deop.demo import markup
 from deop.demo.deadline import deadline
@@ -37,11 +38,19 @@ class Session:
 
 
 class View(NamedTuple):
-    """What the page shows of one system: the painted picture, and HTML."""
+    """What the page shows of one system.
+
+    picture: painted in the colours of its classes.
+    legend, region: HTML.
+    found: the classes that occur, largest first.
+    explained: the class of the region that is explained; None if none is.
+    """
 
     picture: Image.Image
     legend: str
     region: str
+    found: list[str]
+    explained: str | None
 
 
 class Desk:
@@ -92,13 +101,37 @@ class Desk:
         system, names = self.systems[index], list(session.names)
         with deadline(self.limits.seconds):
             result = system.segment(session.picture, picture, names, alpha)
-            region = markup.hint()
+            region, explained = markup.hint(), None
             if session.point is not None:
                 found = system.region(session.picture, picture, names, alpha, session.point)
                 attention = system.attention(picture, alpha, session.point)
                 shown = system.alpha if alpha is None else alpha
                 region = markup.region(picture, session.point, found, attention, shown)
-            return View(markup.painted(result, session.point), markup.legend(result), region)
+                explained = found.label
+            painted = markup.painted(result, session.point)
+            occurring = [name for name, area in result.areas.items() if area]
+            return View(painted, markup.legend(result), region, occurring, explained)
+
+    def point_at(self, session: Session, index: int, alpha: float | None, name: str) -> Session:
+        """Points at a region of class ``name``, as system ``index`` sees it: where it reaches furthest from its border.
+
+        So regions can be explained to those who do not click on pictures.
+
+        Raises:
+            Refused: the class does not occur, or as :meth:`view`.
+        """
+        picture = self._kept(session)
+        with deadline(self.limits.seconds):
+            result = self.systems[index].segment(session.picture, picture, list(session.names), alpha)
+        region = (
+            result.labels == session.names.index(name) if name in session.names else np.zeros((1, 1), bool)
+        )
+        if not region.any():
+            raise Refused(f"There is no region of {name} now.")
+        depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(depth.argmax(), depth.shape)
+        point = ((int(row) + 0.5) / depth.shape[0], (int(column) + 0.5) / depth.shape[1])
+        return replace(session, point=point)
 
     def shown_size(self, session: Session) -> tuple[int, int]:
         """Height and width in pixels of the visitor's picture on the page.

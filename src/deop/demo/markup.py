@@ -69,7 +69,7 @@ def legend(result: Segmentation) -> str:
 
 def hint() -> str:
     """What the place of a region says before one was clicked."""
-    return '<p class="hint">Click the picture to see why a region has its class.</p>'
+    return '<p class="hint">Click the picture, or choose a class, to see why a region has its class.</p>'
 
 
 def region(

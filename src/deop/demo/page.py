@@ -28,6 +28,12 @@ class Panel(NamedTuple):
     alpha: gr.Slider
     legend: gr.HTML
     region: gr.HTML
+    explain: gr.Dropdown
+
+    @property
+    def shown(self) -> tuple[gr.components.Component, ...]:
+        """The parts that :func:`_view` fills."""
+        return self.picture, self.legend, self.region, self.explain
 
 
 def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
@@ -56,7 +62,7 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
         with gr.Row(elem_id="panels"):
             panels = [_panel(desk, index) for index in range(len(desk.systems))]
 
-        shown = [part for panel in panels for part in (panel.picture, panel.legend, panel.region)]
+        shown = [part for panel in panels for part in panel.shown]
         alphas = [panel.alpha for panel in panels]
         work: dict[str, Any] = {
             "concurrency_id": "work",
@@ -76,7 +82,9 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
                 try:
                     after = step(before, *inputs[len(panels) :])
                     views = [
-                        part for index, alpha in enumerate(values) for part in desk.view(after, index, alpha)
+                        part
+                        for index, alpha in enumerate(values)
+                        for part in _view(desk, after, index, alpha)
                     ]
                 except Exception as error:
                     return refused(before, error)
@@ -107,15 +115,15 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
 
             def slide(now: Session, alpha: float, index: int = index) -> list[Any]:
                 try:
-                    return ["", *desk.view(now, index, alpha)]
+                    return ["", *_view(desk, now, index, alpha)]
                 except Exception as error:
-                    return [_said(error), gr.skip(), gr.skip(), gr.skip()]
+                    return [_said(error), *(gr.skip() for _ in panels[index].shown)]
 
             # While it moves, the last position alone is computed.
             panel.alpha.input(
                 slide,
                 [session, panel.alpha],
-                [status, panel.picture, panel.legend, panel.region],
+                [status, *panel.shown],
                 trigger_mode="always_last",
                 show_progress="hidden",
                 **work,
@@ -127,6 +135,14 @@ def build_page(desk: Desk, *, at_once: int) -> gr.Blocks:
                 )
 
             panel.picture.select(click, [session, *alphas], everything, show_progress="hidden", **work)
+
+            def explain(now: Session, *inputs: Any, index: int = index) -> list[Any]:
+                *values, name = inputs
+                return on(lambda before: desk.point_at(before, index, values[index], name))(now, *values)
+
+            panel.explain.input(
+                explain, [session, *alphas, panel.explain], everything, show_progress="hidden", **work
+            )
     page.queue(max_size=64, default_concurrency_limit=at_once)
     return page
 
@@ -163,8 +179,18 @@ def _panel(desk: Desk, index: int) -> Panel:
                 )
             with gr.Column(min_width=300):
                 legend = gr.HTML(elem_id=f"legend-{index}")
+                explain = gr.Dropdown(
+                    [], label="Explain a region of", elem_id=f"explain-{index}", elem_classes="explain"
+                )
                 region = gr.HTML(markup.hint(), elem_id=f"region-{index}")
-    return Panel(picture, alpha, legend, region)
+    return Panel(picture, alpha, legend, region, explain)
+
+
+def _view(desk: Desk, session: Session, index: int, alpha: float) -> list[Any]:
+    """What the parts of a panel are filled with."""
+    view = desk.view(session, index, alpha)
+    choice = gr.Dropdown(choices=view.found, value=view.explained)
+    return [view.picture, view.legend, view.region, choice]
 
 
 def _point(desk: Desk, session: Session, index: Any) -> tuple[float, float]:
