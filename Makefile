@@ -20,7 +20,7 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test test-faults test-slurm lint format revisions schemas docs pictures rule-graph bundled report publish FORCE
+.PHONY: help $(VENV) test test-faults test-slurm lint format revisions schemas docs pictures rule-graph bundled scale report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
@@ -35,6 +35,7 @@ help:
 	@echo "make pictures             draw the pictures of docs/paper-in-pictures.md"
 	@echo "make rule-graph           draw docs/workflow.svg, with Graphviz"
 	@echo "make bundled              copy the trained system es171/deop into the package, as deop.load('deop-mini')"
+	@echo "make scale                measure the data path with 10,000 to 1,000,000 images (docs/scale.md; about half an hour)"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
 	@echo "                          refused if there are uncommitted changes, or parts that another commit made"
@@ -108,6 +109,10 @@ pictures: $(READY)
 
 rule-graph: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m deop.tools.rule_graph
+
+# On temporary links to a few small pictures, below TMPDIR.
+scale: $(READY)
+	$(VENV)/bin/python -m deop.tools.scale 10000 100000 1000000
 
 report: results/report.html
 
