@@ -9,6 +9,9 @@ PYTHON ?= python3.11 python3.12 python3.13 python3
 # Number of processes that run tests in parallel. Each needs up to about 3 GB of memory.
 TEST_WORKERS ?= 2
 
+# Address of an index with CPU builds of torch. With it, the environment has no CUDA and is 5 GB smaller (docs/running.md).
+CPU_INDEX ?=
+
 VENV := .venv
 LOCKED := $(VENV)/.locked
 READY := $(VENV)/.ready
@@ -36,6 +39,7 @@ help:
 	@echo "make rule-graph           draw docs/workflow.svg, with Graphviz"
 	@echo "make bundled              copy the trained system es171/deop into the package, as deop.load('deop-mini')"
 	@echo "make scale                measure the data path with 10,000 to 1,000,000 images (docs/scale.md; about half an hour)"
+	@echo "make scale                measure the data path with 10,000 to 1,000,000 images (docs/scale.md; about half an hour)"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
 	@echo "                          refused if there are uncommitted changes, or parts that another commit made"
@@ -43,13 +47,14 @@ help:
 
 # Python 3.11.4 is needed for the extraction filters of tarfile, which make unpacking archives safe (see pyproject.toml).
 # The stamp is written last, so an interrupted installation starts again from an empty folder.
+NO_CUDA := --extra-index-url $(CPU_INDEX) -r <(grep -vE '^(cuda|nvidia|triton)\b' requirements.lock)
 $(LOCKED): requirements.lock
 	@rm -rf $(VENV); \
 	for python in $(PYTHON); do \
 	    if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; then \
 	        echo "Setting up $(VENV) with $$("$$python" --version) from $< (some minutes, some GB)"; \
 	        "$$python" -m venv $(VENV) \
-	            && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< \
+	            && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(CPU_INDEX),$(NO_CUDA),-r $<) \
 	            && touch $@; \
 	        exit; \
 	    fi; \
@@ -109,6 +114,10 @@ pictures: $(READY)
 
 rule-graph: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m deop.tools.rule_graph
+
+# On temporary links to a few small pictures, below TMPDIR.
+scale: $(READY)
+	$(VENV)/bin/python -m deop.tools.scale 10000 100000 1000000
 
 # On temporary links to a few small pictures, below TMPDIR.
 scale: $(READY)

@@ -68,15 +68,6 @@ def test_deop_commands_and_their_options_exist(name: str) -> None:
         assert given <= options, f"{name}: deop {command} has no {', '.join(given - options)}"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_make_targets_exist(name: str) -> None:
-    rules = re.findall(r"^([\w./% -]+):(?!=)", (ROOT / "Makefile").read_text(), flags=re.M)
-    known = {target for rule in rules for target in rule.split()} | {".venv"}
-    for words in commands(name, "make"):
-        for target in words:
-            assert target in known or target.startswith("results/"), f"{name}: make {target}"
-
-
 def test_every_target_is_listed() -> None:
     """The table of targets in docs/running.md names what the configuration of the mini profile can make."""
     text = (ROOT / "docs/running.md").read_text(encoding="utf-8")

@@ -188,7 +188,7 @@ case "$*" in
 esac
 echo "venv" >> calls
 mkdir -p .venv/bin
-printf '#!/bin/sh\\necho "pip $*" >> calls\\n[ ! -e fail ]\\n' > .venv/bin/python
+printf '#!/bin/sh\\necho "pip $*" >> calls\\n[ -p "$9" ] && cat "$9" > asked\\n[ ! -e fail ]\\n' > .venv/bin/python
 printf '#!/bin/sh\\necho "snakemake $*" >> calls\\ncommand -v deop >> calls\\n' > .venv/bin/snakemake
 printf '#!/bin/sh\\n' > .venv/bin/deop
 chmod +x .venv/bin/*
@@ -255,6 +255,17 @@ def test_environment_is_made_once_and_again_when_the_lock_changes(checkout: Chec
     checkout.make(".venv")
     assert checkout.calls() == ["venv", install, package]
     assert not (checkout.venv / "left-over").exists()
+
+
+def test_environment_without_cuda_is_made_from_the_same_lock(checkout: Checkout) -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    (checkout.folder / "requirements.lock").write_text(lock)
+    assert checkout.make(".venv", "CPU_INDEX=https://example.org/cpu").returncode == 0
+    assert "--extra-index-url https://example.org/cpu -r " in checkout.calls()[1]
+    asked = (checkout.folder / "asked").read_text()
+    left_out = {re.split("[=-]", line)[0] for line in set(lock.splitlines()) - set(asked.splitlines())}
+    assert left_out == {"cuda", "nvidia", "triton"}
+    assert "\ntorch==" in asked and set(asked.splitlines()) < set(lock.splitlines())
 
 
 def test_broken_installation_is_redone(checkout: Checkout) -> None:

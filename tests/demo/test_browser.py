@@ -114,7 +114,8 @@ def test_a_picture_is_uploaded_named_clicked_and_severed(page, tmp_path):
     before = page.locator("#picture-0 img").get_attribute("src")
     choose(page, tmp_path / "my <b>photo.png")
     page.wait_for_function(
-        "old => (image => image.src != old && image.complete)(document.querySelector('#picture-0 img'))", arg=before
+        "old => (image => image.src != old && image.complete)(document.querySelector('#picture-0 img'))",
+        arg=before,
     )
     for index in (0, 1):
         found = areas(page, index)
