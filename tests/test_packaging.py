@@ -87,7 +87,7 @@ def test_conda_environment_is_python_the_lock_and_the_package() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src", ["words", "photos", "demo", "onnx", "openvino"]),
+        ("src", ["words", "photos", "demo", "onnx", "openvino", "int8"]),
         ("tests", ["workflow", "dev", "onnx", "notebooks"]),
     ],
 )

@@ -131,10 +131,7 @@ class GraphSegmenter(MaskOrPixelSegmenter):
         The masks and their embeddings, or patch features; with a frozen vocabulary, class logits of all its names in
         their place.
         """
-        multiple = self.metadata.multiple_of
-        size = [max(2 * multiple, nearest_multiple(side, multiple)) for side in images.shape[-2:]]
-        if list(images.shape[-2:]) != size:
-            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        images = self.fitted(images)
         frozen = self.metadata.names is not None
         if self._masks:
             wanted = ("mask_logits", "class_logits" if frozen else "embeddings")
@@ -142,6 +139,14 @@ class GraphSegmenter(MaskOrPixelSegmenter):
             wanted = ("scores" if frozen else "features",)
         runs = [self._runtime({"images": image[None].cpu().numpy()}, wanted) for image in images]
         return [torch.from_numpy(np.concatenate(values)) for values in zip(*runs, strict=True)]
+
+    def fitted(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) resized (bilinear) to the nearest sides that the graph takes."""
+        multiple = self.metadata.multiple_of
+        size = [max(2 * multiple, nearest_multiple(side, multiple)) for side in images.shape[-2:]]
+        if list(images.shape[-2:]) == size:
+            return images
+        return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
 
     def score(self, encoded: list[Tensor], names: list[str]) -> PixelOutput | SegmenterOutput:
         """As the system that was exported.

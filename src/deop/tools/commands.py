@@ -59,16 +59,37 @@ def export(
     ] = None,
     proposals: Proposals = None,
     output: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="a prepared dataset, such as data/es171-KEY: the graph is in int8, calibrated on its training images "
+            "and measured on its validation images",
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(min=1, help="for --int8: images to calibrate on, at most")
+    ] = 128,
+    validation_images: Annotated[
+        int | None, typer.Option(min=1, help="for --int8: images to measure on, at most; all if left out")
+    ] = None,
     project: Project = None,
     profile: Profiles = None,
     threads: Threads = CORES,
 ) -> None:
-    """Write a system as a graph for ONNX Runtime or OpenVINO, and check that it labels as the network does."""
+    """Write a system as a graph for ONNX Runtime or OpenVINO, and check that it labels as the network does.
+
+    A graph in int8 is written only if it costs no more than 0.5 points of hIoU.
+    """
     prepare_process(threads)
     options = {"proposals": proposals, "project": project, "profiles": profile or []}
     command = importlib.import_module("deop.tools.export")
-    path, agreement = command.run(model, output, to, classes=classes, options=options)
-    typer.echo(f"{path}: labels {agreement:.2%} of the pixels of a test image as the network does")
+    data = int8 and command.Int8(int8, calibration_images, validation_images)
+    path, agreement, cost = command.run(model, output, to, classes=classes, int8=data, options=options)
+    what = "in float32, it labels" if cost else "labels"
+    typer.echo(f"{path}: {what} {agreement:.2%} of the pixels of a test image as the network does")
+    if cost:
+        typer.echo(f"{path}: {cost.summary()}")
 
 
 def import_authors(
