@@ -9,9 +9,8 @@ import pytest
 from deop.jobs.artifacts import artifact
 from deop.jobs.job import Job
 
-pytestmark = pytest.mark.faults
 
-
+@pytest.mark.faults("an unfinished folder holds files of others", "they are not published")
 def test_what_others_left_in_an_unfinished_folder_is_not_published(tmp_path):
     output, partial = tmp_path / "network", tmp_path / "network.partial"
     job = Job(stage="toy", key="0" * 12, output=str(output))
@@ -25,6 +24,7 @@ def test_what_others_left_in_an_unfinished_folder_is_not_published(tmp_path):
     assert (output / "tensorboard/events").read_text() == "tensorboard/events"
 
 
+@pytest.mark.faults("an unfinished folder holds files of others", "they are not published")
 def test_label_maps_that_no_list_names_are_not_published(scenes, tmp_path, training):
     """Those of an interrupted preparation are gone on from, others removed."""
     import real_layouts
