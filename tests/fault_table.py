@@ -90,10 +90,12 @@ class FaultTable:
         if not self._cases:
             return
         cases = sorted(self._cases.values(), key=lambda case: case.place)
-        minutes = (time.monotonic() - self._begun) / 60
+        minutes = max(1, round((time.monotonic() - self._begun) / 60))
         processes = config.getoption("numprocesses", None) or 1
-        told = f"{sums(cases)} It took {minutes:.0f} minutes with {_many(processes, 'process', 'processes')} of pytest "
-        told += f"on {_many(len(os.sched_getaffinity(0)), 'core')}."
+        told = (
+            f"{sums(cases)} It took {_many(minutes, 'minute')} with {_many(processes, 'process', 'processes')} of "
+            f"pytest on {_many(os.cpu_count() or 1, 'core')}."
+        )
         terminalreporter.write_line(told)
         if self._page is not None:
             text = f"{BEGIN}\n{table(cases)}\n\n{told}\n{END}"
