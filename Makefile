@@ -71,8 +71,8 @@ results/%: $(READY) FORCE
 test: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slurm"
 
-# Tests of one file share what takes long to make.
-TEST_FAULTS := $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m faults --hypothesis-profile thorough
+# Tests of one file share what takes long to make. The folder is named because its conftest.py has --fault-table.
+TEST_FAULTS := $(VENV)/bin/python -m pytest tests -n $(TEST_WORKERS) --dist loadfile -m faults --hypothesis-profile thorough
 
 test-faults: $(READY)
 	$(ACTIVATED) $(TEST_FAULTS)
