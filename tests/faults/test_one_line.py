@@ -20,6 +20,7 @@ from deop.jobs.plan import Plan
 from deop.models.weight_files import save_weights
 from deop.settings.files import read_profile
 from deop.training.checkpoint import save_checkpoint
+from deop.training.loop import fit
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,8 +88,10 @@ def test_a_machine_without_room(training, refused, monkeypatch, error, words):
     "a loss is not finite: training diverges",
     "it stops at that step, and names it, its images and the last checkpoint",
 )
-def test_a_training_that_diverges(training, refused):
+def test_a_training_that_diverges(training, refused, monkeypatch):
     """Before the loss is computed: the masks cannot be matched."""
+    # No checkpoint is saved, however slow the machine.
+    monkeypatch.setitem(fit.__kwdefaults__, "checkpoint_seconds", 3600)
     job = training(iterations=50)
     job.settings["proposals"]["lr"] = 1e9
     told = refused(job)
