@@ -23,12 +23,14 @@ SNAKEMAKE := $(ACTIVATED) $(VENV)/bin/snakemake
 PUBLISHED_DIR := docs/results/mini
 SEEDS := [0,1,2]
 
-.PHONY: help $(VENV) test test-faults test-slurm lint format revisions schemas docs pictures rule-graph bundled scale report publish FORCE
+.PHONY: help $(VENV) test test-faults reliability test-slurm lint format revisions schemas docs pictures rule-graph \
+    bundled scale report publish FORCE
 
 help:
 	@echo "make results/table3.csv   make this result, or any other file in results/, with the mini profile"
 	@echo "make test                 run all tests but those of make test-slurm"
 	@echo "make test-faults          run the tests that inject faults: kills, damaged files, no room (docs/reliability.md)"
+	@echo "make reliability          the same, and write the table of faults into docs/reliability.md"
 	@echo "make test-slurm           run the tests on a Slurm cluster of two nodes, which they start on this machine"
 	@echo "make lint                 run ruff, mypy, snakefmt, snakemake --lint and make revisions"
 	@echo "make format               format Python files and Snakefiles in place"
@@ -76,8 +78,14 @@ results/%: $(READY) FORCE
 test: $(READY)
 	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slurm"
 
+# Tests of one file share what takes long to make. The folder is named because its conftest.py has --fault-table.
+TEST_FAULTS := $(VENV)/bin/python -m pytest tests -n $(TEST_WORKERS) --dist loadfile -m faults --hypothesis-profile thorough
+
 test-faults: $(READY)
-	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) -m faults --hypothesis-profile thorough
+	$(ACTIVATED) $(TEST_FAULTS)
+
+reliability: $(READY)
+	$(ACTIVATED) $(TEST_FAULTS) --fault-table docs/reliability.md
 
 # Where Slurm or munge is missing, the tests are skipped and say so.
 test-slurm: $(READY)

@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import yaml
 
+pytest_plugins = ["fault_table"]
 ROOT = Path(__file__).parents[1]
 _ALONE = "DEOP_TEST_ALONE"
 

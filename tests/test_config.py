@@ -159,7 +159,9 @@ def test_errors_in_other_files_name_the_file(root, config, name, keys, value, me
         Plan(config, root)
 
 
-def test_files_that_cannot_be_read(root, config):
+@pytest.mark.faults("a configuration file is not YAML, not UTF-8 or gone", "one line with its path")
+def test_files_that_cannot_be_read(root, config, injected):
+    injected(2)
     (root / "config/experiments.yaml").write_text("experiments: [")
     with pytest.raises(ConfigError, match=r"config/experiments\.yaml is not YAML"):
         Plan(config, root)

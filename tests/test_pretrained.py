@@ -51,6 +51,9 @@ def hub(monkeypatch, tmp_path) -> Iterator[http.server.ThreadingHTTPServer]:
     server.server_close()
 
 
+@pytest.mark.faults(
+    "weights or a tokenizer cannot be downloaded", "one line with what to get, and where to put it"
+)
 @pytest.mark.parametrize(
     ("status", "reason"), [(401, "access refused: accept the licence .* 'hf auth login'"), (404, "404")]
 )
@@ -72,7 +75,11 @@ def test_a_download_that_fails_says_what_to_get_and_where_to_point(hub, status: 
         load_clip("ViT-B-16", "openai", cache_dir=hub.cache)
 
 
-def test_offline_weights_and_tokenizers(monkeypatch, tmp_path) -> None:
+@pytest.mark.faults(
+    "weights or a tokenizer cannot be downloaded", "one line with what to get, and where to put it"
+)
+def test_offline_weights_and_tokenizers(monkeypatch, tmp_path, injected) -> None:
+    injected(2)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
@@ -85,6 +92,9 @@ def test_offline_weights_and_tokenizers(monkeypatch, tmp_path) -> None:
         load_clip("ViT-B-16-SigLIP", None, cache_dir=tmp_path)
 
 
+@pytest.mark.faults(
+    "weights or a tokenizer cannot be downloaded", "one line with what to get, and where to put it"
+)
 def test_a_plain_address_that_fails(monkeypatch, tmp_path) -> None:
     """Tags without a hub: the file goes into the cache folder under its own name."""
     tag = {"url": "http://127.0.0.1:1/models/weights.pt"}  # nothing listens there
@@ -95,6 +105,9 @@ def test_a_plain_address_that_fails(monkeypatch, tmp_path) -> None:
         load_clip("deop-mini", "far", cache_dir=tmp_path)
 
 
+@pytest.mark.faults(
+    "weights or a tokenizer cannot be downloaded", "one line with what to get, and where to put it"
+)
 def test_timms_weights_that_cannot_be_downloaded(hub, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(

@@ -170,6 +170,7 @@ def test_the_crafted_files_run_code_if_they_are_read_without_care(
     assert Path(MARKER).exists()
 
 
+@pytest.mark.faults("a file of weights brings code", "none of it runs, and the file is refused by name")
 @pytest.mark.parametrize("crafted", CRAFTED)
 @pytest.mark.parametrize(
     "reader",
@@ -183,7 +184,10 @@ def test_the_crafted_files_run_code_if_they_are_read_without_care(
         as_checkpoint_to_resume_from,
     ],
 )
-def test_no_code_of_a_file_runs(tmp_path: Path, monkeypatch, reader: Callable, crafted: str) -> None:
+def test_no_code_of_a_file_runs(
+    tmp_path: Path, monkeypatch, reader: Callable, crafted: str, injected
+) -> None:
+    injected(2)
     monkeypatch.chdir(tmp_path)
     for suffix in (".pt", ".bin"):
         path = tmp_path / f"weights{suffix}"

@@ -102,6 +102,10 @@ UNSAFE = {
 }
 
 
+@pytest.mark.faults(
+    "an archive has members that lead out of its folder, or devices and pipes",
+    "it is refused by name before anything is unpacked",
+)
 @pytest.mark.parametrize("case", UNSAFE)
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_unsafe_tar_is_refused_by_name_before_anything_is_written(
@@ -117,6 +121,10 @@ def test_unsafe_tar_is_refused_by_name_before_anything_is_written(
     assert {path.name for path in tmp_path.iterdir()} == {"x.tar", "root"}
 
 
+@pytest.mark.faults(
+    "an archive has members that lead out of its folder, or devices and pipes",
+    "it is refused by name before anything is unpacked",
+)
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
@@ -143,6 +151,10 @@ def test_unsafe_zip_is_refused_by_name_before_anything_is_written(
     assert {path.name for path in tmp_path.iterdir()} == {"x.zip", "root"}
 
 
+@pytest.mark.faults(
+    "an archive has members that lead out of its folder, or devices and pipes",
+    "it is refused by name before anything is unpacked",
+)
 def test_chain_of_links_does_not_lead_out(tmp_path: Path) -> None:
     """Each link stays inside by its name; the second leads out through the first."""
     archive = tmp_path / "x.tar"
@@ -166,6 +178,9 @@ def test_links_inside_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "root/set/b/hard.jpg").read_bytes() == FILES["set/a/2.jpg"]
 
 
+@pytest.mark.faults(
+    "an archive is damaged, cut short or something else", "it is refused by name, and nothing is unpacked"
+)
 def test_damaged_zip_member_is_named(tmp_path: Path) -> None:
     archive = tmp_path / "x.zip"
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
@@ -181,6 +196,9 @@ def test_damaged_zip_member_is_named(tmp_path: Path) -> None:
     assert not everything(tmp_path / "root")
 
 
+@pytest.mark.faults(
+    "an archive is damaged, cut short or something else", "it is refused by name, and nothing is unpacked"
+)
 @pytest.mark.parametrize("kind", WRITERS)
 def test_archive_that_is_cut_short_is_refused(tmp_path: Path, kind: str) -> None:
     archive = WRITERS[kind](tmp_path / kind, FILES)
@@ -193,6 +211,9 @@ def test_archive_that_is_cut_short_is_refused(tmp_path: Path, kind: str) -> None
     assert not everything(tmp_path / "root")
 
 
+@pytest.mark.faults(
+    "an archive is damaged, cut short or something else", "it is refused by name, and nothing is unpacked"
+)
 def test_flipped_byte_of_a_compressed_tar_is_found_before_anything_is_written(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "x.tar.gz", {name: os.urandom(5000) for name in FILES}, "w:gz")
     damaged = bytearray(archive.read_bytes())
@@ -203,6 +224,9 @@ def test_flipped_byte_of_a_compressed_tar_is_found_before_anything_is_written(tm
     assert not everything(tmp_path / "root")
 
 
+@pytest.mark.faults(
+    "an archive is damaged, cut short or something else", "it is refused by name, and nothing is unpacked"
+)
 def test_damaged_header_in_a_tar_is_not_taken_for_its_end(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "x.tar", FILES)
     damaged = bytearray(archive.read_bytes())
@@ -212,13 +236,20 @@ def test_damaged_header_in_a_tar_is_not_taken_for_its_end(tmp_path: Path) -> Non
         unpack(source(tmp_path / "root", archive), archive, any_space)
 
 
-def test_something_else_than_an_archive_is_named(tmp_path: Path) -> None:
+@pytest.mark.faults(
+    "an archive is damaged, cut short or something else", "it is refused by name, and nothing is unpacked"
+)
+def test_something_else_than_an_archive_is_named(tmp_path: Path, injected) -> None:
+    injected(len(WRITERS))
     for name in WRITERS:
         (tmp_path / name).write_bytes(b"not an archive" * 100)
         with pytest.raises(CorruptArchive, match=f"{name} is not a whole"):
             unpack(source(tmp_path / "root", tmp_path / name), tmp_path / name, any_space)
 
 
+@pytest.mark.faults(
+    "an archive lacks files that it should hold", "it is refused by name, and nothing is left of it"
+)
 def test_archive_without_all_that_it_should_hold_leaves_nothing(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "x.zip", FILES)
     with pytest.raises(DeopError, match=r"does not hold all of data: set/b/\*\.jpg: 3 of 4 files"):
@@ -245,6 +276,7 @@ def test_folder_on_another_disk_is_unpacked_into(tmp_path: Path) -> None:
     assert everything(tmp_path / "disk") == {name.removeprefix("set/") for name in FILES}
 
 
+@pytest.mark.faults("other files lie where an archive is unpacked", "they are named, and left alone")
 def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "x.zip", FILES | {"set/README": b"theirs", "set/same": b"same"})
     (tmp_path / "root/set").mkdir(parents=True)
@@ -286,6 +318,7 @@ def kill_in(slow: str, archive: Path, data: Download) -> None:
     process.wait()
 
 
+@pytest.mark.faults("unpacking is killed", "nothing half unpacked counts; a rerun gives the same files")
 def test_killed_unpacking_leaves_nothing_that_counts_and_starts_again(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "x.zip", FILES)
     data = source(tmp_path / "root", archive)
@@ -297,6 +330,7 @@ def test_killed_unpacking_leaves_nothing_that_counts_and_starts_again(tmp_path: 
     assert everything(tmp_path / "root") == {*FILES, "archives/data.manifest.csv.gz"}
 
 
+@pytest.mark.faults("unpacking is killed", "nothing half unpacked counts; a rerun gives the same files")
 def test_killed_before_all_is_in_place_is_finished_by_the_next_run(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "x.zip", FILES)
     data = source(tmp_path / "root", archive)

@@ -46,6 +46,10 @@ def test_lines_and_the_images_of_some_classes(tmp_path):
     assert len(entries.having([])[0]) == 0
 
 
+@pytest.mark.faults(
+    "`dataset.json`, `provenance.json` or a split file of a dataset is edited, truncated, not UTF-8 or gone",
+    "the job does not start, and names the file",
+)
 @pytest.mark.parametrize(
     "line, words",
     [

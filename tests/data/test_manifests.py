@@ -34,6 +34,7 @@ def test_unchanged_files_pass(source: Download) -> None:
     assert verify(source) == verify(source, full=True) == HOLDS
 
 
+@pytest.mark.faults("unpacked files are changed, cut short, renamed, missing or too many", "they are named")
 def test_flipped_byte_of_a_label_is_found_by_name(source: Download, tmp_path: Path) -> None:
     label = tmp_path / "set/labels/123.png"
     data = bytearray(label.read_bytes())
@@ -44,7 +45,11 @@ def test_flipped_byte_of_a_label_is_found_by_name(source: Download, tmp_path: Pa
         verify(source, full=True)
 
 
-def test_cut_and_missing_files_are_found_by_name_without_reading(source: Download, tmp_path: Path) -> None:
+@pytest.mark.faults("unpacked files are changed, cut short, renamed, missing or too many", "they are named")
+def test_cut_and_missing_files_are_found_by_name_without_reading(
+    source: Download, tmp_path: Path, injected
+) -> None:
+    injected(2)
     os.truncate(tmp_path / "set/images/007.jpg", 50)
     with pytest.raises(DeopError, match=r"images/007\.jpg has 50 bytes instead of 107"):
         verify(source)
@@ -53,6 +58,7 @@ def test_cut_and_missing_files_are_found_by_name_without_reading(source: Downloa
         verify(source)
 
 
+@pytest.mark.faults("unpacked files are changed, cut short, renamed, missing or too many", "they are named")
 @pytest.mark.parametrize(("extra", "found"), [(1, 301), (-1, 299)])
 def test_wrong_counts_are_named(source: Download, tmp_path: Path, extra: int, found: int) -> None:
     if extra > 0:
@@ -63,6 +69,7 @@ def test_wrong_counts_are_named(source: Download, tmp_path: Path, extra: int, fo
         verify(source)
 
 
+@pytest.mark.faults("unpacked files are changed, cut short, renamed, missing or too many", "they are named")
 def test_many_changes_are_counted_and_some_named(source: Download, tmp_path: Path) -> None:
     for label in (tmp_path / "set/labels").iterdir():
         os.truncate(label, 1)
@@ -71,6 +78,7 @@ def test_many_changes_are_counted_and_some_named(source: Download, tmp_path: Pat
     assert str(error.value).count(" has 1 bytes") == 3
 
 
+@pytest.mark.faults("the list of an archive's checksums is damaged", "it is named, with what to do")
 def test_damaged_manifest_is_named(source: Download) -> None:
     os.truncate(manifest_path(source), 100)
     with pytest.raises(DeopError, match=rf"{manifest_path(source)} cannot be read .*remove it"):

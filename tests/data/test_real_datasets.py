@@ -196,6 +196,9 @@ module.prepare(Path(sys.argv[1]), "coco", settings, Path(sys.argv[2]), workers=2
 """
 
 
+@pytest.mark.faults(
+    "the preparation of a dataset is killed", "a rerun goes on from what is there, to the same files"
+)
 @pytest.mark.slow
 def test_a_killed_preparation_goes_on_where_it_was(raw, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -217,6 +220,7 @@ def test_a_killed_preparation_goes_on_where_it_was(raw, tmp_path):
     assert tree(killed) == tree(whole)
 
 
+@pytest.mark.faults("a label map that is being prepared is cut short", "a rerun makes it again")
 def test_a_label_map_cut_short_is_made_again(coco, tmp_path):
     prepare(tmp_path / "out", "coco", settings("coco_stuff"), coco[0])
     complete = tree(tmp_path / "out")
@@ -251,6 +255,10 @@ def spoil_colours(root: Path, key: str) -> None:
     Image.open(path).convert("RGB").save(path)
 
 
+@pytest.mark.faults(
+    "a file of a published dataset is damaged, or does not fit the others",
+    "it is named, the others are kept, and no dataset is published",
+)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -280,7 +288,9 @@ def test_a_file_at_fault_is_named_and_the_others_are_kept(coco, tmp_path, spoil,
     assert not (tmp_path / "out/dataset.json").exists()
 
 
-def test_missing_files_are_named_before_anything_is_written(coco, tmp_path):
+@pytest.mark.faults("files of a published dataset are missing", "they are named before anything is written")
+def test_missing_files_are_named_before_anything_is_written(coco, tmp_path, injected):
+    injected(3)
     root, truth = coco
     first, second = sorted(truth["train"])[:2]
     strict = settings("coco_stuff", complete=True)
@@ -314,6 +324,7 @@ def test_another_list_of_context_labels_is_refused(tmp_path):
         open_raw(settings("pascal_context", classes=59), tmp_path)
 
 
+@pytest.mark.faults("the images of a prepared dataset were moved", "the job ends with a path, and what to do")
 def test_images_that_were_moved_are_named(coco, tmp_path):
     root, _ = coco
     prepare(tmp_path / "out", "coco", settings("coco_stuff"), root)

@@ -56,7 +56,12 @@ def source(tmp_path: Path, file_server):
     return make
 
 
-def test_broken_connection_is_taken_up_where_it_stopped(file_server, source, archive) -> None:
+@pytest.mark.faults(
+    "a download breaks off",
+    "it goes on from where it stopped, in a later run as well, and only if the file is still the same",
+)
+def test_broken_connection_is_taken_up_where_it_stopped(file_server, source, archive, injected) -> None:
+    injected(2)
     file_server.files["a.zip"] = DATA
     file_server.cuts["a.zip"] = [150_000, 100_000]
     path, record = obtain(source(hash=sha256(DATA), bytes=SIZE), archive)
@@ -73,6 +78,10 @@ def test_broken_connection_is_taken_up_where_it_stopped(file_server, source, arc
     assert sorted(path.name for path in archive.parent.iterdir()) == ["data.zip", "data.zip.json"]
 
 
+@pytest.mark.faults(
+    "a download breaks off",
+    "it goes on from where it stopped, in a later run as well, and only if the file is still the same",
+)
 @pytest.mark.parametrize("etag", ['"1"', 'W/"1"', None])
 def test_later_run_takes_up_what_an_earlier_one_left(file_server, source, archive, monkeypatch, etag) -> None:
     file_server.files["a.zip"] = DATA
@@ -89,6 +98,10 @@ def test_later_run_takes_up_what_an_earlier_one_left(file_server, source, archiv
     assert there > 100_000 and file_server.ranges("a.zip") == [None, f"bytes={there}-"]
 
 
+@pytest.mark.faults(
+    "a download breaks off",
+    "it goes on from where it stopped, in a later run as well, and only if the file is still the same",
+)
 def test_file_that_changed_meanwhile_is_fetched_anew(file_server, source, archive, monkeypatch) -> None:
     file_server.files["a.zip"] = DATA
     file_server.cuts["a.zip"] = [150_000]
@@ -104,6 +117,10 @@ def test_file_that_changed_meanwhile_is_fetched_anew(file_server, source, archiv
     assert archive.read_bytes() == OTHER
 
 
+@pytest.mark.faults(
+    "a download breaks off",
+    "it goes on from where it stopped, in a later run as well, and only if the file is still the same",
+)
 def test_server_that_serves_no_parts_starts_over(file_server, source, archive) -> None:
     file_server.files["a.zip"] = DATA
     file_server.without_ranges.add("a.zip")
@@ -112,7 +129,14 @@ def test_server_that_serves_no_parts_starts_over(file_server, source, archive) -
     assert archive.read_bytes() == DATA
 
 
-def test_busy_server_is_asked_again_with_growing_pauses(file_server, source, archive, waits) -> None:
+@pytest.mark.faults(
+    "a server is busy, lacks the file or does not answer",
+    "it is asked again with growing pauses, then the next address; in the end one line with what to do",
+)
+def test_busy_server_is_asked_again_with_growing_pauses(
+    file_server, source, archive, waits, injected
+) -> None:
+    injected(3)
     file_server.files["a.zip"] = DATA
     file_server.statuses["a.zip"] = [503, 500, 429]
     obtain(source(), archive)
@@ -120,13 +144,22 @@ def test_busy_server_is_asked_again_with_growing_pauses(file_server, source, arc
     assert archive.read_bytes() == DATA
 
 
-def test_server_that_stays_busy_is_given_up(file_server, source, archive) -> None:
+@pytest.mark.faults(
+    "a server is busy, lacks the file or does not answer",
+    "it is asked again with growing pauses, then the next address; in the end one line with what to do",
+)
+def test_server_that_stays_busy_is_given_up(file_server, source, archive, injected) -> None:
+    injected(download.ATTEMPTS)
     file_server.statuses["a.zip"] = [503] * 9
     with pytest.raises(DeopError, match=r"a\.zip: the server answers 503 .* \(5 times in a row\)"):
         obtain(source(), archive)
     assert len(file_server.requests) == download.ATTEMPTS
 
 
+@pytest.mark.faults(
+    "a server is busy, lacks the file or does not answer",
+    "it is asked again with growing pauses, then the next address; in the end one line with what to do",
+)
 def test_mirrors_come_first_and_missing_files_are_not_asked_for_again(
     file_server, source, archive, waits
 ) -> None:
@@ -137,11 +170,19 @@ def test_mirrors_come_first_and_missing_files_are_not_asked_for_again(
     assert record["url"] == mirrors[1] and not waits
 
 
+@pytest.mark.faults(
+    "a server is busy, lacks the file or does not answer",
+    "it is asked again with growing pauses, then the next address; in the end one line with what to do",
+)
 def test_nobody_listening_is_an_error_that_says_what_to_do(source, archive) -> None:
     with pytest.raises(DeopError, match=rf"no connection \(5 times in a row\).*put the archive at {archive}"):
         obtain(source(urls=["http://127.0.0.1:9/a.zip"]), archive)
 
 
+@pytest.mark.faults(
+    "a download breaks off",
+    "it goes on from where it stopped, in a later run as well, and only if the file is still the same",
+)
 @pytest.mark.parametrize("pinned", [True, False])
 def test_another_mirror_completes_a_part_only_if_a_hash_tells_it_is_right(
     file_server, source, archive, monkeypatch, pinned
@@ -155,6 +196,10 @@ def test_another_mirror_completes_a_part_only_if_a_hash_tells_it_is_right(
     assert (asked is not None) == pinned
 
 
+@pytest.mark.faults(
+    "a server sends a web page, or a file of another size or hash",
+    "it is not used and costs nothing of what is there; the next address is tried",
+)
 @pytest.mark.parametrize("type", ["text/html; charset=utf-8", "application/zip"])
 def test_web_page_is_not_taken_for_an_archive(file_server, source, archive, type) -> None:
     file_server.files["a.zip"] = b"<!DOCTYPE html><html><title>Sign in</title></html>"
@@ -164,6 +209,10 @@ def test_web_page_is_not_taken_for_an_archive(file_server, source, archive, type
     assert not list(archive.parent.iterdir())
 
 
+@pytest.mark.faults(
+    "a server sends a web page, or a file of another size or hash",
+    "it is not used and costs nothing of what is there; the next address is tried",
+)
 def test_web_page_costs_nothing_of_what_was_fetched_before(file_server, source, archive, monkeypatch) -> None:
     monkeypatch.setattr(download, "ATTEMPTS", 1)
     file_server.files["a.zip"] = DATA
@@ -178,6 +227,10 @@ def test_web_page_costs_nothing_of_what_was_fetched_before(file_server, source, 
     assert archive.read_bytes() == DATA and file_server.requests[-1].sent < SIZE
 
 
+@pytest.mark.faults(
+    "a server sends a web page, or a file of another size or hash",
+    "it is not used and costs nothing of what is there; the next address is tried",
+)
 def test_wrong_hash_is_named_put_aside_and_the_next_url_is_tried(file_server, source, archive) -> None:
     file_server.files |= {"a.zip": DATA, "mirror.zip": OTHER}
     with pytest.raises(
@@ -196,6 +249,10 @@ def test_md5_is_checked_too(file_server, source, archive) -> None:
     assert record["sha256"] == hashlib.sha256(DATA).hexdigest()
 
 
+@pytest.mark.faults(
+    "a server sends a web page, or a file of another size or hash",
+    "it is not used and costs nothing of what is there; the next address is tried",
+)
 def test_wrong_size_is_named_before_anything_is_fetched(file_server, source, archive) -> None:
     file_server.files["a.zip"] = DATA
     with pytest.raises(DeopError, match="it has 400,000 bytes instead of 400,001"):
@@ -217,6 +274,10 @@ def test_answer_without_a_length_is_fetched_whole(file_server, source, archive) 
     assert archive.read_bytes() == DATA
 
 
+@pytest.mark.faults(
+    "an archive on disk has changed",
+    "it is named and not used; one that was downloaded is put aside, and downloaded again",
+)
 def test_flipped_byte_of_an_archive_is_found_by_the_hash_recorded_at_first(
     file_server, source, archive
 ) -> None:
@@ -243,6 +304,10 @@ def test_archive_put_there_by_hand_is_checked_and_used(file_server, source, arch
         obtain(source(bytes=SIZE), archive)
 
 
+@pytest.mark.faults(
+    "an archive on disk has changed",
+    "it is named and not used; one that was downloaded is put aside, and downloaded again",
+)
 def test_users_archive_elsewhere_is_used_and_never_moved(file_server, source, archive, tmp_path) -> None:
     mine = tmp_path / "mine.zip"
     mine.write_bytes(DATA)
@@ -261,6 +326,9 @@ def test_what_has_no_url_says_how_to_get_it_and_where_to_put_it(source, archive)
         obtain(source(urls=[], how_to_get="ask its owners"), archive)
 
 
+@pytest.mark.faults(
+    "the disk has no room for an archive or its files", "this is said before anything is written"
+)
 def test_full_disk_is_found_before_the_download_and_what_is_there_counts(
     file_server, source, archive, monkeypatch
 ) -> None:

@@ -45,6 +45,9 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
+@pytest.mark.faults(
+    "`deop demo` is given a file that is no picture, is damaged or is far too large", "it is refused"
+)
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -22,6 +22,12 @@ PROPOSALS = {
 }
 
 
+@pytest.fixture
+def thorough(request) -> bool:
+    """Whether a test may take its time, as in ``make test-faults``."""
+    return request.config.getoption("--hypothesis-profile") == "thorough"
+
+
 @pytest.fixture(scope="session")
 def made_scenes(tmp_path_factory) -> Path:
     from deop.data.emoji.settings import EmojiScenes

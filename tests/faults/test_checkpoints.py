@@ -17,7 +17,6 @@ from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine
 from deop.utils.files import file_hash
 
-pytestmark = pytest.mark.faults
 STEPS, KILLED_AT = 8, 6
 
 
@@ -100,6 +99,10 @@ def killed(tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.faults(
+    "the last checkpoint, or both, has a flipped byte, is truncated or is empty",
+    "it is not used; training says so and goes on from the one before, or anew, to bit-identical weights",
+)
 @pytest.mark.parametrize("damage", [flip, flip_a_weight, truncate, empty])
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
@@ -122,6 +125,10 @@ def test_a_damaged_checkpoint_costs_steps_and_nothing_else(
         assert torch.equal(found[name], value), name
 
 
+@pytest.mark.faults(
+    "the last checkpoint, or both, has a flipped byte, is truncated or is empty",
+    "it is not used; training says so and goes on from the one before, or anew, to bit-identical weights",
+)
 def test_after_a_damaged_checkpoint_two_sound_ones_are_kept_again(tmp_path, killed):
     output = tmp_path / "toy"
     shutil.copytree(f"{killed}.partial", f"{output}.partial")

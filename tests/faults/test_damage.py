@@ -16,8 +16,6 @@ from deop.jobs.integrity import write_sealed
 from deop.jobs.job import Job
 from deop.models.weight_files import checked_weights, save_weights
 
-pytestmark = pytest.mark.faults
-
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
@@ -63,6 +61,9 @@ def strip_hashes(path: Path) -> None:
     path.write_text(json.dumps({key: values[key] for key in values.keys() - {"sha256", "files"}}))
 
 
+@pytest.mark.faults(
+    "an image of a prepared dataset is changed, truncated, empty or gone", "the job ends with its path"
+)
 @pytest.mark.parametrize("damage", [flip, truncate, empty, blacken, remove])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_of_an_image(scenes, training, refused, damage: Callable, split):
@@ -76,6 +77,10 @@ def test_of_an_image(scenes, training, refused, damage: Callable, split):
             list(dataset[index] for index in range(2))
 
 
+@pytest.mark.faults(
+    "a label map of a prepared dataset is changed",
+    "the job ends with its path, before training if it was changed before",
+)
 def test_of_a_label_map_while_a_job_runs(scenes):
     """After all of them were checked at its start."""
     dataset = SegmentationDataset(scenes, "val").check_labels()
@@ -84,6 +89,9 @@ def test_of_a_label_map_while_a_job_runs(scenes):
         dataset[1]
 
 
+@pytest.mark.faults(
+    "an image was damaged before its dataset was prepared", "the job that reads it ends with its path"
+)
 def test_of_an_image_that_was_damaged_before_it_was_prepared(scenes):
     from deop.data.segmentation import write_split
 
@@ -94,6 +102,10 @@ def test_of_an_image_that_was_damaged_before_it_was_prepared(scenes):
         SegmentationDataset(scenes, "val")[1]
 
 
+@pytest.mark.faults(
+    "`dataset.json`, `provenance.json` or a split file of a dataset is edited, truncated, not UTF-8 or gone",
+    "the job does not start, and names the file",
+)
 @pytest.mark.parametrize(
     "name, damage",
     [
@@ -134,6 +146,9 @@ def remove_pixels(path: Path) -> None:
     path.with_suffix(".csv").unlink()
 
 
+@pytest.mark.faults(
+    "an evaluation, or the CSV beside it, is edited, truncated or gone", "no table is made from it"
+)
 @pytest.mark.parametrize(
     "damage", [edit_a_score, edit_pixels, remove_pixels, strip_hashes, truncate, garble, empty, remove]
 )
@@ -147,6 +162,9 @@ def test_of_an_evaluation(tmp_path, refused, damage: Callable):
     assert (str(beside) if "pixels" in damage.__name__ else str(path)) in told and f"remove {path}" in told
 
 
+@pytest.mark.faults(
+    "the provenance of weights has no hashes, is truncated or is gone", "the weights are not loaded"
+)
 @pytest.mark.parametrize("damage", [strip_hashes, truncate, garble, empty, remove])
 def test_of_the_provenance_of_weights(tmp_path, damage: Callable):
     import torch

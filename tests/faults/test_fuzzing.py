@@ -35,8 +35,6 @@ from deop.models.weight_files import read_weights
 from deop.settings.downloads import Download
 from deop.settings.files import read_profile
 
-pytestmark = pytest.mark.faults
-
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
@@ -178,13 +176,20 @@ READERS: dict[str, tuple[bytes, Callable[[Path, bytes], None]]] = {
 }
 
 
+@pytest.mark.faults(
+    "pictures, label maps, archives, weights, configurations and the workflow's own files are damaged at random",
+    "they are read, or refused by name",
+)
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_files_are_read_or_refused_by_name(reader):
+def test_damaged_files_are_read_or_refused_by_name(reader, injected):
     whole, read = READERS[reader]
+    damages = 0
 
     @given(damaged(whole))
     def check(content: bytes) -> None:
+        nonlocal damages
+        damages += 1
         with tempfile.TemporaryDirectory() as folder:
             try:
                 read(Path(folder), content)
@@ -194,4 +199,7 @@ def test_damaged_files_are_read_or_refused_by_name(reader):
 
     with tempfile.TemporaryDirectory() as folder:
         read(Path(folder), whole)  # the file is a good one before it is damaged
-    check()
+    try:
+        check()
+    finally:
+        injected(damages, fuzzed=True)

@@ -18,7 +18,6 @@ import pytest
 from deop.jobs.job import Job
 
 pytestmark = [
-    pytest.mark.faults,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc"),
 ]
 
@@ -79,6 +78,10 @@ def start(job: Job, file: Path, *launcher: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.faults(
+    "the main process of a training is killed alone (SIGKILL)",
+    "its worker ends, the lock on the job is free, and a rerun goes on",
+)
 @pytest.mark.slow
 def test_a_killed_main_process_leaves_no_worker_and_no_lock(tmp_path, training, ended):
     file, job = tmp_path / "job.json", training(iterations=100_000)
@@ -101,6 +104,10 @@ def test_a_killed_main_process_leaves_no_worker_and_no_lock(tmp_path, training, 
     assert (Path(job.output) / "model.safetensors").exists()
 
 
+@pytest.mark.faults(
+    "a training gets SIGTERM, as clusters send it before they kill a job",
+    "it finishes the step, saves a checkpoint and ends; a rerun goes on from there",
+)
 @pytest.mark.slow
 def test_a_training_that_is_asked_to_end_saves_its_last_step(tmp_path, training, ended):
     """SIGTERM to all its processes, as clusters send it some seconds before they kill a job."""
@@ -139,6 +146,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.faults("the parent of a worker process is killed", "the worker ends, however it was started")
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_worker_ends_with_its_parent_however_it_was_started(tmp_path, ended, method):
     script = tmp_path / "work.py"
@@ -152,6 +160,7 @@ def test_a_worker_ends_with_its_parent_however_it_was_started(tmp_path, ended, m
     assert wait_until(lambda: not lives(worker), 60)
 
 
+@pytest.mark.faults("a worker outlives its parent all the same", "it does not hold the lock")
 def test_a_lock_is_not_inherited(tmp_path):
     """A worker that outlives its parent all the same, as it may on systems other than Linux, holds no lock."""
     script = (
@@ -187,6 +196,7 @@ def test_a_lock_is_not_inherited(tmp_path):
         os.kill(orphan, signal.SIGKILL)
 
 
+@pytest.mark.faults("the launcher of two processes is killed", "all its processes end, and their workers")
 @pytest.mark.slow
 def test_a_killed_launcher_takes_all_its_processes_with_it(tmp_path, training, ended):
     job = training(iterations=100_000)

@@ -20,8 +20,8 @@ from deop.jobs.plan import Plan
 from deop.models.weight_files import save_weights
 from deop.settings.files import read_profile
 from deop.training.checkpoint import save_checkpoint
+from deop.training.loop import fit
 
-pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parents[2]
 
 
@@ -36,7 +36,11 @@ def no_room() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_no_room_for_weights_or_a_checkpoint(tmp_path):
+@pytest.mark.faults(
+    "there is no room for weights or a checkpoint", "one line; the checkpoints before are left as they are"
+)
+def test_no_room_for_weights_or_a_checkpoint(tmp_path, injected):
+    injected(2)
     state = {"weight": torch.randn(10_000)}
     with no_room(), pytest.raises(DeopError, match=rf"{tmp_path}/model.safetensors cannot be written"):
         save_weights(state, tmp_path)
@@ -48,6 +52,7 @@ def test_no_room_for_weights_or_a_checkpoint(tmp_path):
     assert not (tmp_path / ".checkpoint.pt").exists()
 
 
+@pytest.mark.faults("an output cannot be made where it should be", "one line with its path")
 @pytest.mark.parametrize("place", ["file/proposals", "x" * 300])
 def test_an_output_that_cannot_be_made(tmp_path, training, run_stage, place):
     (tmp_path / "file").touch()
@@ -55,6 +60,10 @@ def test_an_output_that_cannot_be_made(tmp_path, training, run_stage, place):
     assert status == 1 and told.startswith(f"deop: {tmp_path / place}") and told.count("\n") == 1
 
 
+@pytest.mark.faults(
+    "out of memory, on the CPU or a GPU; no room; a disk that may only be read",
+    "one line with what to change (the error itself is simulated)",
+)
 @pytest.mark.parametrize(
     "error, words",
     [
@@ -75,8 +84,14 @@ def test_a_machine_without_room(training, refused, monkeypatch, error, words):
     assert words in refused(training())
 
 
-def test_a_training_that_diverges(training, refused):
+@pytest.mark.faults(
+    "a loss is not finite: training diverges",
+    "it stops at that step, and names it, its images and the last checkpoint",
+)
+def test_a_training_that_diverges(training, refused, monkeypatch):
     """Before the loss is computed: the masks cannot be matched."""
+    # No checkpoint is saved, however slow the machine.
+    monkeypatch.setitem(fit.__kwdefaults__, "checkpoint_seconds", 3600)
     job = training(iterations=50)
     job.settings["proposals"]["lr"] = 1e9
     told = refused(job)
@@ -86,6 +101,7 @@ def test_a_training_that_diverges(training, refused):
     )
 
 
+@pytest.mark.faults("a job file is damaged, gone or of another stage", "one line with its path")
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b"", b"[]", b'{"stage": 1}', b'{"stage": "table"'])
 def test_a_damaged_job_file(tmp_path, training, content):
     from typer.testing import CliRunner
@@ -98,11 +114,27 @@ def test_a_damaged_job_file(tmp_path, training, content):
     assert done.exit_code == 1 and done.stderr.count("\n") == 1 and str(file) in done.stderr
 
 
+@pytest.mark.faults("a configuration file is not YAML, not UTF-8 or gone", "one line with its path")
 @pytest.mark.parametrize("name", ["config.yaml", "tables.yaml", "experiments.yaml"])
 def test_a_configuration_file_that_is_not_text(root, config, name):
     (root / "config" / name).write_bytes(b"seeds: [0]\n# \xff\xfe\n")
     with pytest.raises(ConfigError, match=rf"config/{name} is not UTF-8"):
         read_profile(root) if name == "config.yaml" else Plan(config, root)
+
+
+@pytest.mark.faults(
+    "a configuration file brings code in YAML tags", "none of it runs; one line with its path"
+)
+@pytest.mark.parametrize(
+    "tag", ["object/apply:os.mkdir [RAN]", "object/new:os.mkdir [RAN]", "name:os.mkdir", "module:antigravity"]
+)
+@pytest.mark.parametrize("name", ["config.yaml", "tables.yaml"])
+def test_a_configuration_file_with_code(root, config, tmp_path, monkeypatch, name, tag):
+    monkeypatch.chdir(tmp_path)
+    (root / "config" / name).write_text(f"seeds: !!python/{tag}\n")
+    with pytest.raises(ConfigError, match=rf"config/{name} is not YAML"):
+        read_profile(root) if name == "config.yaml" else Plan(config, root)
+    assert not Path("RAN").exists()
 
 
 def put(values: dict, place: tuple, value: Any) -> dict:
@@ -146,6 +178,7 @@ SENSELESS = [
 ]
 
 
+@pytest.mark.faults("a value of the configuration is senseless or of another type", "one line with the key")
 @pytest.mark.parametrize("place, value", SENSELESS)
 def test_a_senseless_value(root, config, place, value):
     with pytest.raises(ConfigError, match=place[-1]):
@@ -155,9 +188,13 @@ def test_a_senseless_value(root, config, place, value):
 JUNK = (None, True, -1, 1, 1e30, float("nan"), "", "x", [], [[]], {}, {"x": 1}, {"x": []})
 
 
+@pytest.mark.faults(
+    "any value of the configuration is replaced by another at random", "it is planned, or refused in one line"
+)
 @pytest.mark.slow
-def test_configurations_changed_at_random(root, config):
+def test_configurations_changed_at_random(root, config, injected):
     """Each is planned or refused in one line, whatever stands in the place of a value."""
+    injected(60, fuzzed=True)
     generator = random.Random(0)
     cases = [(place, value) for place in places(config) for value in JUNK]
     refused = 0

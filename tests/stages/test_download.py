@@ -101,6 +101,9 @@ def test_archive_is_removed_once_unpacked_if_that_is_asked_for(source, tmp_path:
     assert not (tmp_path / "root/archives/data.zip").exists()
 
 
+@pytest.mark.faults(
+    "unpacked files are removed", "they are unpacked again from the archive, if that was kept"
+)
 def test_kept_archive_mends_what_was_lost(source, file_server, tmp_path: Path) -> None:
     provide(source())
     shutil.rmtree(tmp_path / "root/set/val")
@@ -135,6 +138,7 @@ def test_copy_that_may_only_be_read_is_used_and_nothing_is_written(
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["set"]
 
 
+@pytest.mark.faults("a copy of a dataset is incomplete", "one line with what is missing; it is left as it is")
 @pytest.mark.parametrize("there", [4, 6])
 def test_part_of_a_copy_is_an_error_and_stays_as_it_is(
     source, file_server, tmp_path: Path, there: int
@@ -169,7 +173,9 @@ def test_folder_elsewhere_is_linked_to(source, file_server, tmp_path: Path, belo
     assert (tmp_path / "root/set/val").resolve() == mine / "other/set/val"
 
 
-def test_path_that_does_not_hold_it_all_is_named(source, tmp_path: Path) -> None:
+@pytest.mark.faults("a copy of a dataset is incomplete", "one line with what is missing; it is left as it is")
+def test_path_that_does_not_hold_it_all_is_named(source, tmp_path: Path, injected) -> None:
+    injected(2)
     mine = write_copy(tmp_path / "mine", {"val/0.jpg": b"0", "val/1.jpg": b"1"})
     with pytest.raises(
         DeopError, match=rf"data\.sources\.data\.path: {mine} does not hold all of set/val: .*2 of 5"
@@ -194,6 +200,10 @@ def test_two_sources_share_an_archive(source, file_server, tmp_path: Path) -> No
     assert contents(tmp_path / "root/set") == FILES and len(file_server.requests) == 1
 
 
+@pytest.mark.faults(
+    "an archive arrives cut short from a server that says it is whole",
+    "it is put aside, and a rerun downloads it again",
+)
 def test_download_that_is_no_archive_is_put_aside_and_forgotten(source, file_server, tmp_path: Path) -> None:
     file_server.files["a.zip"] = ARCHIVE[:-100]
     with pytest.raises(DeopError, match=r"is not a whole zip archive.*moved to data\.zip\.bad; run again"):
@@ -203,6 +213,9 @@ def test_download_that_is_no_archive_is_put_aside_and_forgotten(source, file_ser
     assert contents(tmp_path / "root/set") == FILES
 
 
+@pytest.mark.faults(
+    "the disk has no room for an archive or its files", "this is said before anything is written"
+)
 def test_no_room_to_unpack_is_found_before_anything_is_written(source, tmp_path: Path, monkeypatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     room = iter(
@@ -214,6 +227,10 @@ def test_no_room_to_unpack_is_found_before_anything_is_written(source, tmp_path:
     assert not (tmp_path / "root/set").exists()
 
 
+@pytest.mark.faults(
+    "two processes are started at one job, export or archive",
+    "the second waits, and does not repeat what the first finished",
+)
 def test_processes_at_one_source_wait_for_each_other(source, file_server, tmp_path: Path) -> None:
     code = (
         "import sys; from deop.stages.download import provide; from deop.settings.downloads import Download; "

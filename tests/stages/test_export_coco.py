@@ -197,6 +197,10 @@ def test_an_exported_evaluation_scores_as_the_evaluation_did(job, maps, tmp_path
     assert len({entry["category_id"] for entry in json.loads(path.read_text())}) > 1
 
 
+@pytest.mark.faults(
+    "`deop export-coco` is killed",
+    "a rerun goes on from there, and gives the same file; the one before stays until then",
+)
 def test_an_export_that_was_killed_is_taken_up_where_it_was(job, tmp_path, monkeypatch):
     whole, path = tmp_path / "whole.json", tmp_path / "results.json"
     path.write_text("what an earlier export left")
@@ -234,6 +238,10 @@ def test_a_system_in_a_folder_is_exported_on_the_dataset_that_is_named(job, tmp_
     assert by_command.read_bytes() == by_job.read_bytes()
 
 
+@pytest.mark.faults(
+    "two processes are started at one job, export or archive",
+    "the second waits, and does not repeat what the first finished",
+)
 def test_two_exports_of_a_system_do_not_write_at_once(job, tmp_path, monkeypatch):
     """Both would add their lines to one partial file."""
     locked = []

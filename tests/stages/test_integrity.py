@@ -58,6 +58,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "raw"
 
 
+@pytest.mark.faults(
+    "a file of an archive that was unpacked has a flipped byte", "no dataset is prepared from it"
+)
 @pytest.mark.parametrize("file", ["coco/stuffthingmaps/train2017/*.png", "coco/val2017/*.jpg"])
 def test_of_what_was_unpacked(root, tmp_path, file):
     job = prepared(root, tmp_path)
@@ -68,6 +71,10 @@ def test_of_what_was_unpacked(root, tmp_path, file):
     assert not Path(job.output).exists()
 
 
+@pytest.mark.faults(
+    "a label map of a prepared dataset is changed",
+    "the job ends with its path, before training if it was changed before",
+)
 def test_of_a_prepared_label_map(root, tmp_path):
     job = prepared(root, tmp_path)
     prepare_data.run(job)
@@ -95,6 +102,7 @@ def test_of_a_prepared_label_map(root, tmp_path):
     assert not list(tmp_path.glob("proposals*"))
 
 
+@pytest.mark.faults("weights have a flipped byte", "they are not loaded")
 def test_of_trained_weights(tmp_path):
     network, output = nn.Linear(64, 64), tmp_path / "network"
     with artifact(Job(stage="toy", key="0" * 12, output=str(output))) as workspace:
@@ -105,6 +113,7 @@ def test_of_trained_weights(tmp_path):
         load_learned(network, checked_weights(output))
 
 
+@pytest.mark.faults("weights have a flipped byte", "they are not loaded")
 def test_of_weights_in_the_cache_of_the_hub(tmp_path, monkeypatch):
     """As the hub's client lays it out: a link to a file that is called by its SHA-256."""
     content = bytes(range(256)) * 8

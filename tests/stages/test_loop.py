@@ -65,7 +65,11 @@ def run(output, kill_at=-1):
     )
 
 
-def test_a_kill_costs_no_more_than_the_last_checkpoint_and_changes_nothing(tmp_path):
+@pytest.mark.faults(
+    "a training is killed at a step", "resumed from the checkpoint before, it gives bit-identical weights"
+)
+def test_a_kill_costs_no_more_than_the_last_checkpoint_and_changes_nothing(tmp_path, injected):
+    injected(3)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole).returncode == 0
     for kill_at in (0, 5, 11):
@@ -157,6 +161,10 @@ def test_batches_arrive_as_networks_take_them_and_errors_as_they_were_raised(tmp
     assert torch.equal(seen[1]["label"], torch.tensor([-2, -1, 3]))
 
 
+@pytest.mark.faults(
+    "a loss is not finite: training diverges",
+    "it stops at that step, and names it, its images and the last checkpoint",
+)
 def test_a_loss_that_is_not_finite_stops_the_run_by_name(tmp_path):
     class Step(torch.nn.Linear):
         def forward(self, batch):
@@ -185,7 +193,13 @@ class Interrupted(Exception):
     pass
 
 
-def test_steps_whose_loss_is_not_finite_are_left_out_up_to_a_limit(tmp_path, capfd):
+@pytest.mark.faults(
+    "the loss of a step is not finite, and `skip_not_finite` allows it",
+    "the step is left out, in all processes; the provenance has the number of such steps",
+)
+def test_steps_whose_loss_is_not_finite_are_left_out_up_to_a_limit(tmp_path, capfd, injected):
+    injected(2)
+
     class Step(torch.nn.Linear):
         def forward(self, batch):
             if batch["step"].item() in stop_at:
@@ -246,6 +260,10 @@ def test_steps_whose_loss_is_not_finite_are_left_out_up_to_a_limit(tmp_path, cap
         train("limited", 1)
 
 
+@pytest.mark.faults(
+    "a training in fp16 is interrupted",
+    "resumed, it scales its losses as before, and gives bit-identical weights",
+)
 def test_the_scale_of_losses_in_half_precision_survives_a_kill(tmp_path):
     """fp16 training scales its losses; a run that resumes with another scale skips other steps."""
 

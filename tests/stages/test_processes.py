@@ -196,12 +196,17 @@ def test_two_processes_share_a_batch_and_publish_once(tmp_path, dataset):
     assert 0.5 < torch.cosine_similarity(alone, shared, dim=0) < 0.99
 
 
+@pytest.mark.faults(
+    "the loss of a step is not finite, and `skip_not_finite` allows it",
+    "the step is left out, in all processes; the provenance has the number of such steps",
+)
 @pytest.mark.slow
-def test_gradients_of_processes_are_averaged(tmp_path):
+def test_gradients_of_processes_are_averaged(tmp_path, injected):
     """Without batch norm, two processes with half a batch each learn what one learns from all of it.
 
     Both leave out a step in which the loss of one of them is not finite.
     """
+    injected(2)
     script = tmp_path / "fit.py"
     script.write_text(FIT)
     weights = []
@@ -282,6 +287,9 @@ def waiting(tmp_path):
         launched.wait()
 
 
+@pytest.mark.faults(
+    "a launch of several processes waited for another that has done the job", "all processes leave"
+)
 @pytest.mark.slow
 def test_all_processes_of_a_launch_leave_a_job_that_another_has_done(waiting):
     """Were it the first alone, the others would go on, here to data that are not there, and else wait for it."""
@@ -294,6 +302,7 @@ def test_all_processes_of_a_launch_leave_a_job_that_another_has_done(waiting):
     assert [path.name for path in output.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.faults("the first of several processes dies while the others wait for it", "they end as well")
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_first_process_that_dies_while_it_waits_ends_the_launch(waiting):
@@ -319,7 +328,18 @@ except DeopError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["made", "dies"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "made",
+        pytest.param(
+            "dies",
+            marks=pytest.mark.faults(
+                "the first of several processes dies while the others wait for it", "they end as well"
+            ),
+        ),
+    ],
+)
 def test_a_decision_reaches_processes_that_were_started_without_a_launcher(first):
     """Then the first process itself serves what the others ask; they neither miss its answer nor wait forever."""
     with socket.socket() as free:

@@ -160,9 +160,13 @@ def test_any_names_will_do_and_can_be_looked_at(data, segmenter, command, tmp_pa
             assert np.abs(legend - colour).sum(1).min() < 24  # but for what JPEG changes
 
 
+@pytest.mark.faults(
+    "`deop segment` is interrupted", "a rerun does what is not done yet, and gives the same results"
+)
 def test_an_interrupted_run_is_resumed_and_what_is_done_is_left_alone(
-    system, data, segmenter, tmp_path, monkeypatch
+    system, data, segmenter, tmp_path, monkeypatch, injected
 ):
+    injected(2)
     photos, whole, output = [tmp_path / "photos"], tmp_path / "whole", tmp_path / "out"
     segment.run(str(system), photos, whole, batch_size=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -213,7 +217,11 @@ def test_a_name_that_fits_no_network_leaves_the_folder_free_for_the_mended_one(d
     assert segment.run(str(system), photos, output, classes="cat, dog") == {}
 
 
-def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_path):
+@pytest.mark.faults(
+    "pictures for `deop segment` are damaged", "they are listed at the end, and the others are done"
+)
+def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_path, injected):
+    injected(3)
     photos, output = tmp_path / "photos", tmp_path / "out"
     good = (photos / "0/0.png").read_bytes()
     (photos / "0/1.png").write_bytes(good[: len(good) // 2])
@@ -308,7 +316,13 @@ def test_many_classes_make_deeper_label_maps(system, data, tmp_path, monkeypatch
         assert np.array_equal(found.ravel(), np.arange(height * width) % classes)
 
 
-def test_a_batch_too_large_and_a_full_disk_are_said(command, tmp_path, monkeypatch):
+@pytest.mark.faults(
+    "`deop segment` has no memory for a batch, or no room for its results",
+    "one line with the picture (the error itself is simulated)",
+)
+def test_a_batch_too_large_and_a_full_disk_are_said(command, tmp_path, monkeypatch, injected):
+    injected(2)
+
     def no_memory(*_):
         raise torch.OutOfMemoryError
 

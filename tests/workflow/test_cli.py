@@ -23,6 +23,7 @@ def write_job(path: Path, **values: object) -> Path:
     return path
 
 
+@pytest.mark.faults("a job file is damaged, gone or of another stage", "one line with its path")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -48,6 +49,10 @@ def test_there_is_a_command_for_every_stage_that_is_planned():
         assert stage.replace("_", "-") in help_text
 
 
+@pytest.mark.faults(
+    "two processes are started at one job, export or archive",
+    "the second waits, and does not repeat what the first finished",
+)
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_second_process_waits_and_does_not_repeat_what_the_first_finished(tmp_path, finishes):
     """The first process holds the job for a second, then either its output is there or it is not."""

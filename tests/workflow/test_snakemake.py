@@ -110,6 +110,7 @@ def test_results_are_made_again_when_an_evaluation_under_them_is(workflow):
     assert workflow.planned(*results) == {}
 
 
+@pytest.mark.faults("the workflow is killed with everything it started", "the same command does what is left")
 @pytest.mark.slow
 def test_killed_with_everything_it_started_then_run_again(workflow):
     launcher = workflow.path / ".bin/deop"
@@ -133,6 +134,7 @@ def test_killed_with_everything_it_started_then_run_again(workflow):
     assert "Nothing to be done" in workflow.snakemake(TABLE3)
 
 
+@pytest.mark.faults("a stage fails", "the run fails, and the log has the reason")
 @pytest.mark.slow
 def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
     launcher = workflow.path / ".bin/deop"

@@ -22,7 +22,7 @@ from deop.jobs.configuration_state import told_state
 from deop.jobs.integrity import PROVENANCE, folder_hashes, read_json
 from deop.jobs.job import Job
 from deop.settings.precision import cpu_name
-from deop.utils.files import file_hash, move_into_place, write_json, write_text
+from deop.utils.files import file_hash, flush_to_disk, move_into_place, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -207,7 +207,7 @@ class Workspace:
         self.state = self.partial / "state"
         self.path = self.state / f"rank{rank}" if rank else self.partial
         self.provenance: dict[str, Any] = {}
-        self._clock = self.partial / "seconds"
+        self._clock = self.state / "seconds"
         self._started = time.monotonic()
 
     def seconds(self) -> float:
@@ -218,7 +218,7 @@ class Workspace:
     def remove_all_but(self, names: tuple[str, ...]) -> None:
         """Removes what is in the partial folder, but for the state and ``names``."""
         for path in self.partial.iterdir():
-            if path in (self.state, self._clock) or path.name in names:
+            if path == self.state or path.name in names:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -263,9 +263,10 @@ def artifact(job: Job, *, resumes: tuple[str, ...] = (), **more: Any) -> Iterato
     if workspace.rank:
         return
     provenance = describe(job, wall_time_s=round(workspace.seconds(), 2), **more, **workspace.provenance)
-    shutil.rmtree(workspace.state)
-    workspace._clock.unlink(missing_ok=True)
     write_json(workspace.path / PROVENANCE, provenance | folder_hashes(workspace.path))
+    flush_to_disk(workspace.path)
+    # Only now: what is above takes a while for large weights, and could be interrupted.
+    shutil.rmtree(workspace.state)
     if workspace.output.is_symlink():
         workspace.output.unlink()
     elif workspace.output.exists():

@@ -63,7 +63,6 @@ def pretrain(
             accelerator=make_accelerator(job.precision, workspace.path / TENSORBOARD),
             description=job.stage,
             clip_grad_norm=1.0,
-            checkpoint_seconds=60,
             workers=1,
         )
         written = {
