@@ -127,10 +127,6 @@ rule-graph: $(READY)
 scale: $(READY)
 	$(VENV)/bin/python -m deop.tools.scale 10000 100000 1000000
 
-# On temporary links to a few small pictures, below TMPDIR.
-scale: $(READY)
-	$(VENV)/bin/python -m deop.tools.scale 10000 100000 1000000
-
 report: results/report.html
 
 # No rule makes the report: Snakemake writes it from existing results and its records of how they were made. Neither
