@@ -98,7 +98,7 @@ def test_a_frozen_vocabulary_on_openvino(picture, tmp_path, request):
     pytest.importorskip("openvino")
     if not request.getfixturevalue("in_own_process"):
         return
-    path, agreement = export.run(
+    path, agreement, _ = export.run(
         "deop-mini/bundled",
         tmp_path / "words.xml",
         "openvino",
