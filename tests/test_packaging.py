@@ -87,8 +87,8 @@ def test_conda_environment_is_python_the_lock_and_the_package() -> None:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("src", ["words", "photos", "demo", "onnx", "openvino", "int8"]),
-        ("tests", ["workflow", "dev", "onnx", "notebooks"]),
+        ("src", ["words", "captions", "photos", "demo", "onnx", "openvino", "int8"]),
+        ("tests", ["workflow", "dev", "captions", "onnx", "notebooks"]),
     ],
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: list[str]) -> None:

@@ -23,7 +23,7 @@ from deop.jobs.launch import prepare_process
 from deop.jobs.ranks import decided_by_first
 from deop.jobs.systems import find_system
 from deop.settings.system import CONFIG
-from deop.tools.commands import doctor, explain_number, export, import_authors
+from deop.tools.commands import caption_words, doctor, explain_number, export, import_authors
 from deop.utils.locks import lock, open_to_lock
 from deop.utils.options import (
     CORES,
@@ -310,6 +310,7 @@ def profile_step(
     typer.echo(importlib.import_module("deop.tools.profile_step").profile_step(order, steps).table())
 
 
+app.command(name="caption-words", rich_help_panel=TOOLS)(caption_words)
 app.command(name="import-authors", rich_help_panel=TOOLS)(import_authors)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ def words_of(captioned: CaptionedBatches, row: torch.Tensor) -> list[str]:
 
 
 def test_a_caption_names_everything_in_its_image_unseen_classes_too(batches):
-    captioned = CaptionedBatches(batches, None, 1)
+    captioned = CaptionedBatches(batches)
     whole = SegmentationDataset(batches.dataset.root, "train")
     place = {entry.image: entry for entry in whole.entries}
     named = set()
@@ -56,7 +58,7 @@ def test_samples_are_those_of_the_batch(batches):
 
 
 def test_more_scenes_have_words_and_no_labels(batches):
-    captioned = CaptionedBatches(batches, caption_source("scenes", batches), 2)
+    captioned = CaptionedBatches(batches, more=caption_source("scenes", batches), more_images=2)
     batch, again = captioned[1], captioned[1]
     assert batch["image"].shape == (12, 3, 32, 32) and batch["image"].dtype == torch.uint8
     assert (batch["label"][4:] == HIDDEN).all() and (batch["words"][:, 0] >= 0).all()
@@ -69,7 +71,7 @@ def test_captions_of_a_file_come_with_its_images(batches, tmp_path):
         Image.fromarray(np.full((40, 48, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
     table = tmp_path / "captions.csv"
     table.write_text("image,words\na.png,zebra; dog\nb.png,lamp\n")
-    captioned = CaptionedBatches(batches, caption_source(str(table), batches), 1)
+    captioned = CaptionedBatches(batches, more=caption_source(str(table), batches))
     seen = set()
     for step in range(5):
         batch = captioned[step]
@@ -80,6 +82,29 @@ def test_captions_of_a_file_come_with_its_images(batches, tmp_path):
     assert len(seen) == 2
 
 
+def test_a_step_draws_one_of_an_images_own_captions(batches, tmp_path):
+    entries = batches.dataset.entries
+    own = {str(entry.image): [f"first {i}", f"second {i}"] for i, entry in enumerate(entries)}
+    lines = [
+        f"{os.path.relpath(image, tmp_path)},{word};same" for image, words in own.items() for word in words
+    ]
+    (tmp_path / "captions.csv").write_text("\n".join(["image,words", *lines]))
+    captioned = CaptionedBatches(batches, tmp_path / "captions.csv")
+    seen = set()
+    for step in range(5):
+        batch = captioned[step]
+        assert torch.equal(batch["image"], batches[step]["image"])
+        assert torch.equal(batch["words"], captioned[step]["words"])
+        for row, index in zip(batch["words"], batches.samples(step), strict=True):
+            word, same = words_of(captioned, row)
+            assert word in own[str(entries[index].image)] and same == "same"
+            seen.add(word.split()[0])
+    assert seen == {"first", "second"}
+    (tmp_path / "captions.csv").write_text("\n".join(["image,words", *lines[2:]]))
+    with pytest.raises(DeopError, match=r"captions\.csv: 1 of \d training images have none, such as"):
+        CaptionedBatches(batches, tmp_path / "captions.csv")
+
+
 def test_files_that_cannot_be_used_are_named(batches, tmp_path):
     with pytest.raises(DeopError, match=r"gone\.csv cannot be read"):
         FileCaptions(tmp_path / "gone.csv", batches.augment, 0)
@@ -88,4 +113,4 @@ def test_files_that_cannot_be_used_are_named(batches, tmp_path):
         FileCaptions(tmp_path / "bad.csv", batches.augment, 0)
     (tmp_path / "lost.csv").write_text("image,words\nlost.png,dog\n")
     with pytest.raises(DeopError, match=r"lost\.png, an image of .*lost\.csv, cannot be read"):
-        CaptionedBatches(batches, caption_source(str(tmp_path / "lost.csv"), batches), 1)[0]
+        CaptionedBatches(batches, more=caption_source(str(tmp_path / "lost.csv"), batches))[0]

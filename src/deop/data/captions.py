@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -56,15 +59,22 @@ class SceneCaptions:
         return (255 * images).round().to(torch.uint8), words
 
 
-class FileCaptions:
-    """Images and words of a CSV with columns ``image`` (from the CSV's folder) and ``words`` (``dog;grass``).
+class CaptionTable:
+    """Captions in a CSV with columns ``image`` (a path, from the CSV's folder) and ``words`` (``dog;grass``).
+
+    An image may have several lines, one for each caption. ``deop caption-words`` writes such a file.
+
+    Attributes:
+        images: the image of each caption.
+        words: its words.
+        lexicon: all words.
 
     Raises:
         DeopError: a file that cannot be read, lacks a column or has no line.
     """
 
-    def __init__(self, path: Path, augment: Augment, seed: int) -> None:
-        self._path, self._augment, self._seed = path, augment, seed
+    def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
         except (OSError, ValueError) as error:
@@ -72,24 +82,56 @@ class FileCaptions:
         missing = {"image", "words"} - set(table.columns)
         if missing or not len(table):
             raise DeopError(f"captions {path}: columns image and words are needed, and at least one line")
-        self._images = list(table["image"])
-        self._words = [
-            [word.strip() for word in words.split(";") if word.strip()] for words in table["words"]
+        self.images = [path.parent / image for image in table["image"]]
+        self.words = [
+            [sys.intern(word.strip()) for word in words.split(";") if word.strip()]
+            for words in table["words"]
         ]
-        self.lexicon = sorted({word for words in self._words for word in words})
+        self.lexicon = sorted({word for words in self.words for word in words})
+
+    def of(self, images: Sequence[Path]) -> list[list[int]]:
+        """The captions of each image, by their places in the table.
+
+        Raises:
+            DeopError: images without a caption.
+        """
+        folders: dict[Path, str] = {}
+
+        def key(image: Path) -> tuple[str, str]:
+            if image.parent not in folders:
+                folders[image.parent] = os.path.realpath(image.parent)
+            return folders[image.parent], image.name
+
+        captions: dict[tuple[str, str], list[int]] = {}
+        for place, image in enumerate(self.images):
+            captions.setdefault(key(image), []).append(place)
+        if lost := [image for image in images if key(image) not in captions]:
+            raise DeopError(
+                f"captions {self.path}: {len(lost)} of {len(images)} training images have none, such as {lost[0]}"
+            )
+        return [captions[key(image)] for image in images]
+
+
+class FileCaptions:
+    """Images and words of a :class:`CaptionTable`, drawn at random."""
+
+    def __init__(self, path: Path, augment: Augment, seed: int) -> None:
+        self._table, self._augment, self._seed = CaptionTable(path), augment, seed
+        self.lexicon = self._table.lexicon
 
     def draw(self, step: int, count: int) -> tuple[Tensor, list[list[str]]]:
-        chosen = np.random.default_rng((self._seed, step)).integers(len(self._images), size=count)
+        table = self._table
+        chosen = np.random.default_rng((self._seed, step)).integers(len(table.images), size=count)
         images = []
         for index in chosen:
-            path = self._path.parent / self._images[index]
+            path = table.images[index]
             try:
                 image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
             except OSError as error:
-                raise DeopError(f"{path}, an image of {self._path}, cannot be read: {error}") from None
+                raise DeopError(f"{path}, an image of {table.path}, cannot be read: {error}") from None
             nothing = torch.full(image.shape[-2:], IGNORE)
             images.append(self._augment(Sample(image, nothing)).image)
-        return torch.stack(images), [self._words[index] for index in chosen]
+        return torch.stack(images), [table.words[index] for index in chosen]
 
 
 def caption_source(name: str, batches: TrainingBatches) -> CaptionSource:
@@ -101,21 +143,41 @@ def caption_source(name: str, batches: TrainingBatches) -> CaptionSource:
 
 
 class CaptionedBatches(Dataset):
-    """Batches with ``words`` (B, K) int16: indices into the lexicon, negative for padding.
+    """Batches with ``words`` (B, K) int32: indices into the lexicon, negative for padding.
 
-    The caption of a training image names the classes of its segments, those that are hidden from training too: captions
-    need no labels. Images of a source of more captions come after the labelled ones; their labels are all ``HIDDEN``.
+    Without a table of captions, the caption of a training image names the classes of its segments, those that are
+    hidden from training too: captions need no labels. Images of a source of more captions come after the labelled
+    ones; their labels are all ``HIDDEN``.
 
     Args:
         batches: labelled images.
+        captions: a CSV with their captions, of which a step draws one for each image (:class:`CaptionTable`).
         more: the source of more captions.
         more_images: how many of these for each labelled image.
+
+    Raises:
+        DeopError: captions that cannot be read, or images that have none.
     """
 
-    def __init__(self, batches: TrainingBatches, more: CaptionSource | None, more_images: int) -> None:
+    def __init__(
+        self,
+        batches: TrainingBatches,
+        captions: Path | None = None,
+        more: CaptionSource | None = None,
+        more_images: int = 1,
+    ) -> None:
         self._batches, self._more, self._more_images = batches, more, more_images
-        names = batches.dataset.card.names
-        self.lexicon = list(dict.fromkeys([*names, *(more.lexicon if more else ())]))
+        dataset = batches.dataset
+        if captions is None:
+            words = dataset.card.names
+            self._captions: Callable[[int], Sequence[Sequence[str]]] = lambda index: [
+                [words[label] for label in dataset.captioned[index]]
+            ]
+        else:
+            table = CaptionTable(captions)
+            words, places = table.lexicon, table.of([entry.image for entry in dataset.entries])
+            self._captions = lambda index: [table.words[place] for place in places[index]]
+        self.lexicon = list(dict.fromkeys([*words, *(more.lexicon if more else ())]))
         self._index = {word: index for index, word in enumerate(self.lexicon)}
 
     def __len__(self) -> int:
@@ -123,8 +185,11 @@ class CaptionedBatches(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         batch = self._batches[step]
-        names, entries = self._batches.dataset.card.names, self._batches.dataset.captioned
-        words = [[names[label] for label in entries[index]] for index in self._batches.samples(step)]
+        drawn = np.random.default_rng((self._batches.seed, self._batches.rank, step))
+        words = []
+        for index in self._batches.samples(step):
+            captions = self._captions(index)
+            words.append(captions[drawn.integers(len(captions))])
         images, labels = batch["image"], batch["label"]
         if self._more is not None:
             with torch.random.fork_rng(devices=[]):
@@ -133,8 +198,8 @@ class CaptionedBatches(Dataset):
             images = torch.cat([images, more])
             hidden = torch.full((len(more), *labels.shape[1:]), HIDDEN, dtype=labels.dtype)
             labels, words = torch.cat([labels, hidden]), words + of_more
-        indices = torch.full((len(words), LONGEST), -1, dtype=torch.int16)
+        indices = torch.full((len(words), LONGEST), -1, dtype=torch.int32)
         for row, caption in zip(indices, words, strict=True):
             known = [self._index[word] for word in dict.fromkeys(caption)][:LONGEST]
-            row[: len(known)] = torch.tensor(known, dtype=torch.int16)
+            row[: len(known)] = torch.tensor(known, dtype=torch.int32)
         return {"image": images, "label": labels, "words": indices}

@@ -6,6 +6,7 @@ Ghiasi et al., "Scaling Open-Vocabulary Image Segmentation with Image-Level Labe
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,12 @@ class OpenSeg(DenseSegmenter):
         self._lexicon: list[str] = []
 
     def training_batches(self, batches: TrainingBatches) -> CaptionedBatches:
-        extra = self.settings.more_captions
+        own, more = self.settings.captions, self.settings.more_captions
         captioned = CaptionedBatches(
-            batches, None if extra is None else caption_source(extra, batches), self.settings.more_images
+            batches,
+            None if own is None else Path(own),
+            None if more is None else caption_source(more, batches),
+            self.settings.more_images,
         )
         self._lexicon = captioned.lexicon
         return captioned

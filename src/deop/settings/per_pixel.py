@@ -155,15 +155,17 @@ class CaGNetSettings(GenerativeSettings):
 
 
 class OpenSegSettings(PerPixelSettings):
-    """OpenSeg. Captions of training images name the classes in them, those without labels too.
+    """OpenSeg.
 
     queries: number of class-agnostic masks.
     heads: of the queries' attention.
     mask_weight: weight of the mask loss beside the grounding loss.
     keep_words: share of the words of a caption that a step keeps.
+    captions: of the training images: the path of a CSV with columns ``image`` (a path, from the CSV's folder) and
+        ``words`` (separated by semicolons), which ``deop caption-words`` makes. Without, they name the classes in the
+        images, those without labels too.
     more_captions: captioned images without labels in every batch besides: ``scenes``, newly drawn EmojiScenes of all
-        concepts by both artists; or the path of a CSV with columns ``image`` (a path, from the CSV's folder) and
-        ``words`` (separated by semicolons).
+        concepts by both artists; or the path of another such CSV.
     more_images: how many of these for each labelled image.
     """
 
@@ -173,5 +175,6 @@ class OpenSegSettings(PerPixelSettings):
     heads: Positive = 8
     mask_weight: Weight = 1.0
     keep_words: Annotated[float, Field(gt=0, le=1)] = 0.5
+    captions: str | None = None
     more_captions: str | None = None
     more_images: Positive = 1

@@ -92,6 +92,22 @@ def export(
         typer.echo(f"{path}: {cost.summary()}")
 
 
+def caption_words(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="captions of COCO (captions_train2017.json) or Localized Narratives (.jsonl)"),
+    ],
+    images: Annotated[Path, typer.Option(help="folder of the images, such as train2017")],
+    output: Annotated[Path, typer.Option(help="the CSV to write")],
+) -> None:
+    """Write the nouns and adjectives of captions as a CSV, for `captions` and `more_captions` of OpenSeg."""
+    written = importlib.import_module("deop.tools.caption_words").run(sources, images, output)
+    typer.echo(
+        f"{output}: {written.captions} captions of {written.images} images; left out are {written.without_image} whose "
+        f"image is not in {images}, and {written.without_word} without a noun or adjective"
+    )
+
+
 def import_authors(
     checkpoint: Annotated[Path, typer.Argument(help="the release's model_final.pth")],
     output: Annotated[Path, typer.Argument(help="folder to make")],

@@ -224,9 +224,12 @@ def _weights(plan: Plan) -> Iterator[Finding]:
     methods = [job.settings["method"] for job in _with(plan, "method")]
     for path, name in sorted({(path, of["method"]) for of in methods for path in of.get("word_vectors", ())}):
         yield _file(f"word vectors of {name}", Path(path), f"methods.{name}.word_vectors")
-    captions = {of["more_captions"] for of in methods if of.get("more_captions") not in (None, "scenes")}
-    for path in sorted(captions):
-        yield _file("captions", Path(path), "more_captions")
+    keys = ("captions", "more_captions")
+    captions = {(of[key], key) for of in methods for key in keys if of.get(key) not in (None, "scenes")}
+    for path, key in sorted(captions):
+        found = _file("captions", Path(path), key)
+        remedy = f"make it with deop caption-words, or set {key} to one that is there"
+        yield found if found.status == "pass" else found._replace(remedy=remedy)
 
 
 def _clip_file(model: str, path: Path, quick_gelu: bool | None) -> Finding:

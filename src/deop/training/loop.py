@@ -320,12 +320,12 @@ def _state(module: nn.Module, optimizer, scheduler, accelerator: Accelerator) ->
 
 
 def _to(batch, device: torch.device):
-    """A batch on the device, in the types that networks take: uint8 becomes images in [0, 1], int16 becomes int64."""
+    """A batch on the device, in the types of networks: uint8 becomes images in [0, 1], int16 and int32 int64."""
     if isinstance(batch, Tensor | np.ndarray):
         batch = torch.as_tensor(batch).to(device, non_blocking=True)
         if batch.dtype == torch.uint8:
             return batch.float().div_(255)
-        return batch.long() if batch.dtype == torch.int16 else batch
+        return batch.long() if batch.dtype in (torch.int16, torch.int32) else batch
     if isinstance(batch, dict):
         return {key: _to(value, device) for key, value in batch.items()}
     return batch
