@@ -126,12 +126,13 @@ DIVIDED = textwrap.dedent(
 
     def batch():
         generator = torch.Generator().manual_seed(1)
-        # Sampled coarsely, so that there are segments; the images have 4, 1, 3, none, 2 and 4 of them.
-        labels = torch.randint(len(NAMES), (6, 3, 4), generator=generator)
+        # Sampled coarsely, so that there are segments; the images have 4, 1, 3, none, 2 and 4 of them, and the
+        # last two again 4.
+        labels = torch.randint(len(NAMES), (8, 3, 4), generator=generator)
         labels[1], labels[2], labels[3], labels[4] = 2, labels[2].clamp(max=2), HIDDEN, labels[4].clamp(max=1)
         labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
         labels[0, :40], labels[2, :, :9], labels[5, 20:24] = HIDDEN, IGNORE, HIDDEN
-        return {"image": torch.rand(6, 3, 48, 64, generator=generator), "label": labels}
+        return {"image": torch.rand(8, 3, 48, 64, generator=generator), "label": labels}
 
     accelerator = make_accelerator()
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -222,17 +223,17 @@ def test_gradients_of_processes_are_averaged(tmp_path, injected):
 
 @pytest.mark.slow
 def test_the_division_of_a_batch_changes_neither_losses_nor_gradients(tmp_path):
-    """One process or two, all images at once, two or one: to float tolerance, the same."""
+    """One process, two or four, all of their images at once, two or one: to float tolerance, the same."""
     script = tmp_path / "divided.py"
     script.write_text(DIVIDED)
-    for processes in (1, 2):
+    for processes in (1, 2, 4):
         launch(processes, str(script), str(tmp_path / str(processes)))
     for kind in ("proposals", "labelled", "release", "multipass"):
         whole = load_file(tmp_path / f"1-{kind}-None")
         assert sum(name.startswith("loss/") for name in whole) == (
             3 if kind in ("proposals", "multipass") else 2
         )
-        for division in ("1-{}-1", "1-{}-2", "2-{}-None", "2-{}-1", "2-{}-2"):
+        for division in ("1-{}-1", "1-{}-2", "2-{}-None", "2-{}-1", "2-{}-2", "4-{}-None", "4-{}-1"):
             divided = load_file(tmp_path / division.format(kind))
             assert divided.keys() == whole.keys()
             for name, value in whole.items():
