@@ -41,7 +41,6 @@ help:
 	@echo "make rule-graph           draw docs/workflow.svg, with Graphviz"
 	@echo "make bundled              copy the trained system es171/deop into the package, as deop.load('deop-mini')"
 	@echo "make scale                measure the data path with 10,000 to 1,000,000 images (docs/scale.md; about half an hour)"
-	@echo "make scale                measure the data path with 10,000 to 1,000,000 images (docs/scale.md; about half an hour)"
 	@echo "make report               write results/report.html: all tables and figures with run times and provenance"
 	@echo "make publish              make all results with three seeds and copy them to $(PUBLISHED_DIR);"
 	@echo "                          refused if there are uncommitted changes, or parts that another commit made"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from deop.data.prepare import prepare
 from deop.data.readers.folder import Folder
 from deop.data.segmentation import SegmentationDataset
 from deop.data.transforms import TrainingBatches
+from deop.jobs.artifacts import code_version
+from deop.settings.precision import cpu_name
 from deop.settings.schedule import Augmentation
 
 OUTPUT = Path("docs/results/scale.csv")
@@ -52,12 +55,15 @@ def draw(root: Path, images: int) -> Folder:
     )
 
 
-def measure(images: int, folder: Path, workers: int) -> dict[str, float]:
-    """One row: seconds and megabytes (10^6 bytes) of each part of the data path. ``folder`` is filled and emptied."""
+def measure(images: int, folder: Path, workers: int) -> dict[str, float | str]:
+    """One row: seconds and megabytes (10^6 bytes) of each part of the data path, and what measured it, where.
+
+    ``folder`` is filled and emptied.
+    """
     raw, prepared = folder / "raw", folder / "prepared"
     raw.mkdir()
     settings = draw(raw, images)
-    row: dict[str, float] = {"images": images}
+    row: dict[str, float | str] = {"images": images}
     row["contents_s"] = _seconds(lambda: settings.contents(raw, Path()))
     row["prepare_s"] = _seconds(lambda: prepare(prepared, "many", settings, raw, workers=workers))
     row["files_added"] = sum(len(names) for _, _, names in os.walk(prepared))
@@ -72,7 +78,13 @@ def measure(images: int, folder: Path, workers: int) -> dict[str, float]:
     row["order_mb"] = _memory_mb() - before
     row["batch_ms"] = 1000 * _seconds(lambda: [batches[step] for step in range(1, 1 + _STEPS)]) / _STEPS
     shutil.rmtree(folder)
-    return row
+    version = code_version()
+    return row | {
+        "machine": f"{cpu_name() or 'CPU'}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": f"{version['commit'] or ''}"[:12] + (" and changes" if version["dirty"] else ""),
+    }
 
 
 def _seconds(call: Callable[[], object]) -> float:
