@@ -64,7 +64,7 @@ def load(
         dtype: likewise.
         project: the folder with ``config/`` that names refer to; by default ``DEOP_PROJECT``, or this folder or one
             above it.
-        profiles: files put over its ``config/config.yaml`` in turn.
+        profiles: files merged over its ``config/config.yaml`` in turn.
 
     Raises:
         DeopError: a name that means nothing, with the nearest ones; settings that do not fit; weights that cannot be

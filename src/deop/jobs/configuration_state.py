@@ -30,7 +30,7 @@ def configuration_state(
     Args:
         values: the merged configuration.
         read: the configuration files that were read, relative to ``root``.
-        overlays: the profiles put over ``config/config.yaml``, the last on top.
+        overlays: the profiles merged over ``config/config.yaml``, the last on top.
         root: the folder that holds ``config/``.
 
     Returns:

@@ -156,13 +156,13 @@ class MainFile(Settings):
 
 
 class ExperimentsFile(Settings):
-    """``config/experiments.yaml``: by name, the settings of each experiment's method, put over those of the profile."""
+    """``config/experiments.yaml``: by name, the settings of each experiment's method, merged over those of the profile."""
 
     experiments: dict[str, dict]
 
 
 def read_experiments(root: Path, profile: dict[str, dict]) -> dict[str, dict]:
-    """Returns the experiments of ``config/experiments.yaml`` with those of a profile put over them."""
+    """Returns the experiments of ``config/experiments.yaml`` with those of a profile merged over them."""
     source = f"{SOURCE}/experiments.yaml"
     experiments = validated(ExperimentsFile, load_yaml(root / source, source), source).experiments
     return without_nulls(merged(experiments, profile)) if profile else experiments
@@ -193,7 +193,7 @@ def with_text_keys(values: dict) -> dict:
     """Returns ``values`` with numbers as keys (``alpha: {-1: 1}``) turned into text (``"-1"``).
 
     The shipped files quote such keys because DVC requires it. A profile may spell them either way, and both must be the
-    same key when it is put over the defaults. If ``values`` has both spellings, the later one counts.
+    same key when it is merged over the defaults. If ``values`` has both spellings, the later one counts.
     """
     return {
         str(key) if isinstance(key, int) else key: with_text_keys(value) if isinstance(value, dict) else value
@@ -211,7 +211,7 @@ def without_nulls(values: dict) -> dict:
 
 
 def merged(values: dict, changes: dict) -> dict:
-    """Returns ``values`` with ``changes`` put over them, key by key, also in nested mappings."""
+    """Returns ``values`` with ``changes`` merged over them, key by key, also in nested mappings."""
     nested = {
         key: merged(values[key], change)
         for key, change in changes.items()
@@ -221,7 +221,7 @@ def merged(values: dict, changes: dict) -> dict:
 
 
 def read_profile(root: Path, *profiles: Path) -> dict[str, Any]:
-    """Returns ``config/config.yaml`` with profiles put over it in turn, as Snakemake's ``--configfile`` does.
+    """Returns ``config/config.yaml`` with profiles merged over it in turn, as Snakemake's ``--configfile`` does.
 
     Raises:
         ConfigError: a file does not exist or is not a mapping in YAML.

@@ -45,5 +45,5 @@ class MethodSettings(Settings):
 
     @classmethod
     def combined(cls, profile: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-        """The values of an experiment: its ``own``, put over those that the ``profile`` has for its method."""
+        """The values of an experiment: its ``own``, merged over those that the ``profile`` has for its method."""
         return merged(profile, own)

@@ -36,6 +36,6 @@ Project = Annotated[
 CORES = os.cpu_count() or 1
 Profiles = Annotated[
     list[Path] | None,
-    typer.Option(help="files put over config/config.yaml in turn, such as config/paper.yaml"),
+    typer.Option(help="profiles: files merged over config/config.yaml in turn, such as config/paper.yaml"),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads to compute with")]
