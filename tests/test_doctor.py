@@ -264,7 +264,8 @@ def test_files_of_word_vectors_and_captions_that_are_not_there_fail(root, profil
     }
     profile.write_text(yaml.safe_dump(values))
     found = findings(root, profile)
-    words, captions = found["word vectors of spnet"], found["captions"]
+    words, captions = found["word vectors of spnet"], found["more captions"]
     assert (words.status, captions.status) == ("fail", "fail")
     assert "gone.vec is not there" in words.found and "methods.spnet.word_vectors" in words.remedy
     assert "gone.csv is not there" in captions.found and "more_captions" in captions.remedy
+    assert "coco.csv is not there" in found["captions"].found and "deop caption-words" in found["captions"].remedy

@@ -115,6 +115,8 @@ def test_a_frozen_vocabulary_on_openvino(picture, tmp_path, request):
         graph(picture, ["dig", "grass"])
     with pytest.raises(DeopError, match="is an exported graph, which is no folder"):
         graph.save_pretrained(tmp_path / "saved")
+    with pytest.raises(DeopError, match=r"dtype 'float16': valid for a graph: float32, bfloat16"):
+        deop.load(path, dtype="float16")
     with pytest.raises(DeopError, match="severance cannot be changed"):
         deop.load(path, severance="none")
 

@@ -101,3 +101,24 @@ def test_keys_follow_meaning_not_spelling(root, config, edit):
     assert jobs(before) == jobs(Plan(spelled, root))
     edit(root / "config/tables.yaml", "tables", "table3", "rows", 0, "label", to="Plain")
     assert new_jobs(before, Plan(config, root)) == {"table": 1, "claims": 1, "figure": 2}
+
+
+def test_files_that_a_method_reads_count_by_their_size(root, config, tmp_path):
+    vectors, captions = tmp_path / "words.vec", root / "captions.csv"
+    config["experiments"] = {
+        "spnet": {"word_vectors": [str(vectors)]},
+        "openseg": {"captions": "captions.csv"},
+        "openseg_more": {"more_captions": "captions.csv"},
+    }
+    before = Plan(config, root)
+    vectors.write_text("1 2\ndog 0 1\n")
+    captions.write_text("image,words\na.png,dog\n")
+    after = Plan(config, root)
+    changed = {name_in(job) for job in after.jobs.values() if job.stage == "train_system"} - {
+        name_in(job) for key, job in after.jobs.items() if key in before.jobs
+    }
+    assert changed and all(re.search("spnet|openseg", name) for name in changed)
+    assert jobs(after) == jobs(Plan(config, root))
+    captions.write_text("image,words\na.png,cow;grass\n")
+    again = {name_in(job) for key, job in Plan(config, root).jobs.items() if key not in after.jobs}
+    assert any("openseg" in name for name in again) and not any("spnet" in name for name in again)

@@ -26,6 +26,7 @@ def test_examples_in_the_docstrings_hold():
         (7, None, "7 is no list of names"),
         (["bear", 3], None, "3 is no name"),
         (["bear"], 1.5, "background=1.5: a threshold is a probability"),
+        ({"bear": ["bear", "grizzly"]}, 0.5, "background=0.5: a threshold needs two classes"),
         (["bear"], True, "background=True"),
         (["bear", "background"], "sky", "leave one out"),
         ({"bear": ["grizzly", "grizzly"]}, None, "'grizzly' is given twice"),

@@ -100,6 +100,10 @@ def test_a_step_draws_one_of_an_images_own_captions(batches, tmp_path):
             assert word in own[str(entries[index].image)] and same == "same"
             seen.add(word.split()[0])
     assert seen == {"first", "second"}
+    more = {"batch_size": 4, "steps": 5, "seed": 3}
+    shares = [TrainingBatches(batches.dataset, PLAIN, rank=rank, world=2, **more) for rank in (0, 1)]
+    halves = [CaptionedBatches(share, tmp_path / "captions.csv")[0]["words"] for share in shares]
+    assert torch.equal(torch.stack(halves, 1).flatten(0, 1), captioned[0]["words"])  # as one process has them
     (tmp_path / "captions.csv").write_text("\n".join(["image,words", *lines[2:]]))
     with pytest.raises(DeopError, match=r"captions\.csv: 1 of \d training images have none, such as"):
         CaptionedBatches(batches, tmp_path / "captions.csv")

@@ -152,6 +152,7 @@ def test_classes_from_a_csv_file(tmp_path):
     ("values", "message"),
     [
         ({"classes": [*CLASSES, {"id": 9, "name": "dog"}]}, "two classes have the name dog"),
+        ({"classes": [*CLASSES, {"id": 9, "name": " Dog"}]}, "two classes have the name dog"),
         ({"ignore": [2]}, "ids that are a class and in ignore: 2"),
         ({"classes": []}, "at least 1"),
         ({"splits": {}}, "at least 1"),

@@ -25,13 +25,13 @@ SMALL = {
 }
 
 
-def small(name: str, clip, **settings):
-    """A system of 8 channels, trained on dog and grass out of dog, cow and grass."""
+def small(name: str, clip, names=NAMES, **settings):
+    """A system of 8 channels, trained on dog and grass out of dog, cow and grass, or out of other ``names``."""
     torch.manual_seed(0)
     values = {"width": 8, "dilations": (1, 2), **SMALL[name], **settings}
     backbone = timm_features("resnet10t", {"channels": [8, 8, 16, 16], "stem_width": 8}, (1, 2, 3))
     return method_class(name)(
-        backbone, METHODS[name](**values), clip=clip, seen_names=SEEN, class_names=NAMES
+        backbone, METHODS[name](**values), clip=clip, seen_names=SEEN, class_names=names
     )
 
 

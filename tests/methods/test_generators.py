@@ -109,6 +109,79 @@ def test_self_training_labels_only_hidden_pixels_and_the_share_that_is_asked(min
     assert int((targets[hidden] >= 0).sum()) == round(0.25 * int(hidden.sum()))
 
 
+@pytest.mark.parametrize("name", ["zs3net", "cagnet"])
+def test_a_dataset_without_unseen_classes_is_trained_on_in_every_round(mini_clip, name):
+    images, labels = batch()
+    system = small(name, mini_clip, SEEN)
+    for of_round in (*system.settings.rounds, *(["self_training"] if name == "zs3net" else [])):
+        system.start_round(of_round)
+        assert all(
+            torch.isfinite(loss) for loss in system.train().losses(images, labels, list(SEEN)).values()
+        )
+
+
+@pytest.mark.parametrize("of_round", ["training", "generator", "classifier", "self_training"])
+def test_losses_of_zs3net_are_those_of_the_whole_batch_however_it_is_divided(
+    mini_clip, monkeypatch, of_round
+):
+    """With what is drawn at random made the same: positions, noise, and the classes of generated features."""
+    images, labels = batch()
+    labels[0, :4], labels[1, 14:24] = -2, -1  # the images differ in labelled pixels and in their classes
+    system = small("zs3net", mini_clip, unseen_share=0.5).eval()
+    system.start_round(of_round)
+    system.eval()
+
+    def positions(labels, count):
+        _, classes = class_positions(labels, count)
+        every = torch.arange(labels.numel()).view(labels.shape)
+        sets = [
+            every[index][image == label]
+            for index, image in enumerate(labels)
+            for label in image.unique()
+            if label >= 0
+        ]
+        return torch.stack([one.repeat(count)[:count] for one in sets]), classes
+
+    monkeypatch.setattr("deop.methods.zs3net.class_positions", positions)
+    monkeypatch.setattr(torch, "rand", torch.zeros)
+    parts = [(images[:1], labels[:1]), (images[1:], labels[1:])]
+    with torch.no_grad():
+        [(name, whole)] = system.losses(images, labels, list(SEEN)).items()
+        values = [system.losses(*part, list(SEEN))[name] for part in parts]
+    weights = [system.denominators(part[1])[name] for part in parts]
+    assert system.denominators(labels)[name] == pytest.approx(sum(weights).item(), abs=4)  # a rounded count
+    assert weights[0] != weights[1]
+    divided = sum(weight * value for weight, value in zip(weights, values)) / sum(weights)
+    assert divided.item() == pytest.approx(whole.item(), rel=2e-3)
+
+
+def test_denominators_of_cagnet_count_labelled_pixels_and_classes_of_images(mini_clip):
+    labels = batch()[1]
+    labels[1, 14:24] = -1
+    system = small("cagnet", mini_clip)
+    coarse = system.coarse(labels)
+    pixels = int((coarse >= 0).sum())
+    sets = sum(len({int(label) for label in image.flatten() if label >= 0}) for image in coarse)
+    found = {name: int(value) for name, value in system.denominators(labels).items()}
+    assert sets == 3
+    assert found == dict.fromkeys(("pixels", "backbone", "real", "generated"), pixels) | {
+        "fake": 3,
+        "content": 3,
+    }
+
+
+def test_names_are_embedded_once(mini_clip, monkeypatch):
+    system = small("cagnet", mini_clip)
+    system.start_round("finetuning")
+    calls = []
+    monkeypatch.setattr(
+        system, "_embed", lambda names, embed=system._embed: calls.append(names) or embed(names)
+    )
+    for _ in range(2):
+        system.train().losses(*batch(), list(SEEN))
+    assert len(calls) == 1
+
+
 def test_each_loss_of_cagnet_reaches_its_own_networks(mini_clip):
     images, labels = batch()
     system = small("cagnet", mini_clip)
@@ -119,10 +192,11 @@ def test_each_loss_of_cagnet_reaches_its_own_networks(mini_clip):
     assert reached(system, losses["backbone"]) == real
     assert reached(system, losses["kl"]) == real
     assert reached(system, losses["content"]) == {"generator"}
-    assert reached(system, losses["adversarial"]) == {"generator", "judge"}
+    assert reached(system, losses["real"]) == {"judge"}
+    assert reached(system, losses["fake"]) == {"generator", "judge"}
     system.start_round("finetuning")
     losses = system.train().losses(images, labels, list(SEEN))
-    assert set(losses) == {"pixels", "content", "adversarial", "generated"}
+    assert set(losses) == {"pixels", "content", "real", "fake", "generated"}
     assert reached(system, sum(losses.values())) == {"generator"} | judges
 
 

@@ -80,6 +80,22 @@ def test_spnet_scores_are_probabilities_with_seen_classes_handicapped(mini_clip,
         assert scores[0, :, y, 5].tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@torch.no_grad()
+def test_class_probabilities_are_of_the_kind_that_each_system_has(mini_clip):
+    images = batch()[0]
+    for name in ("spnet", "lseg", "openseg"):
+        system = small(name, mini_clip).eval()
+        scores = system(images, list(NAMES)).scores
+        found = system.probabilities(scores)
+        torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]))
+        expected = {
+            "spnet": scores,
+            "lseg": scores.softmax(1),
+            "openseg": scores / scores.sum(1, keepdim=True),
+        }
+        torch.testing.assert_close(found, expected[name])
+
+
 @pytest.mark.parametrize("name", ["spnet", "lseg"])
 def test_the_loss_counts_labelled_pixels_alone(mini_clip, name):
     system = small(name, mini_clip).eval()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from per_pixel import NAMES, SEEN, batch, small
 
+from deop.errors import DeopError
 from deop.models.grounding import best_dice_loss, grounding_loss, grounding_scores
 
 
@@ -90,6 +91,14 @@ def test_a_pixel_takes_the_classes_of_its_regions(mini_clip):
         for mask, region in zip(logits[0, :, y, 2].sigmoid(), regions[0]):
             expected += mask * (text @ region / region.norm() / temperature).softmax(0)
         torch.testing.assert_close(scores[0, :, y, 2], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_single_image_has_no_captions_to_compare(mini_clip):
+    system = small("openseg", mini_clip).train()
+    system._lexicon = ["dog", "cow", "grass"]
+    images, labels = batch()
+    with pytest.raises(DeopError, match=r"micro_batch.* have to be at least 2"):
+        system.losses(images[:1], labels[:1], list(SEEN), words=torch.tensor([[0, 2, -1]]))
 
 
 def test_training_learns_masks_from_labels_and_words_from_captions(mini_clip):

@@ -111,7 +111,8 @@ def _graph(
     """A graph that ``deop export`` wrote.
 
     Raises:
-        DeopError: a file that is not there or no such graph, or options that a graph does not have.
+        DeopError: a file that is not there or no such graph, or options that a graph does not have: graphs compute in
+            float32 (``dtype`` None or ``"auto"``) or bfloat16.
     """
     if not path.is_file():
         raise DeopError(f"{path} is not there")
@@ -121,7 +122,15 @@ def _graph(
         raise DeopError(f"{path}: device {device!r} is not to be had; graphs run on the CPU")
     from deop.methods.graph_segmenter import read_graph
 
-    precision = torch.bfloat16 if str(dtype).removeprefix("torch.") == "bfloat16" else torch.float32
+    precisions = {
+        "None": torch.float32,
+        "auto": torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+    }
+    precision = precisions.get(str(dtype).removeprefix("torch."))
+    if precision is None:
+        raise DeopError(f"{path}: dtype {dtype!r}: valid for a graph: float32, bfloat16")
     network = read_graph(path, precision, lambda metadata: load(metadata.system, device="cpu").network)
     config = network.metadata.config
     if short_side is not None:

@@ -23,7 +23,7 @@ from deop.api.vocabulary import Background, Classes, Vocabulary, vocabulary
 from deop.errors import DeopError
 from deop.jobs.artifacts import provenance_of
 from deop.jobs.integrity import PROVENANCE, WEIGHTS
-from deop.methods.base import PixelOutput, Segmenter
+from deop.methods.base import PixelOutput, Segmenter, shares
 from deop.methods.graph_segmenter import GraphSegmenter
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config, save_system
@@ -138,7 +138,7 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
             >>> wide = np.zeros((64, 96, 3), np.uint8)
             >>> segmenter(wide, "bear, grass").labels.shape
             (64, 96)
-            >>> segmenter(wide, {"sky": ["sky", "clouds"]}, background=0.5).classes
+            >>> segmenter(wide, {"sky": ["sky", "clouds"]}, background="bear").classes
             ['sky', 'background']
             >>> len(segmenter([wide, wide], ["bear", "grass"]))
             2
@@ -147,8 +147,9 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
             pictures: as :func:`deop.api.pictures.read_picture`, a list of these, or what :meth:`encode` returned.
             classes: ``"bear, grass"``, a list of names, or ``{name: [synonyms]}``, where the score of a class is that
                 of its best name; None is :attr:`classes`.
-            background: a word or words for what is none of the classes, or the least probability that a class has to
-                have. Such pixels get the class ``background``. Without, every pixel gets one of the classes.
+            background: a word or words for what is none of the classes, or the least probability that one of two or
+                more classes has to have. Such pixels get the class ``background``. Without, every pixel gets one of the
+                classes.
             templates: of systems without training, the prompt templates of this call: ``"imagenet"``, ``"vild"``, or
                 texts with ``{}`` for the class name. None are those that the system was loaded with.
 
@@ -265,10 +266,8 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         maps = output.scores if isinstance(output, PixelOutput) else output.mask_logits
         scores = self._network.combine(output, tuple(maps.shape[-2:])).float()
         if isinstance(output, PixelOutput):
-            return scores.softmax(1)
-        # Sums over masks: shares of what the classes have at a pixel.
-        shares = scores.clamp(min=0)
-        return shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+            return self._network.probabilities(scores)
+        return shares(scores, 1)  # sums over masks: what each class has of all classes at a pixel
 
     @contextmanager
     def _prompted(self, templates: str | Iterable[str] | None) -> Iterator[None]:

@@ -13,7 +13,8 @@ BACKGROUND = "background"
 Classes = str | Iterable[str] | Mapping[str, str | Iterable[str]]
 """``"bear, grass"``, ``["bear", "grass"]``, or ``{"bear": ["grizzly", "polar bear"], "grass": "lawn"}``."""
 Background = str | Iterable[str] | float | None
-"""A word or words for what is none of the classes, or the least probability (0 to 1) that a class has to have."""
+"""A word or words for what is none of the classes, or the least probability (0 to 1) that one of two or more classes
+has to have."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def vocabulary(classes: Classes, background: Background = None) -> Vocabulary:
         ('bear', 'grass')
         >>> vocabulary({"bear": ["grizzly", "polar bear"], "grass": []}, background=["sky", "water"]).names
         ('grizzly', 'polar bear', 'grass', 'sky', 'water')
-        >>> vocabulary(["bear"], background=0.5).classes
-        ('bear', 'background')
+        >>> vocabulary(["bear", "grass"], background=0.5).classes
+        ('bear', 'grass', 'background')
 
     Args:
         classes: as :data:`Classes`. A class with synonyms is known by these names; add its own to use it as well. A
@@ -53,7 +54,7 @@ def vocabulary(classes: Classes, background: Background = None) -> Vocabulary:
         background: as :data:`Background`.
 
     Raises:
-        DeopError: no class, an empty name, a class given twice, or a threshold outside 0 to 1.
+        DeopError: no class, an empty name, a class given twice, or a threshold outside 0 to 1 or for a single class.
     """
     synonyms = _synonyms(classes)
     given = tuple(synonyms)
@@ -70,6 +71,11 @@ def vocabulary(classes: Classes, background: Background = None) -> Vocabulary:
         if isinstance(background, (int, float)):
             if not 0 <= background <= 1:
                 raise DeopError(f"background={background}: a threshold is a probability, from 0 to 1")
+            if len(given) == 1:
+                raise DeopError(
+                    f"background={background}: a threshold needs two classes or more, because the probability of a "
+                    "single one is 1 everywhere; give words for the rest instead, such as background='wall, sky'"
+                )
             threshold = float(background)
         else:
             synonyms[BACKGROUND] = _names(background)

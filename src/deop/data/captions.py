@@ -185,11 +185,12 @@ class CaptionedBatches(Dataset):
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
         batch = self._batches[step]
-        drawn = np.random.default_rng((self._batches.seed, self._batches.rank, step))
         words = []
-        for index in self._batches.samples(step):
+        for position, index in zip(self._batches.positions(step), self._batches.samples(step), strict=True):
             captions = self._captions(index)
-            words.append(captions[drawn.integers(len(captions))])
+            words.append(
+                captions[np.random.default_rng((self._batches.seed, position)).integers(len(captions))]
+            )
         images, labels = batch["image"], batch["label"]
         if self._more is not None:
             with torch.random.fork_rng(devices=[]):

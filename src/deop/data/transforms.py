@@ -119,9 +119,10 @@ class TrainingBatches(torch.utils.data.Dataset):
 
     def samples(self, step: int) -> list[int]:
         """The places in the dataset of the samples of a step, in order."""
-        return [self._sample_index(position) for position in self._positions(step)]
+        return [self._sample_index(position) for position in self.positions(step)]
 
-    def _positions(self, step: int) -> range:
+    def positions(self, step: int) -> range:
+        """The places of the samples of a step among those of all steps; processes have different ones."""
         return range(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
 
     def __getitem__(self, step: int) -> dict[str, Tensor]:
@@ -130,7 +131,7 @@ class TrainingBatches(torch.utils.data.Dataset):
             raise IndexError(step)
         samples = []
         with torch.random.fork_rng(devices=[]):
-            for position in self._positions(step):
+            for position in self.positions(step):
                 seed_cpu(int(np.random.default_rng((self.seed, position)).integers(2**62)))
                 samples.append(self.augment(self.dataset[self._sample_index(position)]))
         return {

@@ -110,8 +110,8 @@ class ShownSystem:
             label = int(result.labels[_cell(result.labels.shape, point)])
             output = self.segmenter.output(encoded, names)
             if isinstance(output, PixelOutput):
-                shares = _at(output.scores, point).softmax(0)
-                return Region(names[label], _best(shares, names), None, None)
+                found = self.segmenter.network.probabilities(_at(output.scores, point), 0)
+                return Region(names[label], _best(found, names), None, None)
             scores = self.segmenter.network.class_scores(output).of_proposals[0].float()
             here = _at(output.mask_logits, point).sigmoid()
             proposal = int((here * scores[:, label]).argmax())

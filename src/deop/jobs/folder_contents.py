@@ -1,7 +1,8 @@
-"""What the folders of one's own datasets hold, which names what is made from them."""
+"""What folders of one's own datasets hold, and how large other files are, which names what is made from them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from deop.settings.files import SOURCE
 
 
 class FolderContents:
-    """What datasets in folders hold, each looked at once, when a job first needs it.
+    """What datasets in folders hold, and sizes of files, each looked at once, when a job first needs it.
 
     Args:
         profile: the settings of the datasets.
@@ -21,6 +22,7 @@ class FolderContents:
     def __init__(self, profile: ProfileSettings, root: Path) -> None:
         self._profile, self._root = profile, root
         self._known: dict[str, dict[str, Any] | None] = {}
+        self._sizes: dict[str, int | None] = {}
 
     def of(self, dataset: str) -> dict[str, Any] | None:
         """See :meth:`deop.settings.datasets.DatasetSettings.contents`.
@@ -39,6 +41,14 @@ class FolderContents:
                 self._check_distinct(dataset, found, settings.folders(data_root, self._root))
             self._known[dataset] = found
         return self._known[dataset]
+
+    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        """The bytes of each file that is there, by path; files that are made or fetched later are left out."""
+        for path in paths:
+            if path not in self._sizes:
+                file = self._root / path
+                self._sizes[path] = file.stat().st_size if file.is_file() else None
+        return {path: size for path in paths if (size := self._sizes[path]) is not None}
 
     def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
         """Datasets are named by the names and sizes of their files: different ones with the same would be one."""

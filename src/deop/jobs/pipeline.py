@@ -117,6 +117,8 @@ class Pipeline:
     def _parts(self, method: MethodSettings, dataset: str, seed: int) -> tuple[dict[str, dict], Inputs]:
         """Settings and inputs of whoever builds a method's networks, as it is trained on ``dataset``."""
         settings: dict[str, dict] = {"method": dump(method)}
+        if sizes := self._contents.sizes(method.files):
+            settings["files"] = sizes
         inputs: Inputs = {"data": self._data(dataset)}
         for part in method.parts:
             if part == "clip":

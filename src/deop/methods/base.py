@@ -35,6 +35,12 @@ class PixelOutput(NamedTuple):
     passes: Tensor
 
 
+def shares(scores: Tensor, dim: int) -> Tensor:
+    """Scores divided by their sum over ``dim``, negative ones as 0; 0 where none is above 0."""
+    scores = scores.clamp(min=0)
+    return scores / scores.sum(dim, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
+
+
 class Segmenter(nn.Module, ABC):
     """A method with its networks. Classes are always names: no method knows a dataset.
 
@@ -47,6 +53,8 @@ class Segmenter(nn.Module, ABC):
             runtimes make anew (:mod:`deop.methods.inference`).
         gradient_checkpointing: in training, compute blocks of CLIP again for the gradient instead of keeping what is in
             them, where gradients flow through CLIP.
+        scores_are_logits: of a per-pixel method, whether the softmax of its scores are class probabilities. If not,
+            they are the scores' shares of their sum, negative ones counted as 0.
         size_divisibility: images are padded to multiples of this many pixels (:meth:`padded`).
         upsample: what a method with mask proposals resizes to the size of a label map, the ``"masks"`` or class
             ``"scores"``.
@@ -54,6 +62,7 @@ class Segmenter(nn.Module, ABC):
 
     compiled_methods: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    scores_are_logits: bool = True
     size_divisibility: int = 1
     upsample: Literal["masks", "scores"] = "masks"
 
@@ -121,7 +130,8 @@ class Segmenter(nn.Module, ABC):
         """By name of a loss, how many of what it is a mean over are in ``labels`` (as :meth:`losses` takes them).
 
         Training divides a batch into parts and puts their losses together by these numbers (scalars), so that the
-        result does not depend on the division. A loss that is not named is a mean over images.
+        result does not depend on the division. A loss that is not named has to be a mean over images; one that compares
+        images with one another depends on the division all the same.
         """
         return {}
 
@@ -142,6 +152,10 @@ class Segmenter(nn.Module, ABC):
         return learned_state(self)
 
     # Inference.
+
+    def probabilities(self, scores: Tensor, dim: int = 1) -> Tensor:
+        """Class probabilities from the scores of a :class:`PixelOutput`, in float32; ``dim`` is that of the classes."""
+        return scores.float().softmax(dim) if self.scores_are_logits else shares(scores.float(), dim)
 
     @torch.inference_mode()
     def segment(self, images: Tensor, names: list[str], size: tuple[int, int] | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from deop.methods.dense import pixel_loss
 from deop.methods.generative import GenerativeSegmenter, as_pixels, at_pixels
-from deop.models.generators import CAGNET_BANDWIDTHS, Generator, class_positions, mmd
+from deop.models.generators import CAGNET_BANDWIDTHS, Generator, class_positions, class_sets, mmd
 from deop.settings.methods import method
 from deop.settings.per_pixel import CaGNetSettings
 
@@ -125,7 +125,9 @@ class CaGNet(GenerativeSegmenter):
         return at_pixels(F.linear(hidden, *self.rows(names)), features)
 
     def losses(self, images: Tensor, labels: Tensor, names: list[str], **more: Tensor) -> dict[str, Tensor]:
-        """Weighted losses: ``pixels`` (classification), ``kl``, ``adversarial``, ``content`` and ``generated``.
+        """Weighted losses: ``pixels`` (classification), ``kl``, ``real``, ``fake``, ``content`` and ``generated``.
+
+        ``real`` and ``fake`` are the adversarial loss, on real features and on generated ones.
 
         The judge learns to classify and to tell real from generated features, the backbone and the contextual module
         from classification and the divergence of the code, the generator from the content loss and from the judge.
@@ -146,7 +148,10 @@ class CaGNet(GenerativeSegmenter):
             divergence = 1 + context.log_variance - context.mean.square() - context.log_variance.exp()
             losses["kl"] = -0.5 * settings.kl_weight * divergence.mean()
         positions, classes = class_positions(coarse, settings.positions)
-        embeddings = self.embeddings(names)[classes][:, None].expand(-1, settings.positions, -1)
+        known = self.indices(names).to(classes.device)[classes]
+        embeddings = self.embeddings(list(self.class_names))[known][:, None].expand(
+            -1, settings.positions, -1
+        )
         code = as_pixels(context.code).detach()[positions]
         generated = self.generator(embeddings, code)
         discrepancy = mmd(generated, real.detach()[positions], CAGNET_BANDWIDTHS)
@@ -156,15 +161,18 @@ class CaGNet(GenerativeSegmenter):
         fake = generated.flatten(0, 1)
         _, of_fake = self.judge(fake.detach())
         _, fooled = _frozen(self.judge, fake)
-        errors = (1 - realness[labelled], of_fake, 1 - fooled)
-        losses["adversarial"] = settings.adversarial_weight * sum(e.sum() / max(1, len(e)) for e in errors)
+        real_errors, fake_errors = 1 - realness[labelled], of_fake + 1 - fooled
+        for name, errors in (("real", real_errors), ("fake", fake_errors)):
+            losses[name] = settings.adversarial_weight * errors.sum() / max(1, len(errors))
         if self._round == "finetuning":
             losses["generated"] = settings.generated_weight * self._map_loss(int(labelled.sum()))
         return losses
 
     def denominators(self, labels: Tensor) -> dict[str, Tensor]:
         pixels = super().denominators(labels)["pixels"]
-        return {"pixels": pixels, "backbone": pixels}
+        sets = class_sets(self.coarse(labels))
+        of_pixels = dict.fromkeys(("pixels", "backbone", "real", "generated"), pixels)
+        return of_pixels | dict.fromkeys(("fake", "content"), sets)
 
     def _map_loss(self, count: int) -> Tensor:
         """Cross-entropy of ``count`` generated features, of classes drawn independently, unseen ones more often."""

@@ -77,7 +77,7 @@ class GenerativeSegmenter(DenseSegmenter):
 
     def indices(self, names: list[str]) -> Tensor:
         """The places of names among ``class_names``, (C,) int64, on the CPU."""
-        return torch.tensor([self.class_names.index(name) for name in names])
+        return torch.tensor([self.class_names.index(name) for name in names], dtype=torch.int64)
 
     @property
     def unseen(self) -> Tensor:

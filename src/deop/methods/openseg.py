@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deop.data.captions import CaptionedBatches, caption_source
 from deop.data.segmentation import HIDDEN
 from deop.data.transforms import TrainingBatches
+from deop.errors import DeopError
 from deop.methods.dense import DenseSegmenter, normalised
 from deop.models.grounding import best_dice_loss, grounding_loss, grounding_scores
 from deop.models.proposals import segment_classes, segment_masks
@@ -41,6 +42,7 @@ class OpenSeg(DenseSegmenter):
     """
 
     settings: OpenSegSettings
+    scores_are_logits = False
 
     def __init__(self, backbone: nn.Module, settings: OpenSegSettings, **more) -> None:
         super().__init__(backbone, settings, **more)
@@ -92,8 +94,16 @@ class OpenSeg(DenseSegmenter):
 
         Args:
             more: ``words`` (B, K) int64, indices into the lexicon, negative for padding.
+
+        Raises:
+            DeopError: in training, a single image, whose caption there is nothing to compare with.
         """
         words, coarse = more["words"], self.coarse(labels)
+        if self.training and len(images) == 1:
+            raise DeopError(
+                "OpenSeg compares the captions of the images that it is shown together, and was shown one image: "
+                "resources.train_system.micro_batch, and the share of a process in the batch, have to be at least 2"
+            )
         logits, regions = self.regions(normalised(images))
         classes, counts = segment_classes(coarse, HIDDEN)
         targets = segment_masks(coarse, classes, HIDDEN).flatten(2)

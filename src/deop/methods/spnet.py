@@ -1,4 +1,4 @@
-"""SPNet: pixel features projected onto the embeddings of class names, the floor of the field.
+"""SPNet: pixel features projected onto the embeddings of class names, the simplest of these systems.
 
 Xian et al., "Semantic Projection Network for Zero- and Few-Label Semantic Segmentation" (CVPR 2019).
 """
@@ -18,6 +18,7 @@ class SPNet(DenseSegmenter):
     """Scores are probabilities: the softmax of products of features with embeddings, minus the calibration."""
 
     settings: SPNetSettings
+    scores_are_logits = False
 
     def __init__(self, backbone: nn.Module, settings: SPNetSettings, **more) -> None:
         super().__init__(backbone, settings, **more)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deop.data.segmentation import HIDDEN
 from deop.methods.dense import pixel_loss
 from deop.methods.generative import GenerativeSegmenter, as_pixels, at_pixels
-from deop.models.generators import ZS3_BANDWIDTHS, Generator, class_positions, mmd
+from deop.models.generators import ZS3_BANDWIDTHS, Generator, class_positions, class_sets, mmd
 from deop.settings.methods import method
 from deop.settings.per_pixel import ZS3NetSettings
 
@@ -97,6 +97,20 @@ class ZS3Net(GenerativeSegmenter):
             discrepancy = mmd(generated, features[positions], ZS3_BANDWIDTHS)
             return {"mmd": discrepancy.mean() if len(classes) else generated.sum()}
         return {"classes": self._classifier_loss(features, coarse.flatten(), names)}
+
+    def denominators(self, labels: Tensor) -> dict[str, Tensor]:
+        """Labelled pixels; sets of features of a class in an image; pixels and generated features by their weights."""
+        coarse, settings = self.coarse(labels), self.settings
+        labelled = (coarse >= 0).sum()
+        if self._round == "generator":
+            return {"mmd": class_sets(coarse)}
+        if self._round == "classifier":
+            generated = round(settings.unseen_share * int(labelled)) if len(self.unseen) else 0
+            return {"classes": labelled + settings.unseen_weight * generated}
+        if self._round == "self_training":
+            hidden = (coarse == HIDDEN).flatten(1).sum(1).tolist()
+            return {"pixels": labelled + sum(round(settings.confident * count) for count in hidden)}
+        return {"pixels": labelled}
 
     def _classifier_loss(self, features: Tensor, labels: Tensor, names: list[str]) -> Tensor:
         labelled = labels >= 0

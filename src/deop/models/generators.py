@@ -70,6 +70,11 @@ class Generator(nn.Module):
         return self.layers(torch.cat([embeddings, noise], dim=-1))
 
 
+def class_sets(labels: Tensor) -> Tensor:
+    """The number of sets that :func:`class_positions` draws from labels (B, h, w): classes of each image, in all."""
+    return torch.stack([(image[image >= 0].unique() >= 0).sum() for image in labels]).sum()
+
+
 def class_positions(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Random positions of every class in every image, drawn with replacement.
 

@@ -156,7 +156,7 @@ class MainFile(Settings):
 
 
 class ExperimentsFile(Settings):
-    """``config/experiments.yaml``: by name, the settings of each experiment's method, merged over those of the profile."""
+    """``config/experiments.yaml``: by name, settings of each experiment's method, merged over those of the profile."""
 
     experiments: dict[str, dict]
 

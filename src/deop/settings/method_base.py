@@ -36,6 +36,11 @@ class MethodSettings(Settings):
         """Which text prompts a system uses, for notes under tables; None says nothing."""
         return None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of files that the method reads. Their sizes name what is made from them."""
+        return ()
+
     def check_clip(self, model: str, place: str) -> None:
         """Raises a ConfigError, beginning with ``place``, if the settings do not fit the CLIP called ``model``."""
 

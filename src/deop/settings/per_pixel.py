@@ -55,6 +55,10 @@ class PerPixelSettings(MethodSettings):
         return ("training",)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        return self.word_vectors
+
+    @property
     def described_prompts(self) -> str:
         if self.word_vectors:
             return "word vectors, no text encoder"
@@ -178,3 +182,8 @@ class OpenSegSettings(PerPixelSettings):
     captions: str | None = None
     more_captions: str | None = None
     more_images: Positive = 1
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        captions = (path for path in (self.captions, self.more_captions) if path not in (None, "scenes"))
+        return (*super().files, *captions)

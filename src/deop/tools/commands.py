@@ -17,7 +17,9 @@ COLOURS = {"pass": "green", "warn": "yellow", "fail": "red"}
 def doctor(
     profiles: Annotated[
         list[Path] | None,
-        typer.Argument(help="profiles: files merged over config/config.yaml in turn, such as config/paper.yaml"),
+        typer.Argument(
+            help="profiles: files merged over config/config.yaml in turn, such as config/paper.yaml"
+        ),
     ] = None,
 ) -> None:
     """Look at this machine before days are spent on it: each line passes, warns or fails, with what to do."""

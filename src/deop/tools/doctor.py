@@ -227,7 +227,7 @@ def _weights(plan: Plan) -> Iterator[Finding]:
     keys = ("captions", "more_captions")
     captions = {(of[key], key) for of in methods for key in keys if of.get(key) not in (None, "scenes")}
     for path, key in sorted(captions):
-        found = _file("captions", Path(path), key)
+        found = _file(key.replace("_", " "), Path(path), key)
         remedy = f"make it with deop caption-words, or set {key} to one that is there"
         yield found if found.status == "pass" else found._replace(remedy=remedy)
 

@@ -110,8 +110,9 @@ def open_dataset(settings: Folder, root: Path) -> RawDataset:
 
 def check_classes(classes: tuple[FolderClass, ...], ignore: tuple[int, ...]) -> None:
     """Raises ``ValueError`` for an id or a name that two classes have, and for an id both a class and ignored."""
-    for what in ("id", "name"):
-        values = [getattr(entry, what) for entry in classes]
+    ids = [entry.id for entry in classes]
+    names = [" ".join(entry.name.split()).casefold() for entry in classes]  # as systems compare names in use
+    for what, values in (("id", ids), ("name", names)):
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ValueError(f"two classes have the {what} {', '.join(map(str, repeated))}")
     if both := sorted({entry.id for entry in classes} & set(ignore)):
