@@ -10,6 +10,7 @@ from snakemake.utils import min_version
 from deop.jobs.configuration_state import configuration_state, tell_stages
 from deop.errors import DeopError
 from deop.jobs.plan import Plan
+from deop.utils.machine import shared_resources
 
 min_version("9.0")
 
@@ -26,6 +27,12 @@ try:
 except DeopError as error:
     sys.exit(f"deop: {error}")
 plan.write()
+
+# Jobs on this machine share its memory and GPUs, unless --resources says what they may have.
+if workflow.is_main_process and workflow.resource_settings.nodes is None:
+    for name, amount in shared_resources().items():
+        if name not in workflow.global_resources:
+            workflow.register_resource(name, amount)
 
 
 # Each file name belongs to one rule: which of them makes results/speed.csv, a table or a benchmark, is in the configuration.

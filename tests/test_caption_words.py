@@ -101,6 +101,14 @@ def test_nouns_and_adjectives_of_both_formats_are_written_beside_their_images(ta
     assert all((output.parent / image).is_file() for image in table["image"])
 
 
+def test_the_output_may_lie_behind_a_link(tagger, images, tmp_path):
+    (tmp_path / "scratch/deep").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "scratch/deep")
+    output = tmp_path / "data/words.csv"
+    assert make(coco(tmp_path / "c.json"), "--images", images, "--output", output).exit_code == 0
+    assert all((output.parent / image).is_file() for image in pd.read_csv(output)["image"])
+
+
 def test_what_cannot_be_used_is_named_and_nothing_is_written(tagger, images, tmp_path):
     output = tmp_path / "words.csv"
     labels = tmp_path / "instances.json"

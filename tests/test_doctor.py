@@ -268,4 +268,7 @@ def test_files_of_word_vectors_and_captions_that_are_not_there_fail(root, profil
     assert (words.status, captions.status) == ("fail", "fail")
     assert "gone.vec is not there" in words.found and "methods.spnet.word_vectors" in words.remedy
     assert "gone.csv is not there" in captions.found and "more_captions" in captions.remedy
-    assert "coco.csv is not there" in found["captions"].found and "deop caption-words" in found["captions"].remedy
+    assert (
+        "coco.csv is not there" in found["captions"].found
+        and "deop caption-words" in found["captions"].remedy
+    )

@@ -122,3 +122,19 @@ def test_files_that_a_method_reads_count_by_their_size(root, config, tmp_path):
     captions.write_text("image,words\na.png,cow;grass\n")
     again = {name_in(job) for key, job in Plan(config, root).jobs.items() if key not in after.jobs}
     assert any("openseg" in name for name in again) and not any("spnet" in name for name in again)
+
+
+def test_weights_in_a_file_count_by_their_content(root, config, tmp_path):
+    weights, backbone = tmp_path / "clip.safetensors", tmp_path / "backbone.safetensors"
+    weights.write_bytes(b"1234")
+    backbone.write_bytes(b"abcd")
+    config["clip"] |= {"pretrained": str(weights), "retrain": False, "quick_gelu": False}
+    config["proposals"] |= {"pretrained_backbone": str(backbone)}
+    before = Plan(config, root)
+    assert jobs(before) == jobs(Plan(config, root))
+    weights.write_bytes(b"1235")
+    other_clip = Plan(config, root)
+    changed = new_jobs(before, other_clip)
+    assert {"learn_prompts", "build_system"} <= set(changed) and "train_proposals" not in changed
+    backbone.write_bytes(b"abce")
+    assert "train_proposals" in new_jobs(other_clip, Plan(config, root))

@@ -57,6 +57,18 @@ def test_several_processes_go_through_the_launcher(name):
     assert alone == "ACCELERATE_USE_CPU=False deop"
 
 
+def test_commands_of_one_machine_claim_their_gpus(root, config):
+    config |= {"accelerate": "gpus4"}
+    config["resources"]["train_system"]["gpu"] = config["resources"]["evaluate"]["gpu"] = 1
+    plan = Plan(config, root)
+    four = "accelerate launch --config_file config/accelerate/gpus4.yaml -m deop"
+    assert plan.launch("train_system") == f"workflow/scripts/with-gpus 4 {four}"
+    assert plan.launch("evaluate") == "ACCELERATE_USE_CPU=False workflow/scripts/with-gpus 1 deop"
+    assert plan.launch("learn_prompts") == "ACCELERATE_USE_CPU=False deop"  # asks for none here
+    path = ROOT / "config/accelerate/nodes2x8.yaml"
+    assert "with-gpus" not in launch_command(str(path), yaml.safe_load(path.read_text()), gpus=8)
+
+
 def test_processes_on_cpus_are_joined_without_mpi():
     values = {"distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}
     command = launch_command("own.yaml", values)

@@ -75,7 +75,7 @@ def test_a_launch_file_does_not_contradict_the_configuration(root, config, edit)
     edit(path, "mixed_precision", to="no")  # as `accelerate config` writes
     config["precision"] = "bf16"
     plan = Plan(config, root)
-    assert plan.launch == "ACCELERATE_USE_CPU=False deop"
+    assert plan.launch("train_system") == "ACCELERATE_USE_CPU=False deop"
     edit(path, "mixed_precision", to="fp16")
     with pytest.raises(
         ConfigError, match=r"single\.yaml: mixed_precision: 'fp16', .*precision: bf16.*remove the key"

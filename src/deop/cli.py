@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
@@ -166,7 +167,7 @@ def segment(
     command = importlib.import_module("deop.tools.segment")
     with tempfile.TemporaryDirectory() as folder:
         given = _with_standard_input(images, Path(folder))
-        names = _class_names(classes, classes_file, stdin_taken=given != images)
+        names = _class_names(classes, classes_file, Path(folder), stdin_taken=given != images)
         broken = command.run(
             model,
             given,
@@ -189,12 +190,15 @@ def _with_standard_input(images: list[Path], folder: Path) -> list[Path]:
     """The images, ``-`` among them as a file in ``folder``."""
     if Path("-") not in images:
         return images
-    stdin = folder / "stdin.jpg"  # what it is is read from its content
-    stdin.write_bytes(sys.stdin.buffer.read())
+    picture = sys.stdin.buffer.read()
+    # Results are kept by name, so different pictures have different ones. What it is is read from its content.
+    stdin = folder / f"stdin-{hashlib.sha256(picture).hexdigest()[:8]}.jpg"
+    stdin.write_bytes(picture)
     return [stdin if image == Path("-") else image for image in images]
 
 
-def _class_names(classes: str | None, file: Path | None, *, stdin_taken: bool) -> str | None:
+def _class_names(classes: str | None, file: Path | None, folder: Path, *, stdin_taken: bool) -> str | None:
+    """The names as ``--classes`` takes them; those of standard input as a file in ``folder``."""
     if file is None:
         return classes
     if classes is not None:
@@ -203,7 +207,9 @@ def _class_names(classes: str | None, file: Path | None, *, stdin_taken: bool) -
         return f"@{file}"
     if stdin_taken:
         raise DeopError("standard input cannot be both an image and the class names")
-    return ",".join(line for line in sys.stdin.read().splitlines() if line.strip())
+    names = folder / "classes.txt"
+    names.write_bytes(sys.stdin.buffer.read())
+    return f"@{names}"
 
 
 @app.command(rich_help_panel=PEOPLE)

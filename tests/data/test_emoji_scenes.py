@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 
 from deop.data.emoji import dataset as emoji_scenes
 from deop.data.emoji.artwork import STYLES, concepts, draw
@@ -137,6 +138,12 @@ def test_vocabularies_of_256_and_more_use_16_bit_maps(tmp_path):
     assert Image.open(dataset.entries[0].label).mode.startswith("I")
     shown = {label for index in range(90) for label in dataset[index].label.unique().tolist()}
     assert max(shown) > 255 and min(shown) == IGNORE
+
+
+def test_scenes_need_things():
+    values = SETTINGS.model_dump() | {"vocabulary": {"stuff": ["grass"], "things": []}}
+    with pytest.raises(ValidationError, match="things are needed"):
+        EmojiScenes.model_validate(values)
 
 
 def test_unknown_class_is_named_before_anything_is_drawn(tmp_path):

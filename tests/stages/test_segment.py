@@ -16,6 +16,7 @@ from deop.api import result
 from deop.cli import app
 from deop.data.card import DatasetCard, LabelledClass
 from deop.data.segmentation import Entry, SegmentationDataset, write_card, write_label_map, write_split
+from deop.data.vocabulary import parse_names
 from deop.errors import DeopError
 from deop.methods.deop import DeOP
 from deop.methods.masks import ClassScores, SegmenterOutput
@@ -256,6 +257,15 @@ def test_broken_images_are_listed_in_the_end_and_the_others_done(command, tmp_pa
         (("photos", "--format", "bmp"), "--format bmp: valid: png, npz, coco"),
         (("photos", "--classes", "a", "--background", "2"), "background=2.0: a threshold is a probability"),
         (("photos", "--classes", "a", "--classes-file", "b"), "--classes and --classes-file are both given"),
+        (
+            ("photos", "--output", "photos", "--format", "npz"),
+            "0.overlay.jpg would lie beside the image photos/0/0.png",
+        ),
+        (("photos", "twin/classes.jpg"), "out/classes.json would be the result of an image"),
+        (
+            ("photos", "--classes", ", ".join(["St. Bernard", *map(str, range(300))] * 2)),
+            "has 'St. Bernard' twice",
+        ),
         (("photos/0/0.png", "--output", "photos/0"), "0.png is one of the images and would be overwritten"),
         (
             ("photos", "--output", "notes.txt"),
@@ -276,7 +286,7 @@ def test_what_cannot_be_done_is_said_in_one_line_before_the_network_is_built(
     Path("notes.txt").write_text("no image")
     for folder in ("empty", "twin", "foreign/0", "broken"):
         Path(folder).mkdir(parents=True)
-    for image in ("twin/0.jpg", "foreign/0/0.png"):
+    for image in ("twin/0.jpg", "twin/classes.jpg", "foreign/0/0.png"):
         Image.new("RGB", (4, 4)).save(image)
     Path("broken/classes.json").write_text("[]")
     before = contents(tmp_path)
@@ -288,6 +298,26 @@ def test_what_cannot_be_done_is_said_in_one_line_before_the_network_is_built(
 def said_in_one_line(done: Result, message: str) -> None:
     assert done.exit_code == 1 and message in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("deop: ")
+
+
+def test_standard_input_is_a_picture_or_names_one_a_line(system, command, tmp_path, monkeypatch):
+    pictures = [tmp_path / "photos/0" / name for name in ("0.png", "2.png")]
+    given = []
+
+    def run(model, images, output, *, classes, **_):
+        given.append((images[0].name, images[0].read_bytes(), classes and parse_names(classes)))
+        return {}
+
+    monkeypatch.setattr(segment, "run", run)
+    for picture in pictures:
+        done = CliRunner().invoke(app, ["segment", "-", "--system", str(system)], input=picture.read_bytes())
+        assert done.exit_code == 0
+    assert given[0][0] != given[1][0]  # so that the second is not taken for the first
+    assert [content for _, content, _ in given] == [picture.read_bytes() for picture in pictures]
+    names = "salt, pepper\n\n@home\n"
+    arguments = ["segment", str(pictures[0]), "--system", str(system), "--classes-file", "-"]
+    assert CliRunner().invoke(app, arguments, input=names).exit_code == 0
+    assert given[-1][2] == ["salt, pepper", "@home"]
 
 
 def test_systems_that_cannot_be_used_are_said(system, data, command, tmp_path):

@@ -145,6 +145,16 @@ def test_a_failing_stage_fails_the_run_and_its_log_says_why(workflow):
     assert "the reason\n" in logs
 
 
+@pytest.mark.slow
+def test_jobs_share_the_gpus_and_memory_of_the_machine_unless_told_otherwise(workflow):
+    (workflow.path / ".bin/deop").write_text("#!/bin/sh\nexit 3\n")
+    workflow.environment["CUDA_VISIBLE_DEVICES"] = "0,1"
+    for given, gpus in (((), 2), (("--resources", "gpu=1"), 1)):
+        output = workflow.snakemake(TABLE3, *given, status=1)
+        [provided] = re.findall(r"^Provided resources: (.*)$", output, re.M)
+        assert re.search(rf"gpu\D*{gpus}\b", provided) and re.search(r"mem_mb\D*\d+", provided)
+
+
 def test_configuration_errors_are_one_line_before_any_job(workflow):
     workflow.edit("config.yaml", accelerate="gpus3")
     output = workflow.snakemake(TABLE3, status=1)

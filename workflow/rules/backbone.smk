@@ -20,7 +20,7 @@ rule pretrain_backbone:
     resources:
         **plan.asked("pretrain_backbone"),
     params:
-        launch=plan.launch,
+        launch=plan.launch("pretrain_backbone"),
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("pretrain_backbone"),
     shell:

@@ -33,7 +33,7 @@ rule benchmark:
     resources:
         **plan.asked("benchmark"),
     params:
-        launch=plan.launch_alone,
+        launch=plan.launch("benchmark"),
         job=plan.job_file("benchmark"),
     shell:
         "{params.launch} benchmark {params.job} --threads {threads} 2>&1 | tee {log}"

@@ -22,7 +22,7 @@ rule pretrain_clip:
     resources:
         **plan.asked("pretrain_clip"),
     params:
-        launch=plan.launch,
+        launch=plan.launch("pretrain_clip"),
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("pretrain_clip"),
     shell:

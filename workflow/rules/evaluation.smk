@@ -28,7 +28,7 @@ rule evaluate:
     resources:
         **plan.asked("evaluate"),
     params:
-        launch=plan.launch_alone,
+        launch=plan.launch("evaluate"),
         job=plan.job_file("evaluate"),
     shell:
         "{params.launch} evaluate {params.job} --threads {threads} 2>&1 | tee {log}"
@@ -50,7 +50,7 @@ rule measure_speed:
     resources:
         **plan.asked("measure_speed"),
     params:
-        launch=plan.launch_alone,
+        launch=plan.launch("measure_speed"),
         job=plan.job_file("measure_speed"),
     shell:
         "{params.launch} measure-speed {params.job} --threads {threads} 2>&1 | tee {log}"

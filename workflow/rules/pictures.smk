@@ -30,6 +30,7 @@ rule picture:
     resources:
         **plan.asked("picture"),
     params:
+        launch=plan.launch("picture"),
         job=plan.job_file("picture"),
     shell:
-        "deop picture {params.job} --threads {threads} 2>&1 | tee {log}"
+        "{params.launch} picture {params.job} --threads {threads} 2>&1 | tee {log}"

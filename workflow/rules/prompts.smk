@@ -23,7 +23,7 @@ rule learn_prompts:
     resources:
         **plan.asked("learn_prompts"),
     params:
-        launch=plan.launch_alone,  # all crops are embedded once: nothing to share out
+        launch=plan.launch("learn_prompts"),  # all crops are embedded once: nothing to share out
         job=plan.job_file("learn_prompts"),
     shell:
         "{params.launch} learn-prompts {params.job} --threads {threads} 2>&1 | tee {log}"

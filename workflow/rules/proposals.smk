@@ -27,7 +27,7 @@ rule train_proposals:
     resources:
         **plan.asked("train_proposals"),
     params:
-        launch=plan.launch,
+        launch=plan.launch("train_proposals"),
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_proposals"),
     shell:

@@ -28,7 +28,7 @@ rule train_system:
     resources:
         **plan.asked("train_system"),
     params:
-        launch=plan.launch,
+        launch=plan.launch("train_system"),
         threads=lambda wildcards, threads: max(1, threads // plan.processes),
         job=plan.job_file("train_system"),
     shell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from deop.errors import DeopError
@@ -29,7 +30,9 @@ def parse_names(text: str) -> list[str]:
         names = [name for line in lines if (name := " ".join(line.split()))]
     else:
         source = repr(text)
-        if Path(text).suffix and Path(text).is_file():
+        if Path(text).suffix and os.path.isfile(
+            text
+        ):  # not Path.is_file, which raises if the text is too long
             raise DeopError(f"class names: {text} is a file; write @{text} for the names in it")
         names = [" ".join(name.split()) for name in text.split(",")]
     if not names or not all(names):

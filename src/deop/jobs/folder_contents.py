@@ -1,4 +1,4 @@
-"""What folders of one's own datasets hold, and how large other files are, which names what is made from them."""
+"""What folders of one's own datasets hold, and how other files differ, which names what is made from them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 from deop.errors import ConfigError, DeopError
 from deop.settings.configuration import ProfileSettings
 from deop.settings.files import SOURCE
+from deop.utils.files import file_hash
 
 
 class FolderContents:
-    """What datasets in folders hold, and sizes of files, each looked at once, when a job first needs it.
+    """What datasets in folders hold, and sizes or checksums of other files.
+
+    Each is looked at once, when a job first needs it.
 
     Args:
         profile: the settings of the datasets.
@@ -23,6 +26,7 @@ class FolderContents:
         self._profile, self._root = profile, root
         self._known: dict[str, dict[str, Any] | None] = {}
         self._sizes: dict[str, int | None] = {}
+        self._hashes: dict[str, str | None] = {}
 
     def of(self, dataset: str) -> dict[str, Any] | None:
         """See :meth:`deop.settings.datasets.DatasetSettings.contents`.
@@ -49,6 +53,13 @@ class FolderContents:
                 file = self._root / path
                 self._sizes[path] = file.stat().st_size if file.is_file() else None
         return {path: size for path in paths if (size := self._sizes[path]) is not None}
+
+    def sha256(self, path: str) -> str | None:
+        """The checksum of a file of weights, None if it is not there: files of one architecture have the same size."""
+        if path not in self._hashes:
+            file = self._root / path
+            self._hashes[path] = file_hash(file) if file.is_file() else None
+        return self._hashes[path]
 
     def _check_distinct(self, dataset: str, found: dict[str, Any], places: list[Path]) -> None:
         """Datasets are named by the names and sizes of their files: different ones with the same would be one."""

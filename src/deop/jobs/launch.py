@@ -17,12 +17,13 @@ _PLAIN = {
     "use_cpu",
 }
 ON_EACH_NODE = "workflow/scripts/on-each-node"
+WITH_GPUS = "workflow/scripts/with-gpus"
 # Read by the BLAS, OpenMP and MKL libraries when they are loaded.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) -> str:
+def launch_command(path: str, values: dict[str, Any], *, alone: bool = False, gpus: int = 0) -> str:
     """Returns the shell command that runs ``deop`` as an Accelerate launch file says.
 
     A single process is started directly: the launcher would import torch a second time only to set a variable, which
@@ -32,8 +33,10 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
         path: the launch file.
         values: its content.
         alone: whether to start one process whatever the file says, for a stage that cannot use more.
+        gpus: how many GPUs of this machine the command gets for itself. On several machines, Slurm gives it its own.
     """
-    direct = f"ACCELERATE_USE_CPU={values.get('use_cpu', False)} deop"
+    claimed = f"{WITH_GPUS} {gpus} " if gpus else ""
+    direct = f"ACCELERATE_USE_CPU={values.get('use_cpu', False)} {claimed}deop"
     if alone:
         return direct
     if (
@@ -50,6 +53,8 @@ def launch_command(path: str, values: dict[str, Any], *, alone: bool = False) ->
             # A step has all CPUs of the job's machines, but its one task on each may be bound to a single one.
             step = f"srun --nodes={machines} --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1"
             launcher = f"{step} {ON_EACH_NODE} {launcher}"
+        else:
+            launcher = claimed + launcher
         return f"ACCELERATE_USE_CPU=true {launcher}" if values.get("use_cpu") else launcher
     return direct
 

@@ -181,12 +181,12 @@ class Pipeline:
         )
 
     def _clip(self) -> Inputs:
-        """The CLIP that is trained here, or the checksum of the bundled one; a CLIP from elsewhere is no input."""
+        """The CLIP that is trained here, or the checksum of the bundled one or of a file; a public one is no input."""
         clip = self._profile.main.clip
         if not clip.retrain and clip.pretrained == "bundled":
             return {"clip": _bundled_sha256(clip.model, "clip.pretrained", "clip.retrain: true")}
         if not clip.retrain:
-            return {}
+            return self._file_of("clip", clip.pretrained)
         # One CLIP for all seeds of what comes after, as the paper has one. Its rounds see different scenes.
         inputs: Inputs = {}
         for index, values in enumerate(self._profile.pretrain_clip):
@@ -201,13 +201,18 @@ class Pipeline:
     def _backbone(self, dataset: str) -> Inputs:
         network = self._profile.stages["proposals"][dataset]
         if network.pretrained_backbone != "bundled":
-            return {}
+            return self._file_of("backbone", network.pretrained_backbone)
         if self._profile.retrain_backbone:
             settings = {"pretrain_backbone": dump(self._profile.pretrain_backbone(dataset))}
             output = f"checkpoints/backbone/{network.backbone}"
             return {"backbone": self._compute("pretrain_backbone", output, settings, {})}
         keys = ("proposals.pretrained_backbone", "pretrain_backbone.retrain: true")
         return {"backbone": _bundled_sha256(network.backbone, *keys)}
+
+    def _file_of(self, role: str, pretrained: bool | str | None) -> Inputs:
+        """The checksum of weights that are given as a file; nothing of weights that are given by name, or by none."""
+        sha256 = self._contents.sha256(pretrained) if isinstance(pretrained, str) else None
+        return {} if sha256 is None else {role: sha256}
 
     def _prompts(self, dataset: str, seed: int) -> Job:
         settings = self.settings(dataset, "clip", "prompts")

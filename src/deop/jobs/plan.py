@@ -57,8 +57,6 @@ class Plan:
         resources: by stage, what a job asks of Snakemake.
         processes: number of processes of a training job on each machine; they share its threads.
         machines: number of machines of a training job.
-        launch: the command that runs ``deop`` as the configured Accelerate launch file says.
-        launch_alone: the same, but as a single process.
         config_files: the files of the configuration that results depend on, relative to ``root``.
 
     Raises:
@@ -71,13 +69,18 @@ class Plan:
         self.jobs, self.named = self._jobs.by_key, results.by_stage
         self.systems, self.evaluations = results.systems, results.evaluations
         self.config_files = self._config.files
-        file, launch = self._config.launch_file, self._config.launch_settings
+        launch = self._config.launch_settings
         self.machines = launch.get("num_machines", 1)
         self.processes = max(1, launch.get("num_processes", 1) // self.machines)
         self.resources = _of_jobs(self._config.main.resources, self.processes)
-        self.launch, self.launch_alone = (
-            launch_command(file, launch),
-            launch_command(file, launch, alone=True),
+
+    def launch(self, stage: str) -> str:
+        """The command that runs ``deop`` for ``stage``: as the configured Accelerate launch file says, or alone."""
+        return launch_command(
+            self._config.launch_file,
+            self._config.launch_settings,
+            alone=stage not in LAUNCHED,
+            gpus=getattr(self.resources, stage).gpu,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,7 @@ def _embed(name: str, path: Path, vectors) -> np.ndarray:
     return np.mean(found, axis=0)
 
 
+@functools.cache  # systems in one process share them: they take gigabytes
 def _read(path: Path):
     try:
         from gensim.models import KeyedVectors

@@ -46,7 +46,7 @@ def run(sources: list[Path], images: Path, output: Path) -> Written:
         raise DeopError(f"folder of images {images} cannot be read: {error.strerror}") from None
     seen: set[str] = set()
     written = without_image = without_word = 0
-    place = Path(os.path.relpath(images, output.parent))
+    place = Path(os.path.relpath(os.path.realpath(images), os.path.realpath(output.parent)))
     with whole_file(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(("image", "words"))

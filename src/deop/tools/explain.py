@@ -237,7 +237,7 @@ def _weights(root: Path, chain: list[Part]) -> dict[str, list[str]]:
     found: dict[str, tuple[str, str]] = {}
     for part in chain:
         for role, sha256 in part.weights.items():
-            gone = "weights of the package, which no longer has them"
+            gone = "weights of a file, or of another version of the package"
             place = f"{bundled[sha256]}, weights of the package" if sha256 in bundled else gone
             found[sha256] = (role.replace("clip", NAMES["pretrain_clip"]), place)
         config = root / part.path / CONFIG

@@ -113,7 +113,7 @@ def _predictions(job: Job, done: int) -> Iterator[list[dict[str, Any]]]:
     todo = batches(dataset, settings.batch_size)
     if done == len(todo):
         return
-    segmenter = prepare(load_tested(job), accelerator.device, **settings.inference)
+    segmenter = prepare(load_tested(job), accelerator.device, precision=job.precision, **settings.inference)
     for batch in progress_bar(todo[done:], desc="export_coco", initial=done, total=len(todo)):
         images, labels = load_batch(dataset, batch, accelerator.device)
         with accelerator.autocast():

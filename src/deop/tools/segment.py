@@ -162,6 +162,15 @@ def _refuse_overwriting(output: Path, targets: list[Target]) -> None:
     for place in (place for target in targets for place in target.outputs.values()):
         if os.path.realpath(place) in given:
             raise DeopError(f"{place} is one of the images and would be overwritten; name another folder")
+        if place == output / CLASSES:
+            raise DeopError(
+                f"{place} would be the result of an image and say what labels mean; rename the image"
+            )
+    for target in targets:
+        overlay = target.outputs["overlay"]
+        beside = overlay.with_name(overlay.name.removesuffix(OVERLAY) + ".png")
+        if os.path.realpath(beside) in given:  # from then on, the image would be taken for a label map
+            raise DeopError(f"{overlay} would lie beside the image {beside}; name another folder")
 
 
 def _claim(output: Path, meaning: dict[str, Any], targets: list[Target]) -> None:

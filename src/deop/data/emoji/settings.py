@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from deop.settings.base import Fraction, Positive, Whole
 from deop.settings.datasets import GeneratedDataset, Vocabulary
 
@@ -20,6 +22,13 @@ class EmojiScenes(GeneratedDataset):
     objects: tuple[Positive, Positive] = (2, 4)
     object_size: tuple[Fraction, Fraction] = (0.3, 0.6)
     label_stuff: bool = True
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _with_things(cls, vocabulary: Vocabulary) -> Vocabulary:
+        if not vocabulary.things:
+            raise ValueError("things are needed: scenes show at least one")
+        return vocabulary
 
     @property
     def splits(self) -> tuple[str, ...]:
