@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -31,6 +32,7 @@ class Hub(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
+    commits: list[str]
     ranges: list[str]
     breaks: list[str]
 
@@ -65,9 +67,10 @@ class Hub(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def _answer(self, *, body: bool) -> None:
-        if self.path.startswith(f"/api/models/{REPOSITORY}/revision"):
+        about = f"/api/models/{REPOSITORY}"
+        if self.path.partition("?")[0] == about or self.path.startswith(f"{about}/revision"):
             siblings = [{"rfilename": name} for name in self.files]
-            self._json({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings})
+            self._json({"id": REPOSITORY, "sha": self.commits[-1], "siblings": siblings})
             return
         if self.path.startswith(f"/api/models/{REPOSITORY}/tree"):
             self._json(
@@ -88,8 +91,8 @@ class Hub(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         first = int(asked.removeprefix("bytes=").partition("-")[0]) if asked else 0
         self.send_response(206 if asked else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{len(content)}-{name}"')
+        self.send_header("X-Repo-Commit", self.commits[-1])
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("Content-Length", str(len(content) - first))
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
@@ -130,7 +133,7 @@ def test_a_system_is_pushed_and_loaded_by_name(tmp_path):
     network = systems.build(DeOPSettings(text_prompts="templates", templates=("a {}",)))
     folder = systems.save(network, tmp_path / "system", NAMES, inference=Inference(short_side=32))
     np.save(tmp_path / "picture.npy", np.random.default_rng(0).integers(0, 256, (40, 56, 3)).astype(np.uint8))
-    state = {"files": {}, "ranges": [], "breaks": ["model.safetensors"]}
+    state = {"files": {}, "commits": [COMMIT], "ranges": [], "breaks": ["model.safetensors"]}
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OneHub", (Hub,), state))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     environment = os.environ | {
@@ -158,5 +161,12 @@ def test_a_system_is_pushed_and_loaded_by_name(tmp_path):
     assert f"deop: downloading {REPOSITORY}" in said and "MB)" in said
     assert np.array_equal(np.load(tmp_path / "here.npy"), np.load(tmp_path / "there.npy"))
     assert not state["breaks"] and state["ranges"]  # it broke off, and what was there was not fetched again
+
+    python(label.format("there.npy", REPOSITORY))  # it is there already, and still the newest
+    config = json.loads(state["files"]["config.json"])
+    state["files"]["config.json"] = json.dumps(config | {"name": "retrained"}).encode()
+    state["commits"].append("1" * 40)
+    name = f"import deop, sys; print(deop.load({REPOSITORY!r}, device='cpu').name, file=sys.stderr)"
+    assert python(name).splitlines()[-1] == "retrained"
     server.shutdown()
     server.server_close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +125,41 @@ def test_a_picture_is_encoded_once_for_many_vocabularies(segmenter, picture, mon
     assert [out.classes for out in segmenter(encoded, ["dog"])] == [["dog"]] * 3
 
 
+def test_long_lists_are_shown_to_the_network_a_few_at_a_time(segmenter, picture, monkeypatch):
+    shown, encode = [], segmenter._network.encode_images
+    monkeypatch.setattr(
+        segmenter._network, "encode_images", lambda images: shown.append(len(images)) or encode(images)
+    )
+    pictures = [picture] * 11 + [picture[:30]] * 2 + [picture] * 6
+    results = segmenter(pictures, NAMES)
+    assert sorted(shown) == [1, 2, 8, 8]
+    assert [out.labels.shape for out in results] == [one.shape[:2] for one in pictures]
+
+
+def test_a_background_of_a_call_comes_beside_the_classes_that_were_set(weights):
+    segmenter = deop.load(f"deop-mini/{weights}", short_side=32, device="cpu")
+    own = {"animal": ["bear", "dog"], "plant": ["tree"]}
+    segmenter.set_classes(own, background="wall")
+    assert segmenter.vocabulary(None, "sky").names == ("bear", "dog", "tree", "sky")
+    assert segmenter.vocabulary(None).names == ("bear", "dog", "tree", "wall")
+
+
+def test_threads_that_share_a_segmenter_have_their_own_templates(segmenter, picture):
+    given = [["a {}."], None, ["this is {}."], None] * 2
+    apart = [segmenter(picture, NAMES, templates=one).labels for one in given]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda one: segmenter(picture, NAMES, templates=one).labels, given))
+    assert all(np.array_equal(*pair) for pair in zip(apart, together, strict=True))
+    assert np.array_equal(segmenter(picture, NAMES).labels, apart[1])
+
+
+def test_a_tensor_that_is_used_again_leaves_results_alone(segmenter):
+    frame = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    out = segmenter(frame, NAMES)
+    frame.fill_(255)
+    assert out.picture.max() == 0
+
+
 def test_a_class_has_the_score_of_its_best_name(segmenter, picture):
     flat = segmenter(picture, ["grizzly", "polar bear", "grass", "sky", "water"])
     out = segmenter(picture, {"bear": ["grizzly", "polar bear"], "grass": []}, background=["sky", "water"])
@@ -214,8 +251,12 @@ def test_a_trained_system_is_loaded_saved_and_loaded_again(tmp_path, picture):
     assert again(picture).classes == ["dog", "cat"]
 
 
-def test_a_clip_alone_is_saved_and_loaded_again(segmenter, picture, tmp_path):
+def test_a_clip_alone_is_saved_and_loaded_again(weights, picture, tmp_path):
+    """Its file of weights is on one machine alone, so they are saved with it."""
+    path = shutil.copy(weights, tmp_path / "clip.safetensors")
+    segmenter = deop.load(f"deop-mini/{path}", short_side=32, templates=["a {}"], device="cpu")
     segmenter.save_pretrained(tmp_path / "saved")
+    Path(path).unlink()
     again = deop.load(tmp_path / "saved", device="cpu")
     assert np.array_equal(again(picture, NAMES).labels, segmenter(picture, NAMES).labels)
 

@@ -119,6 +119,41 @@ def test_ids_of_small_depths_are_not_stretched(tmp_path):
     assert read.tolist() == [[IGNORE, 1, 2, 0]]
 
 
+def test_tiffs_of_one_bit(tmp_path):
+    write_pair(tmp_path, "a", Image.fromarray(np.array([[True, False]])), ".tif")
+    (read,) = labels(folder(ignore=[0]), tmp_path, tmp_path / "out")
+    assert read.tolist() == [[EXPECTED[IDS == 1][0], IGNORE]]
+
+
+def test_deep_images_keep_their_contrast(tmp_path):
+    write_pair(tmp_path, "a", IDS)
+    values = np.linspace(0, 65535, IDS.size).reshape(IDS.shape).astype(np.uint16)
+    (tmp_path / "images/a.jpg").unlink()
+    Image.fromarray(values).save(tmp_path / "images/a.png")
+    prepare(tmp_path / "out", "own", folder(), tmp_path)
+    [sample] = SegmentationDataset(tmp_path / "out", "val")
+    assert np.array_equal(sample.image[0].numpy(), values >> 8)
+
+
+def test_images_may_lie_in_another_place(tmp_path):
+    write_pair(tmp_path / "here", "a", IDS)
+    (tmp_path / "here/images").rename(tmp_path / "elsewhere")
+    split = {"images": str(tmp_path / "elsewhere"), "labels": "labels"}
+    prepare(tmp_path / "out", "own", folder(splits={"val": split}), tmp_path / "here")
+    assert len(SegmentationDataset(tmp_path / "out", "val")) == 1
+    assert SegmentationDataset(tmp_path / "out", "val")[0].image.shape[1:] == IDS.shape
+
+
+def test_images_that_are_turned_when_shown_are_refused(tmp_path):
+    write_pair(tmp_path, "a", IDS)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = tmp_path / "images/a.jpg"
+    Image.open(image).save(image, exif=exif)
+    with pytest.raises(DeopError, match=r"a\.jpg: its EXIF data say .*orientation 3.*mogrify -auto-orient"):
+        prepare(tmp_path / "out", "own", folder(), tmp_path)
+
+
 def test_ids_beyond_8_bits_and_more_than_255_classes(tmp_path):
     classes = [{"id": 100 * index, "name": f"class {index}"} for index in range(300)]
     write_pair(tmp_path, "a", Image.fromarray(np.array([[0, 29900, 65535]], np.uint16)))

@@ -74,6 +74,12 @@ def rgb(image: Image.Image) -> np.ndarray:
             lambda p: Image.fromarray(p[..., 0].astype(np.uint16) * 256 + 7),
             lambda p: p[..., [0, 0, 0]],
         ),
+        ("whole.tif", lambda p: Image.fromarray(p[..., 0].astype(np.int32)), lambda p: p[..., [0, 0, 0]]),
+        (
+            "float.tif",
+            lambda p: Image.fromarray(p[..., 0].astype(np.float32) / 255),
+            lambda p: p[..., [0, 0, 0]],
+        ),
         ("palette.png", palette, lambda p: rgb(Image.fromarray(p[..., :3]).quantize(8))),
     ],
 )
@@ -84,6 +90,13 @@ def test_all_kinds_of_pixels_become_rgb(pixels, tmp_path, kind, make, expected):
         image = read_image(tmp_path / kind)
     assert image.dtype == torch.uint8
     assert np.array_equal(image.permute(1, 2, 0).numpy(), expected(pixels))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(70_000, np.int32), (1.5, np.float32)])
+def test_values_that_cannot_be_meant_are_said(tmp_path, value, kind):
+    Image.fromarray(np.full((4, 4), value, kind)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=f"values from {value:g} to {value:g}; valid"):
+        read_image(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])

@@ -57,6 +57,7 @@ FIT = textwrap.dedent(
         def __init__(self):
             super().__init__()
             self.layer = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+            self.register_buffer("scale", torch.ones(1))  # what processes synchronise in every forward pass
         def forward(self, batch):
             return {"error": ((self.layer(batch) - batch.sum(1, keepdim=True)) ** 2).mean()}
 
@@ -64,7 +65,7 @@ FIT = textwrap.dedent(
         def __getitem__(self, step):
             batch = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
             if step == 4:
-                batch[5] = float("nan")  # of two processes, the second has it
+                batch[5] = float("nan")  # of two processes, the second has it, in the first of two parts
             return batch[accelerator.process_index :: accelerator.num_processes]
         def __len__(self):
             return 12
@@ -74,7 +75,7 @@ FIT = textwrap.dedent(
     with artifact(Job(stage="toy", key="0" * 12, output=sys.argv[1])) as workspace:
         fit(step, Batches(), optimizer=torch.optim.SGD(step.parameters(), lr=0.1), schedule=cosine(12, 2),
             iterations=12, seed=0, workspace=workspace, accelerator=accelerator, description="toy", clip_grad_norm=0.5,
-            skip_not_finite=1)
+            skip_not_finite=1, micro_batch=4)
         save_weights(step.state_dict(), workspace.path)
     """
 )

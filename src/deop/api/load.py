@@ -11,7 +11,7 @@ from typing import Any
 
 import open_clip
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
 from pydantic import ValidationError
 
 from deop.api.places import bundled_systems, find_folder, find_project, systems_of
@@ -233,9 +233,11 @@ def _from_hub(name: str, project: Path | None, profiles: Sequence[Path]) -> Path
 
     kept = [CONFIG, "model.safetensors", "provenance.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
+        here = Path(snapshot_download(name, allow_patterns=kept, local_files_only=True))
     except Exception:  # not there yet
-        pass
+        here = None
+    if here is not None and _is_newest(name, here.name):
+        return here
     try:
         _announce(name, hf_hub_url(name, "model.safetensors"), "Copy its folder here, and name that")
     except WeightsError as error:
@@ -244,6 +246,14 @@ def _from_hub(name: str, project: Path | None, profiles: Sequence[Path]) -> Path
         return Path(snapshot_download(name, allow_patterns=kept))
     except Exception as error:
         raise WeightsError(f"{name} could not be downloaded ({reason_of(error)})") from None
+
+
+def _is_newest(name: str, commit: str) -> bool:
+    """Whether a repository of the hub is at this commit, or cannot be asked."""
+    try:
+        return HfApi().repo_info(name, timeout=5).sha == commit
+    except Exception:  # of the hub's client, of the line
+        return True
 
 
 def _unknown(name: str, project: Path | None, profiles: Sequence[Path]) -> str:

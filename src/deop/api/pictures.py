@@ -56,7 +56,7 @@ def read_picture(picture: Any) -> Tensor:
     if isinstance(picture, Tensor):
         if picture.ndim != 3 or picture.shape[0] != 3:
             raise DeopError(f"picture: a tensor of shape {tuple(picture.shape)}; valid: (3, H, W)")
-        return _eight_bit(picture.detach().cpu())
+        return _eight_bit(picture.detach().cpu()).clone()  # the caller may use its memory again
     if isinstance(picture, np.ndarray):
         array = picture[..., None].repeat(3, -1) if picture.ndim == 2 else picture
         if array.ndim != 3 or array.shape[2] not in (3, 4):

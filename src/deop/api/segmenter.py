@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from deop.methods.graph_segmenter import GraphSegmenter
 from deop.methods.inference import prepare
 from deop.methods.system import load_system, read_config, save_system
 from deop.methods.training_free import TrainingFree
+from deop.models.pretrained import in_a_file
 from deop.settings.system import CONFIG, SystemConfig
 from deop.settings.templates import Templates
 from deop.utils.files import file_hash, write_json
@@ -38,10 +41,12 @@ _LONGEST = 8
 """Longer sides of pictures, in shorter sides: what is longer is made smaller, not computed for minutes."""
 _SMALLEST = 32
 """Sides that networks are shown, in pixels, at least."""
+_TOGETHER = 8
+"""Pictures of one size that the network is shown at once, at most."""
 
 
 class _Batch(NamedTuple):
-    """What a network saw of pictures of one size, and which of the list they are."""
+    """What a network saw of some pictures of one size, and which of the list they are."""
 
     indices: list[int]
     encoded: Any
@@ -62,7 +67,7 @@ class Encoded(NamedTuple):
 
 
 class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-segmentation"]):
-    """Segments pictures into any classes; :func:`deop.load` makes one.
+    """Segments pictures into any classes; :func:`deop.load` makes one. Threads may share it: their calls take turns.
 
     Args:
         network: the method with its weights.
@@ -94,7 +99,11 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         inference = settings.inference.model_dump(exclude={"short_side"})
         self._network = prepare(network, self.device, **inference)
         self.dtype = dtype_of(dtype, settings, self.device, self._run_once)
-        self._default = vocabulary(list(settings.class_names)) if settings.class_names else None
+        self._given: Classes = list(settings.class_names)
+        self._default = vocabulary(self._given) if settings.class_names else None
+        self._lock = (
+            threading.RLock()
+        )  # calls change the network: its templates, and what it keeps of names and sizes
 
     @property
     def name(self) -> str:
@@ -117,8 +126,9 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         Raises:
             DeopError: as :func:`deop.api.vocabulary.vocabulary`.
         """
-        self._default = vocabulary(classes, background)
-        with self._computing():
+        self._given = classes if isinstance(classes, (str, Mapping)) else list(classes)
+        self._default = vocabulary(self._given, background)
+        with self._lock, self._computing():
             self._network.embed(list(self._default.names))
         return self
 
@@ -162,7 +172,7 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         wanted = self.vocabulary(classes, background)
         encoded = pictures if isinstance(pictures, Encoded) else self.encode(pictures)
         results: list[Segmentation | None] = [None] * len(encoded)
-        with self._computing(), self._prompted(templates):
+        with self._lock, self._computing(), self._prompted(templates):
             for batch in encoded.batches:
                 for index, result in zip(batch.indices, self._segmented(batch, wanted), strict=True):
                     results[index] = result
@@ -176,7 +186,7 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
             raise DeopError(
                 f"{self.name} has no classes of its own; give some, as in segmenter(picture, ['bear', 'grass'])"
             )
-        return self._default if background is None else vocabulary(self.classes, background)
+        return self._default if background is None else vocabulary(self._given, background)
 
     def encode(self, pictures: Any) -> Encoded:
         """What the network sees of pictures; any number of classes may then be asked for at little cost.
@@ -195,12 +205,17 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
         """
         several = is_list(pictures)
         read = [read_picture(picture) for picture in (pictures if several else [pictures])]
-        sizes: dict[tuple[int, ...], list[int]] = {}
+        groups: list[list[int]] = []
+        of_size: dict[tuple[int, ...], list[int]] = {}
         for index, picture in enumerate(read):
-            sizes.setdefault(tuple(picture.shape), []).append(index)
+            group = of_size.get(size := tuple(picture.shape))
+            if group is None or len(group) == _TOGETHER:
+                groups.append(group := [])
+                of_size[size] = group
+            group.append(index)
         batches = []
-        with self._computing():
-            for indices in sizes.values():
+        with self._lock, self._computing():
+            for indices in groups:
                 resized = torch.cat([self._resized(read[index]) for index in indices])
                 shown = [read[index].permute(1, 2, 0).numpy() for index in indices]
                 batches.append(_Batch(indices, self._network.encode_images(resized), shown))
@@ -216,7 +231,7 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
             DeopError: classes that cannot be used.
         """
         wanted = self.vocabulary(classes)
-        with self._computing():
+        with self._lock, self._computing():
             output = self._network.score(encoded.batches[0].encoded, list(wanted.names))
         return output if wanted.plain else merged(output, wanted.of_class)
 
@@ -303,8 +318,12 @@ class OpenVocabularySegmenter(ModelHubMixin, library_name="deop", tags=["image-s
     def _save_pretrained(self, save_directory: Path) -> None:
         if isinstance(self._network, GraphSegmenter):
             raise DeopError(f"{self.name} is an exported graph, which is no folder; copy its file")
-        if self._folder is None:
-            save_system(self._network, self.settings, save_directory)
+        # A file of CLIP's weights is on this machine alone, unlike weights that are public or come with the package.
+        clip = self.settings.sections.get("clip")
+        include_clip = clip is not None and in_a_file(clip["model"], clip["pretrained"])
+        if self._folder is None or include_clip:
+            network = self._network if self._folder is None else load_system(self._folder)
+            save_system(network, self.settings, save_directory, include_clip=include_clip)
         else:  # not from the network: for inference, batch norms are folded into its convolutions
             for name in (CONFIG, WEIGHTS):
                 shutil.copyfile(self._folder / name, save_directory / name)
@@ -378,6 +397,4 @@ def merged(output: Any, of_class: tuple[int, ...]) -> Any:
 
 
 def _reduced(picture: np.ndarray, step: int) -> np.ndarray:
-    from PIL import Image
-
     return np.array(Image.fromarray(np.ascontiguousarray(picture)).reduce(step))

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from deop.data.emoji.artwork import concepts
 from deop.data.emoji.captioned import CaptionedScenes
 from deop.data.emoji.textures import texture_names
+from deop.data.image_files import to_rgb
 from deop.data.segmentation import HIDDEN, IGNORE, Sample
 from deop.data.transforms import Augment, TrainingBatches, seed_cpu
 from deop.errors import DeopError
@@ -126,8 +127,8 @@ class FileCaptions:
         for index in chosen:
             path = table.images[index]
             try:
-                image = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
-            except OSError as error:
+                image = torch.from_numpy(np.array(to_rgb(Image.open(path)))).permute(2, 0, 1)
+            except (OSError, ValueError) as error:
                 raise DeopError(f"{path}, an image of {table.path}, cannot be read: {error}") from None
             nothing = torch.full(image.shape[-2:], IGNORE)
             images.append(self._augment(Sample(image, nothing)).image)
@@ -194,7 +195,8 @@ class CaptionedBatches(Dataset):
         images, labels = batch["image"], batch["label"]
         if self._more is not None:
             with torch.random.fork_rng(devices=[]):
-                seed_cpu(step)
+                seed = (self._batches.seed, self._batches.rank, step)
+                seed_cpu(int(np.random.default_rng(seed).integers(2**62)))
                 more, of_more = self._more.draw(step, len(images) * self._more_images)
             images = torch.cat([images, more])
             hidden = torch.full((len(more), *labels.shape[1:]), HIDDEN, dtype=labels.dtype)

@@ -28,7 +28,9 @@ def read_index_image(path: Path) -> np.ndarray:
             )
         coding = image.tile[0][3] if image.tile else None
         ids = np.asarray(image)
-    return ids // _STRETCHED.get(coding, 1) if isinstance(coding, str) else ids
+    if isinstance(coding, tuple):  # of a TIFF
+        coding = coding[0]
+    return ids.astype(np.uint8) if ids.dtype == bool else ids // _STRETCHED.get(coding, 1)
 
 
 def read_mat(path: Path) -> dict[str, Any]:

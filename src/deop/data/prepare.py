@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deop.data.card import DatasetCard, ignore_value
 from deop.data.entries import Entry
@@ -60,7 +60,12 @@ class _Converter:
 
     def _convert(self, pair: Pair, target: Path, lookup: np.ndarray, known: np.ndarray) -> tuple[int, ...]:
         raw = _read(self.source.read, pair.label)
-        shape = _read(_image_shape, pair.image)
+        shape, orientation = _read(_image_header, pair.image)
+        if self.source.upright and orientation != 1:
+            raise DeopError(
+                f"{pair.image}: its EXIF data say that it is to be turned (orientation {orientation}), and label maps "
+                "fit images as they are stored; store it upright, for example with ImageMagick: mogrify -auto-orient"
+            )
         if raw.shape != shape:
             raise DeopError(
                 f"{pair.label}: is {' x '.join(map(str, raw.shape[::-1]))} pixels, "
@@ -94,10 +99,10 @@ def _present(path: Path, ignore: int) -> tuple[int, ...] | None:
     return tuple(value for value in values.tolist() if value != ignore)
 
 
-def _image_shape(path: Path) -> tuple[int, int]:
-    """Height and width of an image, from its header."""
+def _image_header(path: Path) -> tuple[tuple[int, int], int]:
+    """Height and width of an image as it is stored, and its EXIF orientation (1 is upright), from its header."""
     with Image.open(path) as image:
-        return image.height, image.width
+        return (image.height, image.width), image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _read(read: Callable, path: Path):

@@ -28,6 +28,8 @@ class RawDataset:
     image_root: folder that all images are below; absolute, so that a prepared dataset can be read from anywhere.
     splits: the pairs of each split, in order of their keys.
     read: reads a label map (H, W) of original ids from its path; a function that can be pickled.
+    upright: images that have to be turned before they are shown (EXIF) are refused. Published datasets label pixels as
+        they are stored.
     """
 
     classes: tuple[LabelledClass, ...]
@@ -36,6 +38,7 @@ class RawDataset:
     image_root: Path
     splits: dict[str, list[Pair]]
     read: Callable[[Path], np.ndarray]
+    upright: bool = False
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from deop.data.card import DatasetCard
 from deop.data.entries import COLUMNS, Entry, read_split
+from deop.data.image_files import to_rgb
 from deop.errors import DeopError
 
 IGNORE = -1
@@ -141,7 +143,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def _read(self, index: int) -> Sample:
         entry = self.entries[index]
-        image = self._decode(entry.image, entry.image_crc32, "RGB")
+        image = self._decode(entry.image, entry.image_crc32, rgb=True)
         label = torch.from_numpy(self._decode(entry.label, entry.crc32).astype(np.int64))
         if image.shape[:2] != tuple(label.shape):
             raise DeopError(f"{entry.label}: is {tuple(label.shape)} pixels, its image is {image.shape[:2]}")
@@ -154,7 +156,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             label = self._lookup[label]
         return Sample(torch.from_numpy(image.copy()).permute(2, 0, 1), label)
 
-    def _decode(self, path: Path, crc32: int | None, mode: str | None = None) -> np.ndarray:
+    def _decode(self, path: Path, crc32: int | None, *, rgb: bool = False) -> np.ndarray:
         """The pixels of an image or label map, whose file has to be what it was when the dataset was prepared."""
         try:
             content = path.read_bytes()
@@ -169,7 +171,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
             )
         try:
             with Image.open(io.BytesIO(content)) as image:
-                return np.asarray(image if mode is None else image.convert(mode))
+                return np.asarray(to_rgb(image) if rgb else image)
         except Exception as error:  # of a damaged file: OSError, SyntaxError, ValueError, struct.error, ...
             raise DeopError(f"{path}: cannot be read as an image ({error})") from None
 
@@ -219,7 +221,7 @@ def write_split(root: Path, split: str, entries: list[Entry], image_root: Path |
     labels, images = (_checksums([getattr(entry, kind) for entry in entries]) for kind in ("label", "image"))
     rows = [
         (
-            entry.image.relative_to(image_root or root).as_posix(),
+            Path(os.path.relpath(entry.image, image_root or root)).as_posix(),
             entry.label.relative_to(root).as_posix(),
             " ".join(map(str, entry.classes)),
             f"{label:08x}",

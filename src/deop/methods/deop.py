@@ -24,6 +24,7 @@ from deop.models.severance import Severance
 from deop.settings.methods import AnchorSettings, DeOPSettings, method
 from deop.settings.stages import Segmentation
 from deop.settings.templates import templates_of
+from deop.utils.precision import in_float32
 from deop.utils.timing import part
 
 
@@ -169,7 +170,10 @@ class DeOP(MaskSegmenter):
 
     def classify(self, encoded: Regions, text: Tensor) -> SegmenterOutput:
         """As :meth:`score`, of class embeddings (C, D)."""
-        class_logits = self.logit_scale * encoded.embeddings.float() @ self._with_no_object(text).float().T
+        with in_float32(text.device):
+            class_logits = (
+                self.logit_scale * encoded.embeddings.float() @ self._with_no_object(text).float().T
+            )
         if not self.network.trained:
             class_logits = torch.cat(
                 [class_logits[..., :-1], torch.full_like(class_logits[..., -1:], -torch.inf)], -1

@@ -21,6 +21,7 @@ from deop.models.severance import Severance
 from deop.settings.methods import method
 from deop.settings.templates import Templates, templates_of
 from deop.settings.training_free import TrainingFreeSettings
+from deop.utils.precision import in_float32
 
 _MOST_KEPT = 10_000
 """Embedded names after which all are dropped, so that a page that is asked for years does not fill the memory."""
@@ -82,10 +83,13 @@ class TrainingFree(MaskOrPixelSegmenter):
 
     def classify(self, encoded: Regions | Tensor, text: Tensor) -> PixelOutput | SegmenterOutput:
         """As :meth:`score`, of class embeddings (C, D)."""
+        text = text.float()
         if isinstance(encoded, Tensor):
-            logits = self.logit_scale * torch.einsum("bdhw,cd->bchw", encoded, text)
+            with in_float32(text.device):
+                logits = self.logit_scale * torch.einsum("bdhw,cd->bchw", encoded.float(), text)
             return PixelOutput(logits, torch.ones(len(encoded), dtype=torch.int64, device=encoded.device))
-        logits = self.logit_scale * encoded.embeddings @ text.T
+        with in_float32(text.device):
+            logits = self.logit_scale * encoded.embeddings.float() @ text.T
         return SegmenterOutput(encoded.mask_logits, F.pad(logits, (0, 1), value=-torch.inf), *encoded[2:])
 
     def forward(self, images: Tensor, names: list[str]) -> PixelOutput | SegmenterOutput:

@@ -60,6 +60,11 @@ def find_clip_weights(model: str, pretrained: str, cache_dir: str | Path | None)
     raise _unknown_weights(model, pretrained)
 
 
+def in_a_file(model: str, pretrained: str | None) -> bool:
+    """Whether ``pretrained`` means a file, and neither public weights nor those of this package."""
+    return pretrained not in (None, "bundled") and not open_clip.get_pretrained_cfg(model, pretrained)
+
+
 def _unknown_weights(model: str, pretrained: str) -> WeightsError:
     bundled = ["bundled"] if (BUNDLED / f"{model}.safetensors").is_file() else []
     valid = ["a path to .safetensors or .pt", *bundled, *open_clip.list_pretrained_tags_by_model(model)]

@@ -28,6 +28,7 @@ from deop.settings.stages import Clip, TextPrompts
 from deop.training.loop import fit, make_accelerator
 from deop.training.optim import cosine
 from deop.utils.files import whole_file
+from deop.utils.precision import in_float32
 from deop.utils.progress import progress_bar
 
 _EMBEDDING_BATCH = 64
@@ -43,11 +44,9 @@ class PromptStep(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         classes = self.prompt(self.clip, self.names).float()
-        return {
-            "cross_entropy": F.cross_entropy(
-                self.logit_scale * batch["embedding"] @ classes.T, batch["label"]
-            )
-        }
+        with in_float32(classes.device):
+            logits = self.logit_scale * batch["embedding"].float() @ classes.T
+        return {"cross_entropy": F.cross_entropy(logits, batch["label"])}
 
 
 class EmbeddingBatches(torch.utils.data.Dataset):

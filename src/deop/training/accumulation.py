@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from deop.errors import NotFiniteError
 from deop.utils.timing import part
@@ -46,6 +47,9 @@ def accumulate(
     for index, (samples, _) in enumerate(parts):
         # Processes synchronise gradients once per step, with the last part.
         last = index == len(parts) - 1
+        # In its forward pass they already synchronise buffers, so none may enter it alone.
+        if last and index and (error := _error_of_any(error, accelerator)) is not None:
+            break
         with contextlib.nullcontext() if last else accelerator.no_sync(module):
             if error is None:
                 try:
@@ -62,6 +66,9 @@ def accumulate(
         for name, value in weighted.items():
             shares[name] = shares.get(name, 0) + value.detach()
     if error is not None:
+        if isinstance(module, DistributedDataParallel):
+            # Whether the next forward pass synchronises buffers is decided by the last one that ended, in each process.
+            module.require_forward_param_sync = True
         raise error
     return shares
 

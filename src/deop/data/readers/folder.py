@@ -105,6 +105,7 @@ def open_dataset(settings: Folder, root: Path) -> RawDataset:
         image_root=top,
         splits=splits,
         read=read_index_image,
+        upright=True,
     )
 
 
