@@ -74,11 +74,15 @@ $(VENV): $(READY)
 results/%: $(READY) FORCE
 	$(SNAKEMAKE) $@
 
+# A file stays in one process, for its fixtures. Files are in the order of tests/conftest.py; by itself, the plugin begins
+# with those of many tests.
+IN_ORDER := --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slurm"
+	$(ACTIVATED) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) $(IN_ORDER) -m "not slurm"
 
 # Tests of one file share what takes long to make. The folder is named because its conftest.py has --fault-table.
-TEST_FAULTS := $(VENV)/bin/python -m pytest tests -n $(TEST_WORKERS) --dist loadfile -m faults --hypothesis-profile thorough
+TEST_FAULTS := $(VENV)/bin/python -m pytest tests -n $(TEST_WORKERS) $(IN_ORDER) -m faults --hypothesis-profile thorough
 
 test-faults: $(READY)
 	$(ACTIVATED) $(TEST_FAULTS)
