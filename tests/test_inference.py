@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import get_args
 
 import pytest
+import systems
 import torch
 
+import deop
 from deop.methods.deop import DeOP
 from deop.methods.inference import folded, prepare
 from deop.models.clip import load_clip
@@ -131,3 +133,20 @@ def test_text_that_does_not_learn_is_embedded_once_in_training(build, monkeypatc
     for _ in range(3):
         gradients(segmenter)
     assert len(calls) == passes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["deop", "training_free"])
+def test_class_scores_are_products_in_float32_under_autocast(kind):
+    """In bfloat16, neighbouring scores become equal, and the first class of them wins."""
+    if kind == "deop":
+        network = systems.build(DeOPSettings(text_prompts="templates", templates=("a {}",))).eval()
+    else:
+        network = deop.load("deop-mini/bundled", device="cpu").network
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        encoded, text = network.encode_images(torch.rand(1, 3, 32, 48)), network.text_features(NAMES)
+        found = network.classify(encoded, text)
+    exact = network.classify(encoded, text)
+    scores = "class_logits" if kind == "deop" else "scores"
+    assert getattr(found, scores).dtype == torch.float32
+    assert torch.equal(getattr(found, scores), getattr(exact, scores))
